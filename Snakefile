@@ -1,0 +1,30 @@
+# From shipped weights to the paper's PDF. What each part does is in workflow/rules/.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/profiles.smk"
+include: "workflow/rules/cells.smk"
+include: "workflow/rules/aggregate.smk"
+include: "workflow/rules/paper.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        PAPER,
+    localrule: True
+
+
+onsuccess:
+    print(closing_line())
+
+
+onerror:
+    shell(failure_report(log))

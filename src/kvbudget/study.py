@@ -1,0 +1,394 @@
+"""A study: from the configuration to the list of cells to compute. Imports no torch.
+
+`python -m kvbudget.study --config JSON --out study.json` writes the expanded plan, which the
+analysis and the paper read. The Snakefile uses the same functions to know its targets, so what
+is planned, computed and reported cannot drift apart.
+"""
+
+import argparse
+import difflib
+import functools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from kvbudget import provenance
+from kvbudget.errors import UserError, run_cli
+from kvbudget.models import registry
+
+#: The package's own code: where policies and task kinds are looked up.
+_ROOT = Path(__file__).resolve().parent
+#: Policies whose budgets come from a profile of the model's heads.
+PROFILED_POLICIES = frozenset({"head-aware"})
+#: A cache must hold the attention sinks (4) and as many recent tokens to work at all.
+MIN_BUDGET = 8
+#: A needle, its surroundings and the chat template take this many tokens.
+MIN_LENGTH = 200
+#: Keys that only change what is printed: no cell depends on them.
+_PRESENTATION = frozenset({"title"})
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling per value: the identity of a spec."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One process of the study, and the one file it writes."""
+
+    model: str
+    task: str
+    length: int
+    method: str
+    budget: str | int | None
+    experiments: tuple[str, ...]
+    path: str
+    spec: dict[str, Any]
+
+    @property
+    def code(self) -> str:
+        """Digest of the code this cell runs: the mechanism, its policy and its task."""
+        return _cell_code(self.spec["method"]["policy"], self.spec["task"]["kind"])
+
+    @property
+    def needs_profile(self) -> bool:
+        return self.spec["method"]["policy"] in PROFILED_POLICIES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A validated configuration with everything it asks for."""
+
+    name: str
+    config: dict[str, Any]
+    cells: tuple[Cell, ...]
+
+    @property
+    def directory(self) -> str:
+        return f"results/{self.name}"
+
+    @property
+    def models(self) -> list[str]:
+        """Keys of the models that some cell uses, in order of appearance."""
+        return list(dict.fromkeys(cell.model for cell in self.cells))
+
+    @property
+    def profiled_models(self) -> list[str]:
+        return list(dict.fromkeys(cell.model for cell in self.cells if cell.needs_profile))
+
+    @property
+    def experiments(self) -> list[str]:
+        return [experiment["name"] for experiment in self.config["experiments"]]
+
+    def profile_path(self, model: str) -> str:
+        return f"{self.directory}/profiles/{model}.json"
+
+    @property
+    def profile_spec(self) -> dict[str, Any]:
+        return self.config["profile"]
+
+    @property
+    def profile_code(self) -> str:
+        return _profile_code()
+
+    def plan(self) -> dict[str, Any]:
+        """What `study.json` holds."""
+        return {
+            "study": self.name,
+            "config": self.config,
+            "cells": [
+                {
+                    "path": cell.path,
+                    "model": cell.model,
+                    "task": cell.task,
+                    "length": cell.length,
+                    "method": cell.method,
+                    "budget": cell.budget,
+                    "experiments": list(cell.experiments),
+                    "spec": cell.spec,
+                    "code": cell.code,
+                }
+                for cell in self.cells
+            ],
+        }
+
+    def stale(self, root: Path = Path()) -> list[str]:
+        """Paths of existing cells and profiles that another spec or other code has made.
+
+        Snakemake compares `params:` with its own notes in `.snakemake/`, which a fresh clone or
+        an unpacked archive of results does not have; the records themselves always tell.
+        """
+        wanted = {cell.path: (cell.spec, cell.code) for cell in self.cells}
+        wanted |= {
+            self.profile_path(model): (self.profile_spec, self.profile_code)
+            for model in self.profiled_models
+        }
+        return [path for path, identity in wanted.items() if not _current(root / path, *identity)]
+
+
+def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a configuration against the JSON schema and fill in the schema's defaults.
+
+    Raises:
+        UserError: one line that names the key at fault, with a suggestion for a misspelt one.
+    """
+    filled = _with_defaults(json.loads(json.dumps(config)), schema)
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(filled)
+    # Unknown keys first: a misspelt key also makes the right one go missing.
+    error = min(errors, key=lambda e: (e.validator != "additionalProperties", e.path), default=None)
+    if error is not None:
+        raise UserError(_explain(error))
+    return filled
+
+
+def expand(config: Mapping[str, Any]) -> Study:
+    """Expand a configuration that `validate` has passed into cells; shared cells appear once.
+
+    Raises:
+        UserError: naming what cannot be computed and what to change.
+    """
+    for key, spec in config["models"].items():
+        registry.parse(key, spec)
+    _known("haystack", config["haystack"], config["haystacks"], "haystacks")
+    for name, method in config["methods"].items():
+        _known(f"methods: {name}: policy", method["policy"], policies(), "kvbudget.policies")
+    for name, task in config["tasks"].items():
+        _known(f"tasks: {name}: kind", task["kind"], task_kinds(), "kvbudget.tasks")
+
+    cells: dict[str, Cell] = {}
+    names: set[str] = set()
+    for experiment in config["experiments"]:
+        name = experiment["name"]
+        if name in names:
+            raise UserError(f"experiments: two are named {name!r}; give one another name")
+        names.add(name)
+        for cell in _cells(config, experiment):
+            known = cells.get(cell.path)
+            shared = (*known.experiments, name) if known else (name,)
+            cells[cell.path] = Cell(**{**vars(cell), "experiments": shared})
+    return Study(name=config["study"], config=dict(config), cells=tuple(cells.values()))
+
+
+@functools.cache
+def policies() -> dict[str, str]:
+    """Names of the policies of this package and the module of each."""
+    return provenance.lazy_table(_ROOT / "policies" / "__init__.py")
+
+
+@functools.cache
+def task_kinds() -> dict[str, str]:
+    """Kinds of tasks of this package and the module of each."""
+    return provenance.lazy_table(_ROOT / "tasks" / "__init__.py")
+
+
+def budget_token(budget: str | int | None) -> str:
+    """A budget as it stands in a path: `20p` for 20%, `256` for tokens, `full` for none."""
+    if budget is None:
+        return "full"
+    return f"{budget[:-1]}p" if isinstance(budget, str) else str(budget)
+
+
+def _cells(config: Mapping[str, Any], experiment: Mapping[str, Any]) -> Iterable[Cell]:
+    where = f"experiments: {experiment['name']}"
+    for table in ("models", "tasks", "methods"):
+        for key in experiment[table]:
+            _known(f"{where}: {table}", key, config[table], f"{table}:")
+    own_lengths = experiment.get("lengths_by_model", {})
+    for key in own_lengths:
+        _known(f"{where}: lengths_by_model", key, experiment["models"], f"{where}: models")
+    for model in experiment["models"]:
+        lengths = own_lengths.get(model, experiment["lengths"])
+        for length in lengths:
+            _check_length(where, config, model, length)
+        for task in experiment["tasks"]:
+            for length in lengths:
+                for method in experiment["methods"]:
+                    for budget in _budgets(where, config, experiment, method, length):
+                        yield _cell(config, model, task, length, method, budget)
+
+
+def _budgets(
+    where: str,
+    config: Mapping[str, Any],
+    experiment: Mapping[str, Any],
+    method: str,
+    length: int,
+) -> list[str | int | None]:
+    if config["methods"][method]["policy"] == "full":
+        return [None]
+    if not experiment["budgets"]:
+        raise UserError(f"{where}: budgets is empty, but method {method!r} needs one")
+    return [_budget(where, budget, length) for budget in experiment["budgets"]]
+
+
+def _budget(where: str, budget: str | int, length: int) -> str | int:
+    """A budget in its one spelling: an int of tokens or a string such as `12.5%`."""
+    where = f"{where}: budget {budget!r}"
+    if isinstance(budget, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)%", budget)):
+        share = float(match[1])
+        if not 0 < share <= 100:
+            raise UserError(f"{where}: a share must be above 0% and at most 100%")
+        tokens = share / 100 * length
+        budget = f"{share:g}%"
+    else:
+        if not re.fullmatch(r"\d+", str(budget)):
+            raise UserError(f"{where}: give tokens as in 256, or a share as in '20%'")
+        budget = tokens = int(budget)
+        if tokens >= length:
+            raise UserError(
+                f"{where}: at length {length} nothing would be evicted; "
+                "use a smaller budget or a longer length"
+            )
+    if tokens < MIN_BUDGET:
+        raise UserError(
+            f"{where}: at length {length} that is {tokens:g} tokens, under the {MIN_BUDGET} that "
+            "attention sinks and recent tokens take; use a larger budget or a longer length"
+        )
+    return budget
+
+
+def _check_length(where: str, config: Mapping[str, Any], model: str, length: int) -> None:
+    if length < MIN_LENGTH:
+        raise UserError(f"{where}: length {length} is too short; use at least {MIN_LENGTH} tokens")
+    context = config["models"][model].get("context")
+    if context is not None and length > context:
+        raise UserError(
+            f"{where}: length {length} is over the context of model {model!r} ({context} tokens); "
+            "drop the length, restrict it with lengths_by_model, or use another model"
+        )
+
+
+def _cell(
+    config: Mapping[str, Any],
+    model: str,
+    task: str,
+    length: int,
+    method: str,
+    budget: str | int | None,
+) -> Cell:
+    task_options = dict(config["tasks"][task])
+    samples = {**config["samples"], **task_options.pop("samples", {})}
+    spec = {
+        "model": model,
+        "dtype": config["dtype"],
+        "seed": config["seed"],
+        "haystack": config["haystack"],
+        "task": _named(task, task_options),
+        "length": length,
+        "method": _named(method, config["methods"][method]),
+        "budget": budget,
+        "samples": samples,
+    }
+    if spec["method"]["policy"] in PROFILED_POLICIES:
+        spec["profile"] = config["profile"]
+    return Cell(
+        model=model,
+        task=task,
+        length=length,
+        method=method,
+        budget=budget,
+        experiments=(),
+        path=f"results/{config['study']}/cells/{model}/{task}/L{length}/{method}/"
+        f"B{budget_token(budget)}.json",
+        spec=spec,
+    )
+
+
+def _named(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": name, **{k: v for k, v in options.items() if k not in _PRESENTATION}}
+
+
+@functools.cache
+def _cell_code(policy: str, kind: str) -> str:
+    return provenance.code_digest(
+        ["kvbudget.cell", policies()[policy], task_kinds()[kind]],
+        *provenance.library_versions("torch", "transformers"),
+    )
+
+
+@functools.cache
+def _profile_code() -> str:
+    return provenance.code_digest(
+        ["kvbudget.heads.profile"], *provenance.library_versions("torch", "transformers")
+    )
+
+
+def _current(path: Path, spec: dict[str, Any], code: str) -> bool:
+    """Whether a record is what the plan wants; an absent one is not stale, just missing."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record["spec"] == spec and record["code"] == code
+    except FileNotFoundError:
+        return True
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _known(where: str, key: str, table: Iterable[str], place: str) -> None:
+    if key not in table:
+        names = list(table)
+        raise UserError(
+            f"{where}: there is no {key!r}{_suggest(key, names)}; {place} has {', '.join(names)}"
+        )
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        for key, below in properties.items():
+            if key not in value and "default" in below:
+                value[key] = json.loads(json.dumps(below["default"]))
+        others = schema.get("additionalProperties")
+        for key, item in value.items():
+            below = properties.get(key, others)
+            if isinstance(below, Mapping):
+                value[key] = _with_defaults(item, below)
+    elif isinstance(value, list) and isinstance(schema.get("items"), Mapping):
+        value = [_with_defaults(item, schema["items"]) for item in value]
+    return value
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    place = ": ".join(_steps(error.absolute_path)) or "the top level"
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = list(error.schema.get("properties", {}))
+        unknown = next(key for key in error.instance if key not in known)
+        return (
+            f"config: unknown key {unknown!r} at {place}"
+            f"{_suggest(unknown, known)}; it knows {', '.join(known)}"
+        )
+    if error.validator == "propertyNames":
+        return f"config: {place}: bad name {error.instance!r}: {error.schema['description']}"
+    return f"config: {place}: {error.message}"
+
+
+def _steps(path: Iterable[str | int]) -> Iterable[str]:
+    for step in path:
+        yield f"number {step + 1}" if isinstance(step, int) else step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the expanded plan of a study.")
+    parser.add_argument("--config", required=True, help="the validated configuration as JSON")
+    parser.add_argument("--out", required=True, type=Path)
+    args = parser.parse_args()
+    plan = expand(json.loads(args.config)).plan()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    part = args.out.with_suffix(".part")
+    part.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(args.out)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,50 @@
+# From the cells' records to tidy CSV files (kvbudget.analysis.schema describes each).
+
+TABLES = [
+    "cells",
+    "comparisons",
+    "heads",
+    "allocation",
+    "loss_curves",
+    "models",
+    "provenance",
+    "code_digests",
+    "missing",
+]
+CSV = [f"{RESULTS}/csv/{table}.csv" for table in TABLES]
+
+
+rule plan:
+    output:
+        f"{RESULTS}/study.json",
+    log:
+        f"{LOGS}/plan.log",
+    localrule: True
+    conda:
+        CONDA
+    params:
+        config=canonical(STUDY.config),
+        plan=PLAN,
+        code=code("kvbudget.study"),
+    shell:
+        "python -m kvbudget.study --config {params.config:q} --out {output} > {log} 2>&1"
+
+
+rule aggregate:
+    input:
+        study=f"{RESULTS}/study.json",
+        cells=list(CELLS),
+        profiles=[STUDY.profile_path(model) for model in STUDY.profiled_models],
+        models=expand("results/models/{model}.verified.json", model=STUDY.models),
+    output:
+        CSV,
+    log:
+        f"{LOGS}/aggregate.log",
+    localrule: True
+    conda:
+        CONDA
+    params:
+        code=code("kvbudget.analysis.aggregate"),
+    shell:
+        "python -m kvbudget.analysis.aggregate --study {input.study}"
+        f" --out {RESULTS}/csv --models results/models --profiles {RESULTS}/profiles > {{log}} 2>&1"

@@ -1,0 +1,120 @@
+# The study: validated and expanded once, before any rule is read. Everything else that rules share
+# is here too, so that the other files hold rules and nothing else.
+import hashlib
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+from snakemake.exceptions import WorkflowError
+
+ROOT = Path(workflow.basedir)
+# The code that runs is the code beside this Snakefile, whatever else is installed, and jobs run on
+# the interpreter that runs Snakemake, whether or not its environment is activated.
+sys.path.insert(0, str(ROOT / "src"))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")])
+)
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+from kvbudget import provenance
+from kvbudget import study as studies
+from kvbudget.errors import UserError
+from kvbudget.study import canonical
+
+try:
+    with open(ROOT / "workflow/schemas/config.schema.yaml") as _schema:
+        STUDY = studies.expand(studies.validate(config, yaml.safe_load(_schema)))
+    CELLS = {cell.path: cell for cell in STUDY.cells}
+    PLAN = hashlib.sha256(canonical(STUDY.plan()).encode()).hexdigest()
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = STUDY.directory
+LOGS = f"{RESULTS}/logs"
+HAYSTACK = STUDY.config["haystack"]
+LOCK = "workflow/models.lock.yaml"
+# Nothing that computes may reach for the network.
+OFFLINE = "HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1"
+HAS_TEX = shutil.which("latexmk") is not None
+CONDA = str(ROOT / "environment.yml")
+
+if workflow.is_main_process:
+    # Records made by other code or another spec are made again even where .snakemake/, from which
+    # Snakemake knows the parameters of the last run, did not come along.
+    workflow.dag_settings.forcerun = frozenset(workflow.dag_settings.forcerun) | frozenset(
+        STUDY.stale()
+    )
+
+
+wildcard_constraints:
+    model="[a-z0-9][a-z0-9._-]*",
+    haystack="[a-z0-9][a-z0-9._-]*",
+    task="[a-z0-9][a-z0-9._-]*",
+    method="[a-z0-9][a-z0-9._-]*",
+    length=r"\d+",
+    budget=r"full|\d+|\d+(\.\d+)?p",
+
+
+def cell_of(wildcards):
+    """The cell of this study that a path stands for."""
+    path = (
+        f"{RESULTS}/cells/{wildcards.model}/{wildcards.task}/L{wildcards.length}/"
+        f"{wildcards.method}/B{wildcards.budget}.json"
+    )
+    if path not in CELLS:
+        raise WorkflowError(
+            f"{path} is not a cell of study {STUDY.name!r}; add it to an experiment of its "
+            "configuration, or name the configuration of the study that has it (--configfile)"
+        )
+    return CELLS[path]
+
+
+def model_spec(wildcards):
+    """What decides a model's files: its entry without the title that the paper prints."""
+    entry = STUDY.config["models"][wildcards.model]
+    return canonical({key: value for key, value in entry.items() if key != "title"})
+
+
+def haystack_spec(wildcards):
+    """What decides a haystack's text."""
+    entry = STUDY.config["haystacks"][wildcards.haystack]
+    return canonical({key: value for key, value in entry.items() if key != "title"})
+
+
+def locked_hashes(wildcards):
+    """The lock's entry for one model, so that a change of another model's does not matter."""
+    path = ROOT / LOCK
+    locked = yaml.safe_load(path.read_text()) if path.exists() else None
+    return canonical((locked or {}).get(wildcards.model))
+
+
+def code(*modules):
+    """Digest of the code behind `python -m MODULE`; see kvbudget.provenance."""
+    try:
+        return provenance.code_digest(modules)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def closing_line():
+    """What to tell at the end of a run that went well."""
+    if HAS_TEX:
+        return f"The paper of study {STUDY.name!r} is {Path('paper/main.pdf').resolve()}"
+    return (
+        f"Everything of study {STUDY.name!r} but the PDF is built (paper/tables, paper/figures, "
+        f"{RESULTS}/csv). For the PDF install TeX and run this again: apt-get install "
+        "texlive-latex-extra texlive-science texlive-fonts-recommended latexmk"
+    )
+
+
+def failure_report(log):
+    """Command that lists what failed, and how to run it again, in results/{study}/failures.md."""
+    files = [str(path) for path in workflow.overwrite_configfiles]
+    again = " ".join(["snakemake", *(f"--configfile {file}" for file in files), "--cores 1"])
+    return (
+        f"python -m kvbudget.failures --snakemake-log {shlex.quote(str(log))} "
+        f"--rerun {shlex.quote(again)} --out {RESULTS}/failures.md"
+    )
