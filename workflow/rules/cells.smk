@@ -6,8 +6,8 @@ rule cell:
     input:
         verified="results/models/{model}.verified.json",
         haystack=f"results/text/{HAYSTACK}.verified.json",
-        # Large, and told apart by the two small files above: they must be there, no more.
-        model=ancient("results/models/{model}"),
+        # The weights and the text must be there; the two small files above tell them apart.
+        model=ancient("results/models/{model}/source.json"),
         text=ancient(f"results/text/{HAYSTACK}.txt"),
         profile=lambda wildcards: (
             [STUDY.profile_path(wildcards.model)] if cell_of(wildcards).needs_profile else []
@@ -29,5 +29,5 @@ rule cell:
         profile=lambda wildcards, input: f"--profile {input.profile}" if input.profile else "",
     shell:
         OFFLINE + " python -m kvbudget.cell --spec {params.spec:q} --code {params.code}"
-        " --model-dir {input.model} --verified {input.verified} --text {input.text}"
+        " --model-dir results/models/{wildcards.model} --verified {input.verified} --text {input.text}"
         " {params.profile} --out {output} 2> {log}"

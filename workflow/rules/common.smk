@@ -1,7 +1,9 @@
 # The study: validated and expanded once, before any rule is read. Everything else that rules share
 # is here too, so that the other files hold rules and nothing else.
+import contextlib
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -42,16 +44,17 @@ HAS_TEX = shutil.which("latexmk") is not None
 CONDA = str(ROOT / "environment.yml")
 
 if workflow.is_main_process:
-    # Records made by other code or another spec are made again even where .snakemake/, from which
-    # Snakemake knows the parameters of the last run, did not come along.
-    workflow.dag_settings.forcerun = frozenset(workflow.dag_settings.forcerun) | frozenset(
-        STUDY.stale()
-    )
+    # Snakemake knows the params of a record from .snakemake/, which does not come along with a
+    # clone or an archive of results. The records themselves tell, and one that other code or
+    # another spec has made is dated back, so that everything is newer and it is made again.
+    for _path in STUDY.stale():
+        with contextlib.suppress(PermissionError):
+            os.utime(_path, (1, 1))
 
 
 wildcard_constraints:
-    model="[a-z0-9][a-z0-9._-]*",
-    haystack="[a-z0-9][a-z0-9._-]*",
+    model="|".join(map(re.escape, STUDY.config["models"])),
+    haystack="|".join(map(re.escape, STUDY.config["haystacks"])),
     task="[a-z0-9][a-z0-9._-]*",
     method="[a-z0-9][a-z0-9._-]*",
     length=r"\d+",
@@ -73,9 +76,11 @@ def cell_of(wildcards):
 
 
 def model_spec(wildcards):
-    """What decides a model's files: its entry without the title that the paper prints."""
-    entry = STUDY.config["models"][wildcards.model]
-    return canonical({key: value for key, value in entry.items() if key != "title"})
+    """What decides a model's files: its entry without what only the study and the paper use."""
+    entry = dict(STUDY.config["models"][wildcards.model])
+    for key in ("title",) if entry["source"] == "random" else ("title", "context"):
+        entry.pop(key, None)
+    return canonical(entry)
 
 
 def haystack_spec(wildcards):
@@ -112,9 +117,9 @@ def closing_line():
 
 def failure_report(log):
     """Command that lists what failed, and how to run it again, in results/{study}/failures.md."""
-    files = [str(path) for path in workflow.overwrite_configfiles]
+    files = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
     again = " ".join(["snakemake", *(f"--configfile {file}" for file in files), "--cores 1"])
     return (
-        f"python -m kvbudget.failures --snakemake-log {shlex.quote(str(log))} "
+        f"python -m kvbudget.failures --snakemake-log {shlex.quote(str(log[0]))} "
         f"--rerun {shlex.quote(again)} --out {RESULTS}/failures.md"
     )

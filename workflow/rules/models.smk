@@ -3,7 +3,8 @@
 
 rule download_model:
     output:
-        directory("results/models/{model}"),
+        # Written last, beside the weights: what this model is and where it came from.
+        ensure("results/models/{model}/source.json", non_empty=True),
     log:
         "results/models/logs/{model}.download.log",
     localrule: True
@@ -13,12 +14,12 @@ rule download_model:
         spec=model_spec,
     shell:
         "python -m kvbudget.models.download --model {wildcards.model} --spec {params.spec:q}"
-        " --out {output} > {log} 2>&1"
+        " --out results/models/{wildcards.model} > {log} 2>&1"
 
 
 rule verify_model:
     input:
-        model="results/models/{model}",
+        "results/models/{model}/source.json",
     output:
         ensure("results/models/{model}.verified.json", non_empty=True),
     log:
@@ -27,12 +28,11 @@ rule verify_model:
     conda:
         CONDA
     params:
-        spec=model_spec,
         locked=locked_hashes,
         code=code("kvbudget.models.integrity"),
     shell:
         OFFLINE + " python -m kvbudget.models.integrity --model {wildcards.model}"
-        " --dir {input.model} --lock " + LOCK + " --out {output} > {log} 2>&1"
+        " --dir results/models/{wildcards.model} --lock " + LOCK + " --out {output} > {log} 2>&1"
 
 
 rule haystack:

@@ -5,8 +5,8 @@ rule profile:
     input:
         verified="results/models/{model}.verified.json",
         haystack=f"results/text/{HAYSTACK}.verified.json",
-        # Large, and told apart by the two small files above: they must be there, no more.
-        model=ancient("results/models/{model}"),
+        # The weights and the text must be there; the two small files above tell them apart.
+        model=ancient("results/models/{model}/source.json"),
         text=ancient(f"results/text/{HAYSTACK}.txt"),
     output:
         ensure(f"{RESULTS}/profiles/{{model}}.json", non_empty=True),
@@ -21,5 +21,5 @@ rule profile:
         code=STUDY.profile_code,
     shell:
         OFFLINE + " python -m kvbudget.heads.profile --model {wildcards.model}"
-        " --spec {params.spec:q} --code {params.code} --model-dir {input.model}"
+        " --spec {params.spec:q} --code {params.code} --model-dir results/models/{wildcards.model}"
         " --verified {input.verified} --text {input.text} --out {output} 2> {log}"
