@@ -1,0 +1,1 @@
+"""The cache: slots, budgets, and the transformers cache on top of them."""

@@ -1,0 +1,166 @@
+"""The cache that plugs into transformers: `attach(model)`, then `make_cache(model, …)`."""
+
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicSlidingWindowLayer, get_layer_types_and_kwargs
+
+from kvbudget import attention
+from kvbudget.cache.layer import BudgetedLayer, LayerOptions, LayerSnapshot
+from kvbudget.cache.plan import Geometry, Plan
+from kvbudget.errors import UserError
+from kvbudget.policies import make_policy
+from kvbudget.positions import inverse_frequencies
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
+
+
+class BudgetedCache(Cache):
+    """A `transformers.Cache` that keeps a budget of tokens per KV head.
+
+    Made by `make_cache`. Pass it as `past_key_values` to a model that was `attach`ed.
+
+    Attributes:
+        plan: budgets of all heads, and the policy.
+    """
+
+    def __init__(self, layers: list, plan: Plan) -> None:
+        super().__init__(layers=layers)
+        self.plan = plan
+
+    @property
+    def budgeted(self) -> list[BudgetedLayer]:
+        """The full-attention layers."""
+        return [layer for layer in self.layers if isinstance(layer, BudgetedLayer)]
+
+    def allocated_bytes(self) -> int:
+        """Bytes held by the full-attention layers, counted on the storage that really exists."""
+        return sum(layer.allocated_bytes() for layer in self.budgeted)
+
+    def sliding_bytes(self) -> int:
+        """Bytes held by sliding-window layers, which take no part in the budget."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for layer in self.layers
+            if isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized
+            for tensor in (layer.keys, layer.values)
+        )
+
+    def kept_positions(self, layer: int) -> list[Tensor]:
+        """Original positions that each KV head of a model layer keeps, ascending, a tensor each."""
+        if not isinstance(self.layers[layer], BudgetedLayer):
+            raise UserError(f"layer {layer} is a sliding-window layer: it evicts nothing by budget")
+        return self.layers[layer].kept_positions()
+
+    def planned_bytes(self, itemsize: int, tokens: int | None = None) -> int:
+        """Bytes of keys and values of one sequence at the budget, or at `tokens` per KV head."""
+        return self.plan.geometry.planned_bytes(tokens or self.plan.tokens(), itemsize)
+
+    def reset(self) -> None:
+        """Forget everything, the prompt's length included."""
+        super().reset()
+        self.plan.reset()
+
+    def snapshot(self) -> list[LayerSnapshot | tuple]:
+        """The state to come back to: ask several questions of one compressed context."""
+        return [
+            layer.snapshot()
+            if isinstance(layer, BudgetedLayer)
+            else (layer.keys, layer.values, layer.cumulative_length)
+            for layer in self.layers
+        ]
+
+    def restore(self, snapshot: list[LayerSnapshot | tuple]) -> None:
+        """Come back to a snapshot of this cache; it can be restored again."""
+        for layer, state in zip(self.layers, snapshot, strict=True):
+            if isinstance(layer, BudgetedLayer):
+                layer.restore(state)
+            else:  # a sliding layer replaces its tensors and never writes into them
+                layer.keys, layer.values, layer.cumulative_length = state
+
+
+def attach(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a model attend through our caches; other caches work as before. Returns the model.
+
+    Raises `UserError` for an architecture that was not tested.
+    """
+    kind = _text_config(model).model_type
+    if kind not in ARCHITECTURES:
+        raise UserError(
+            f"architecture {kind!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        )
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    return model
+
+
+def make_cache(
+    model: PreTrainedModel,
+    method: str,
+    budget: int | str | None = None,
+    *,
+    profile: dict | None = None,
+    prefill_chunk: int | None = None,
+    stride: int = 1,
+    prompt_tokens: int | None = None,
+    **options,
+) -> BudgetedCache:
+    """A cache for one batch of sequences.
+
+    Args:
+        model: a model that was `attach`ed.
+        method: `"full"`, `"h2o"`, `"streaming-llm"` or `"head-aware"`.
+        budget: mean tokens per KV head of a full-attention layer (`2048`), or a share of the
+            prompt (`"20%"`); only `"full"` takes none.
+        profile: of the model's heads, for `"head-aware"`.
+        prefill_chunk: evict after each so many tokens of a forward pass, so that the cache never
+            exceeds the budget by more; None attends to the whole prompt before evicting.
+        stride: tokens that may gather above the budget before a decode step evicts them at once.
+        prompt_tokens: length of the prompt, where it comes in several forward passes; by default
+            the first forward pass is the prompt.
+        options: of the method, see `kvbudget.policies`.
+
+    Raises:
+        UserError: for an unknown method or option and an impossible budget.
+    """
+    if _text_config(model)._attn_implementation != attention.NAME:
+        raise UserError("the model attends by its own attention; call attach(model) first")
+    for name, value in (("stride", stride), ("prefill_chunk", prefill_chunk)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be 1 or more, not {value}")
+    if (method == "full") != (budget is None):
+        raise UserError(
+            f"method {method!r} needs a budget" if budget is None else "method 'full' has no budget"
+        )
+    if profile is not None:
+        options["profile"] = profile
+    policy = make_policy(method, **options)
+    plan = Plan(policy, geometry_of(model), budget, prompt_tokens)
+    moves_keys = policy.relative_positions or getattr(policy, "phi", None) is not None
+    shared = LayerOptions(
+        plan, stride, prefill_chunk, inverse_frequencies(model) if moves_keys else None
+    )
+    layers, index = [], 0
+    for kind, kwargs in zip(*get_layer_types_and_kwargs(_text_config(model)), strict=True):
+        if kind == "full_attention":
+            layers.append(BudgetedLayer(index, plan.geometry.kv_heads, shared))
+            index += 1
+        else:
+            layers.append(DynamicSlidingWindowLayer(**kwargs))
+    return BudgetedCache(layers, plan)
+
+
+def geometry_of(model: PreTrainedModel) -> Geometry:
+    """Full-attention layers and heads of a model."""
+    config = _text_config(model)
+    kinds, _ = get_layer_types_and_kwargs(config)
+    head_dim = getattr(config, "head_dim", None)
+    return Geometry(
+        layers=tuple(i for i, kind in enumerate(kinds) if kind == "full_attention"),
+        kv_heads=config.num_key_value_heads,
+        query_heads=config.num_attention_heads,
+        head_dim=head_dim or config.hidden_size // config.num_attention_heads,
+    )
+
+
+def _text_config(model: PreTrainedModel):
+    return model.config.get_text_config(decoder=True)

@@ -1,0 +1,1 @@
+"""What attention heads do, and the budgets that follow from it."""

@@ -1,0 +1,15 @@
+"""H2O (Zhang et al., NeurIPS 2023): heavy hitters and recent tokens."""
+
+from torch import Tensor
+
+from kvbudget.policies.base import Candidates, Policy
+
+
+class H2O(Policy):
+    """Keeps the B/2 tokens that received most attention so far and the most recent B/2."""
+
+    signals = frozenset({"attention"})
+
+    def score(self, candidates: Candidates) -> Tensor:
+        recent = candidates.budgets // 2
+        return candidates.protect(candidates.sums["attention"], recent=recent, sinks=0)

@@ -1,0 +1,187 @@
+"""Head-Aware cache with Group-Aware eviction: ours.
+
+Each KV head gets the budget that its function needs, and the heads of a group (one layer, one
+class) decide together what to evict. The profile says what a head needs; the prompt corrects it.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvbudget.cache.plan import SINKS, Geometry
+from kvbudget.errors import UserError
+from kvbudget.heads.allocate import by_class, round_to_sum, water_fill
+from kvbudget.heads.classify import classify
+from kvbudget.policies.base import Candidates, Policy
+from kvbudget.policies.rules import RULES, SIGNALS
+
+ALLOCATIONS = ("curves", "class", "uniform")
+CLASS_WEIGHTS = {"retrieval": 4.0, "induction": 2.0, "local": 1.0}
+
+
+class HeadAware(Policy):
+    """Budgets per head from its profile, eviction by groups of heads.
+
+    Args:
+        profile: what the model's heads do (`kvbudget.heads.profile`). Without one, budgets come
+            from the prompt's own scores, pooled over the heads of each layer.
+        allocation: `"curves"` (water-filling on the loss curves), `"class"` (proportional to the
+            weight of the head's class) or `"uniform"`.
+        loss: which loss curves: `"output"` (norm of the attention output) or `"mass"`.
+        rule: a scoring rule of `kvbudget.policies.rules`, or `"per-head"`: for each head the
+            rule that loses least at its budget.
+        group_mix: λ in [0, 1]. Each head's scores are mixed with the mean over its group; 0 is
+            independent eviction, at 1 the heads of a group rank tokens alike.
+        safeguard: α in [0, 1]. Each head keeps that share of its budget; the rest is pooled over
+            its group and spent by this prompt's scores (AdaKV, Feng et al., 2024).
+        gqa: how scores of query heads are reduced to a KV head, `"max"` or `"mean"`.
+        recent: tokens at the end that are always kept.
+    """
+
+    def __init__(
+        self,
+        profile: dict | None = None,
+        allocation: str = "curves",
+        loss: str = "output",
+        rule: str = "diversity",
+        group_mix: float = 0.0,
+        safeguard: float = 1.0,
+        gqa: str = "max",
+        recent: int = 8,
+    ) -> None:
+        if allocation not in ALLOCATIONS:
+            raise UserError(
+                f"allocation must be one of {', '.join(ALLOCATIONS)}, not {allocation!r}"
+            )
+        if loss not in ("output", "mass"):
+            raise UserError(f"loss must be 'output' or 'mass', not {loss!r}")
+        if rule not in (*RULES, "per-head"):
+            raise UserError(f"rule must be per-head or one of {', '.join(RULES)}, not {rule!r}")
+        for name, value in (("group_mix", group_mix), ("safeguard", safeguard)):
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} must lie in [0, 1], not {value!r}")
+        if profile is None and (allocation != "uniform" or rule == "per-head"):
+            raise UserError(
+                f"allocation: {allocation} with rule: {rule} needs a profile; make one with "
+                "python -m kvbudget.heads.profile, or use allocation: uniform and a fixed rule"
+            )
+        self.profile, self.allocation, self.loss, self.rule = profile, allocation, loss, rule
+        self.group_mix, self.safeguard, self.recent = group_mix, safeguard, recent
+        self.classes = profile and classify(
+            profile["heads"], profile["kv_heads"], profile["thresholds"], gqa
+        )
+        self.rules: list[list[str]] | None = None  # [layer][KV head], chosen with the budgets
+        candidates = profile["rules"] if rule == "per-head" else [rule]
+        self.signals = frozenset(SIGNALS[name] for name in candidates if name in SIGNALS)
+
+    def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
+        layers, kv_heads = len(geometry.layers), geometry.kv_heads
+        heads = layers * kv_heads
+        tokens = max(prompt_tokens, budget)
+        if self.profile is not None and np.shape(self.classes) != (layers, kv_heads):
+            raise UserError(
+                f"the profile is of a model with {np.shape(self.classes)} (layers, KV heads), this "
+                f"one has {(layers, kv_heads)}; make the profile anew for this model"
+            )
+        total, floor = budget * heads, SINKS + self.recent
+        if budget < floor:
+            raise UserError(
+                f"a budget of {budget} tokens is below the {floor} that every head keeps ({SINKS} "
+                f"sinks and {self.recent} recent tokens); raise it"
+            )
+        if self.allocation == "uniform":
+            spent = np.full(heads, budget)
+        elif self.allocation == "class":
+            weights = np.array([CLASS_WEIGHTS[name] for row in self.classes for name in row])
+            spent = by_class(weights, total, floor, tokens)
+        else:
+            shares = np.array(self.profile["shares"])
+            losses = np.array(list(self._losses().values())).min(axis=0)
+            spent = water_fill(shares, losses.reshape(heads, -1), total, floor, tokens)
+        spent = spent.reshape(layers, kv_heads)
+        self.rules = self._choose_rules(spent, tokens)
+        return spent.tolist()
+
+    def _losses(self) -> dict[str, np.ndarray]:
+        """Loss curves `(layers, kv_heads, shares)` of each rule that may be chosen."""
+        curves = self.profile["loss"][self.loss]
+        names = self.profile["rules"] if self.rule == "per-head" else [self.rule]
+        return {name: np.array(curves[name]) for name in names}
+
+    def _choose_rules(self, budgets: np.ndarray, tokens: int) -> list[list[str]]:
+        if self.rule != "per-head":
+            return np.full(budgets.shape, self.rule).tolist()
+        losses, shares = self._losses(), np.array(self.profile["shares"])
+        names = list(losses)
+        at_budget = [
+            [[np.interp(b / tokens, shares, curve) for b, curve in zip(*row, strict=True)]
+             for row in zip(budgets, losses[name], strict=True)]
+            for name in names
+        ]  # fmt: skip
+        return np.array(names)[np.argmin(at_budget, axis=0)].tolist()
+
+    def groups(self, layer: int, kv_heads: int) -> list[list[int]]:
+        """KV heads of a layer that decide together: of one class, or all without a profile."""
+        classes = self.classes[layer] if self.classes else ["all"] * kv_heads
+        return [
+            [head for head, name in enumerate(classes) if name == each]
+            for each in dict.fromkeys(classes)
+        ]
+
+    def score_layer(self, candidates: list[Candidates]) -> list[Tensor]:
+        scores = [self._own_scores(each) for each in candidates]
+        if self.group_mix > 0:
+            scores = self._mixed(candidates, scores)
+        return [
+            each.protect(own, recent=self.recent)
+            for each, own in zip(candidates, scores, strict=True)
+        ]
+
+    def _own_scores(self, candidates: Candidates) -> Tensor:
+        names = [self.rules[candidates.layer][head] for head in candidates.heads]
+        by_rule = {name: RULES[name](candidates) for name in sorted(set(names))}
+        if len(by_rule) == 1:
+            return next(iter(by_rule.values()))
+        return torch.stack([by_rule[name][:, i] for i, name in enumerate(names)], dim=1)
+
+    def _mixed(self, candidates: list[Candidates], scores: list[Tensor]) -> list[Tensor]:
+        """s' = (1-λ)·s + λ·(mean of the group); a head has no vote on a token that it evicted."""
+        owner = {h: (i, j) for i, c in enumerate(candidates) for j, h in enumerate(c.heads)}
+        length = max(int(each.positions.max()) for each in candidates) + 1
+        mixed = [own * (1 - self.group_mix) for own in scores]
+        for group in self.groups(candidates[0].layer, len(owner)):
+            votes = scores[0].new_zeros(scores[0].shape[0], length)
+            for head in group:
+                i, j = owner[head]
+                votes.scatter_add_(
+                    -1,
+                    candidates[i].positions[:, j].clamp(min=0),
+                    scores[i][:, j] * (candidates[i].positions[:, j] >= 0),
+                )
+            for head in group:
+                i, j = owner[head]
+                mean = votes.gather(-1, candidates[i].positions[:, j].clamp(min=0)) / len(group)
+                mixed[i][:, j] += self.group_mix * mean
+        return mixed
+
+    def redistribute(self, layer: int, scores: list[Tensor], budgets: list[int]) -> list[int]:
+        if self.safeguard == 1:
+            return budgets
+        if scores[0].shape[0] > 1:
+            raise UserError(
+                "safeguard below 1 gives each sequence budgets of its own, which a batch cannot "
+                "share; use batches of one, or safeguard: 1"
+            )
+        given = np.array(budgets)
+        for group in self.groups(layer, len(budgets)):
+            pool = int(given[group].sum())
+            ranked = [scores[head][0].sort(descending=True, stable=True).values for head in group]
+            for head, own in zip(group, ranked, strict=True):
+                own[: int(self.safeguard * budgets[head])] = float("inf")
+            owners = torch.cat([torch.full(own.shape, i) for i, own in enumerate(ranked)])
+            best = torch.cat(ranked).cpu().sort(descending=True, stable=True).indices[:pool]
+            counts = np.bincount(owners[best].numpy(), minlength=len(group))
+            # Where the group keeps everything, what is left waits for the tokens to come.
+            left = pool - len(best)
+            given[group] = counts + round_to_sum(left * given[group] / pool, left)
+        return given.tolist()
