@@ -1,0 +1,175 @@
+"""What all tasks share: samples, random draws, splits of the text, prompts of an exact length."""
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from kvbudget.errors import UserError
+
+#: Share of the haystack's passages that each split draws from, in order, as (start, end).
+SPLITS = {"calibration": (0.0, 0.2), "development": (0.2, 0.4), "test": (0.4, 1.0)}
+#: Largest relative difference between a prompt's length and the length asked for.
+TOLERANCE = 0.01
+#: Keys of a task's config entry that say what it is called, not how it is made.
+_NAMES = {"name", "kind", "title"}
+_MARK = "\x00"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What follows a context: `ids` are the question, the end of the chat turn and the prefix of
+    the answer; the model continues from there.
+
+    `answer_ids` is the reference answer as tokens, for its negative log-likelihood.
+    """
+
+    id: str
+    ids: list[int]
+    references: list[str]
+    answer_ids: list[int]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """A prompt up to, and without, the question: it is compressed before any question is read."""
+
+    id: str
+    ids: list[int]
+    questions: list[Question]
+
+
+def options_of(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`defaults` overlaid with a task's options.
+
+    Raises:
+        UserError: an option that the task does not know, or of another type than its default.
+    """
+    given = {key: value for key, value in options.items() if key not in _NAMES}
+    where = f"task {options.get('name', options.get('kind', ''))}".strip()
+    for key, value in given.items():
+        if key not in defaults:
+            raise UserError(f"{where}: unknown option {key!r}; it knows {', '.join(defaults)}")
+        if type(value) is not type(defaults[key]):
+            kind = type(defaults[key]).__name__
+            raise UserError(f"{where}: option {key} must be of type {kind}, not {value!r}")
+    return {**defaults, **given}
+
+
+def check_split(split: str) -> None:
+    """Raise UserError unless `split` is one of `SPLITS`."""
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
+
+
+def draws(*parts: Any) -> random.Random:
+    """A generator that depends on all of `parts` and on nothing else (not on Python's hash)."""
+    text = "\x1f".join(map(str, parts))
+    return random.Random(hashlib.sha256(text.encode()).digest())
+
+
+def split_passages(passages: Sequence[str], split: str) -> Sequence[str]:
+    """The passages that belong to a split: no two splits share one."""
+    check_split(split)
+    start, end = (int(share * len(passages)) for share in SPLITS[split])
+    return passages[start:end]
+
+
+def start_passage(passages: Sequence[str], index: int, contexts: int, rng: random.Random) -> int:
+    """Where context `index` of `contexts` begins.
+
+    Each context has a stretch of its own to begin in, so that they overlap as little as the
+    amount of text allows.
+    """
+    stretch = len(passages) / contexts
+    return int((index + rng.random()) * stretch) if stretch >= 1 else rng.randrange(len(passages))
+
+
+def passages_from(passages: Sequence[str], start: int) -> Sequence[str]:
+    """All passages of a split, beginning with number `start` and going round at the end."""
+    return [*passages[start:], *passages[:start]]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text alone, without the tokens that open or close a sequence."""
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the tokenizer itself puts before any text (BOS, or none)."""
+    bos = tokenizer.bos_token_id
+    return [bos] if tokenizer.encode("")[:1] == [bos] else []
+
+
+def prompt_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Token ids that open a prompt and that end the user's turn.
+
+    With a chat template they are what it writes before and after the user's message; without one
+    the opening is the tokenizer's own and the end is empty: the model just continues a text.
+    """
+    if not tokenizer.chat_template:
+        return opening(tokenizer), []
+    message = [{"role": "user", "content": _MARK}]
+    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    head, mark, tail = text.partition(_MARK)
+    if not mark:
+        raise UserError("the model's chat template does not print the user's message")
+    # A template writes the opening tokens itself if the model wants them.
+    return encode(tokenizer, head), encode(tokenizer, tail)
+
+
+def passages_within(
+    tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], tokens: int
+) -> int:
+    """How many of the passages, from the first on, fit into `tokens` tokens when joined by spaces.
+
+    An estimate, for tokenizers that merge across the joints.
+    """
+    total = 0
+    for number, passage in enumerate(passages):
+        total += len(encode(tokenizer, f" {passage}"))
+        if total > tokens:
+            return number
+    return len(passages)
+
+
+def string_match(output: str, references: Sequence[str]) -> float:
+    """Share of `references` found in `output`, case ignored (RULER's `string_match_all`)."""
+    found = sum(reference.lower() in output.lower() for reference in references)
+    return found / len(references)
+
+
+def fit(count: Callable[[str], int], words: Sequence[str], target: int, slack: int) -> str:
+    """The beginning of `words`, joined by spaces, for which `count` is nearest to `target`.
+
+    Ends after a whole word if that comes within `slack` tokens of the target, else within a word.
+    `count` must not fall as the text grows.
+
+    Raises:
+        UserError: the words are too few.
+    """
+    if not words or count(" ".join(words)) < target:
+        raise UserError(f"the haystack is too short for a prompt of {target} tokens")
+    enough = _first(len(words), lambda n: count(" ".join(words[:n])) >= target)
+    shorter, longer = " ".join(words[: enough - 1]), " ".join(words[:enough])
+    best = min((shorter, longer), key=lambda text: abs(count(text) - target))
+    if abs(count(best) - target) <= slack:
+        return best
+    cuts = range(len(shorter), len(longer) + 1)
+    return min((longer[:cut] for cut in cuts), key=lambda text: abs(count(text) - target))
+
+
+def _first(end: int, true: Callable[[int], bool]) -> int:
+    """The least n in [0, end] for which `true`, which stays true once it is."""
+    low, high = 0, end
+    while low < high:
+        middle = (low + high) // 2
+        if true(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
