@@ -18,6 +18,11 @@ include: "workflow/rules/paper.smk"
 rule all:
     default_target: True
     input:
+        # Every result by name, not just the last: one that was deleted is then made again.
+        list(CELLS),
+        CSV,
+        TABLE_FILES,
+        FIGURE_FILES,
         PAPER,
     localrule: True
 

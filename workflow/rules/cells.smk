@@ -4,11 +4,10 @@
 
 rule cell:
     input:
-        verified="results/models/{model}.verified.json",
+        # Small files that stand for large ones. Which weights a result needs is told by `model`
+        # below: a second download or check of the same weights must not make results again.
+        verified=ancient("results/models/{model}.verified.json"),
         haystack=f"results/text/{HAYSTACK}.verified.json",
-        # The weights and the text must be there; the two small files above tell them apart.
-        model=ancient("results/models/{model}/source.json"),
-        text=ancient(f"results/text/{HAYSTACK}.txt"),
         profile=lambda wildcards: (
             [STUDY.profile_path(wildcards.model)] if cell_of(wildcards).needs_profile else []
         ),
@@ -26,8 +25,9 @@ rule cell:
     params:
         spec=lambda wildcards: canonical(cell_of(wildcards).spec),
         code=lambda wildcards: cell_of(wildcards).code,
+        model=model_identity,
         profile=lambda wildcards, input: f"--profile {input.profile}" if input.profile else "",
     shell:
-        OFFLINE + " python -m kvbudget.cell --spec {params.spec:q} --code {params.code}"
-        " --model-dir results/models/{wildcards.model} --verified {input.verified} --text {input.text}"
+        f"{OFFLINE} python -m kvbudget.cell --spec {{params.spec:q}} --code {{params.code}}"
+        f" --model-dir results/models/{{wildcards.model}} --verified {{input.verified}} --text {TEXT}"
         " {params.profile} --out {output} 2> {log}"

@@ -16,10 +16,9 @@ ROOT = Path(workflow.basedir)
 # The code that runs is the code beside this Snakefile, whatever else is installed, and jobs run on
 # the interpreter that runs Snakemake, whether or not its environment is activated.
 sys.path.insert(0, str(ROOT / "src"))
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")])
-)
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.executable).parent)):
+    _rest = [os.environ[_variable]] if _variable in os.environ else []
+    os.environ[_variable] = os.pathsep.join([str(_first), *_rest])
 
 from kvbudget import provenance
 from kvbudget import study as studies
@@ -37,6 +36,7 @@ except UserError as error:
 RESULTS = STUDY.directory
 LOGS = f"{RESULTS}/logs"
 HAYSTACK = STUDY.config["haystack"]
+TEXT = f"results/text/{HAYSTACK}.txt"
 LOCK = "workflow/models.lock.yaml"
 # Nothing that computes may reach for the network.
 OFFLINE = "HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1"
@@ -94,6 +94,12 @@ def locked_hashes(wildcards):
     path = ROOT / LOCK
     locked = yaml.safe_load(path.read_text()) if path.exists() else None
     return canonical((locked or {}).get(wildcards.model))
+
+
+def model_identity(wildcards):
+    """What a result has to know about its model: where it comes from and the hash of each file."""
+    identity = model_spec(wildcards) + locked_hashes(wildcards)
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def code(*modules):

@@ -31,8 +31,8 @@ rule verify_model:
         locked=locked_hashes,
         code=code("kvbudget.models.integrity"),
     shell:
-        OFFLINE + " python -m kvbudget.models.integrity --model {wildcards.model}"
-        " --dir results/models/{wildcards.model} --lock " + LOCK + " --out {output} > {log} 2>&1"
+        f"{OFFLINE} python -m kvbudget.models.integrity --model {{wildcards.model}} --lock {LOCK}"
+        " --dir results/models/{wildcards.model} --out {output} > {log} 2>&1"
 
 
 rule haystack:

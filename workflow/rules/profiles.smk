@@ -3,11 +3,10 @@
 
 rule profile:
     input:
-        verified="results/models/{model}.verified.json",
+        # Small files that stand for large ones. Which weights a result needs is told by `model`
+        # below: a second download or check of the same weights must not make results again.
+        verified=ancient("results/models/{model}.verified.json"),
         haystack=f"results/text/{HAYSTACK}.verified.json",
-        # The weights and the text must be there; the two small files above tell them apart.
-        model=ancient("results/models/{model}/source.json"),
-        text=ancient(f"results/text/{HAYSTACK}.txt"),
     output:
         ensure(f"{RESULTS}/profiles/{{model}}.json", non_empty=True),
     log:
@@ -19,7 +18,9 @@ rule profile:
     params:
         spec=canonical(STUDY.profile_spec),
         code=STUDY.profile_code,
+        model=model_identity,
     shell:
-        OFFLINE + " python -m kvbudget.heads.profile --model {wildcards.model}"
+        f"{OFFLINE} python -m kvbudget.heads.profile --model {{wildcards.model}}"
         " --spec {params.spec:q} --code {params.code} --model-dir results/models/{wildcards.model}"
-        " --verified {input.verified} --text {input.text} --out {output} 2> {log}"
+        f" --verified {{input.verified}} --text {TEXT}"
+        " --out {output} 2> {log}"

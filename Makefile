@@ -1,0 +1,73 @@
+# Two commands matter: `make paper` and `make test`. Each makes what it needs; a second run is
+# instant. STUDY=cpu (or full, tiny) lays workflow/studies/cpu.yaml over config.yaml.
+
+PYTHON ?= python3
+STUDY ?= default
+
+BIN := .venv/bin
+OVERLAY := $(if $(filter-out default,$(STUDY)),--configfile workflow/studies/$(STUDY).yaml)
+SNAKEMAKE := $(BIN)/snakemake $(OVERLAY) --cores 1
+TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help paper test lint lock tex clean-paper clean-results clean-downloads clean-env
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+paper: .venv/.installed tex ## Compute the study and build paper/main.pdf
+	$(SNAKEMAKE) --resources gpu=1
+
+test: .venv/.installed-test tex lint ## Lint, then run all tests
+	$(BIN)/pytest
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakemake --lint
+
+lock: .venv/.installed ## Record the file hashes of a model: make lock MODEL=key [STUDY=...]
+	@test -n "$(MODEL)" || { echo "error: name the model: make lock MODEL=key [STUDY=...]" >&2; exit 2; }
+	$(SNAKEMAKE) results/models/$(MODEL)/source.json
+	$(BIN)/python -m kvbudget.models.integrity --model $(MODEL) --dir results/models/$(MODEL) \
+	    --lock workflow/models.lock.yaml --update-lock
+
+clean-paper: ## Remove what was rendered into paper/
+	rm -rf paper/tables paper/figures paper/numbers.tex paper/main.pdf paper/.latex
+
+clean-results: ## Remove the results of STUDY, cells and all
+	rm -rf results/$(STUDY)
+
+clean-downloads: ## Remove models and texts
+	rm -rf results/models results/text
+
+clean-env: ## Remove the virtual environment
+	rm -rf .venv
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer \
+	is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+# Installs TeX where that needs no questions; otherwise says what to install and goes on, and the
+# workflow builds everything up to the PDF.
+tex:
+	@if command -v latexmk > /dev/null; then exit 0; fi; \
+	if ! command -v apt-get > /dev/null; then as=; \
+	elif [ "$$(id -u)" = 0 ]; then as=env; \
+	elif sudo -n true 2> /dev/null; then as='sudo -n env'; \
+	else as=; fi; \
+	if [ -n "$$as" ] && echo "Installing TeX: $(TEX)" && $$as apt-get update -qq && \
+	    $$as DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(TEX) \
+	    > /dev/null; then exit 0; fi; \
+	echo "TeX is missing and cannot be installed from here. For the PDF install: $(TEX)"
