@@ -1,0 +1,1 @@
+"""From finished cells to tidy CSV files. Nothing here imports torch."""

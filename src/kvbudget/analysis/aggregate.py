@@ -1,0 +1,76 @@
+"""Finished cells of a study in, tidy CSV files out; or one error that says what is wrong."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from kvbudget.analysis import checks, schema
+from kvbudget.analysis.cell_rows import cell_rows
+from kvbudget.analysis.comparison_rows import comparison_rows
+from kvbudget.analysis.head_rows import allocation_rows, head_rows, load_profiles, loss_rows
+from kvbudget.analysis.provenance_rows import code_rows, model_rows, provenance_rows
+from kvbudget.analysis.records import load_study
+from kvbudget.errors import UserError, run_cli
+
+
+def aggregate(
+    study_file: Path,
+    out: Path,
+    models: Path | None = None,
+    profiles_dir: Path | None = None,
+    draft: bool = False,
+) -> None:
+    """Check a study and write all CSV files of `schema.TABLES` into `out`.
+
+    Args:
+        study_file: the plan, results/{study}/study.json.
+        out: folder of the CSV files.
+        models: folder of the models' verified.json files.
+        profiles_dir: folder of the profiles.
+        draft: let cells be missing; the paper then says DRAFT on its first page.
+
+    Raises:
+        UserError: a cell is missing or wrong; the message lists all and the mending command.
+    """
+    study = load_study(study_file)
+    cells, problems = checks.load(study)
+    problems += checks.unequal_bytes(cells)
+    problems += checks.unpaired(cells)
+    problems += checks.mixed_codes(cells)
+    problems += checks.other_weights(cells, models)
+    missing = [problem.path for problem in problems if problem.missing]
+    checks.refuse(study, [p for p in problems if not (draft and p.missing)])
+    if not cells:
+        raise UserError(f"study {study.name} has no finished cell; run `{study.command([])}`")
+
+    profiles = load_profiles(study, profiles_dir)
+    frames = {
+        "cells": cell_rows(cells, study.seed),
+        "comparisons": comparison_rows(study, cells),
+        "heads": head_rows(profiles),
+        "allocation": allocation_rows(cells, profiles),
+        "loss_curves": loss_rows(profiles),
+        "models": model_rows(study, cells, models),
+        "provenance": provenance_rows(cells),
+        "code_digests": code_rows(cells),
+        "missing": pd.DataFrame({"path": missing}),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for table, frame in frames.items():
+        schema.write(frame, table, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", type=Path, required=True, help="results/{study}/study.json")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the CSV files")
+    parser.add_argument("--models", type=Path, help="folder of the models' verified.json files")
+    parser.add_argument("--profiles", type=Path, help="folder of the profiles")
+    parser.add_argument("--draft", action="store_true", help="let cells be missing")
+    args = parser.parse_args()
+    aggregate(args.study, args.out, args.models, args.profiles, args.draft)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,42 @@
+"""cells.csv: one row a (cell, metric)."""
+
+import numpy as np
+import pandas as pd
+
+from kvbudget.analysis.records import Cell
+from kvbudget.analysis.statistics import mean_interval
+
+QUALITY = ("score", "nll")
+MEMORY = (
+    "cache_bytes_planned",
+    "cache_bytes_allocated",
+    "cache_bytes_full",
+    "peak_rss_bytes",
+    "peak_cuda_bytes",
+)
+TIMING = ("prefill_s", "decode_ms_per_token")
+
+
+def cell_rows(cells: list[Cell], seed: int) -> pd.DataFrame:
+    """Quality with intervals over contexts; costs as the record gives them, once a cell."""
+    rows = []
+    for cell in cells:
+        axes = cell.planned.axes
+        axes |= {"policy": cell.planned.policy, "n_samples": len(cell.samples)}
+        axes["n_contexts"] = len({s["context_id"] for s in cell.samples})
+        for metric in QUALITY:
+            values = list(cell.by_context(metric).values())
+            if values:
+                e = mean_interval(np.array(values), seed)
+                rows.append(
+                    {**axes, "metric": metric, "value": e.value, "ci_low": e.low, "ci_high": e.high}
+                )
+        costs = {name: cell.record["memory"].get(name) for name in MEMORY}
+        costs |= {name: cell.record["timing"].get(name) for name in TIMING}
+        costs["prompt_tokens"] = float(np.mean([s["prompt_tokens"] for s in cell.samples]))
+        rows += [
+            {**axes, "metric": name, "value": value, "ci_low": np.nan, "ci_high": np.nan}
+            for name, value in costs.items()
+            if value is not None
+        ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,175 @@
+"""What aggregation refuses. Every check returns problems; one error lists them all."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvbudget.analysis.records import FULL, SCHEMA, Cell, Planned, Study
+from kvbudget.errors import UserError
+
+BYTES_TOLERANCE = 0.02
+LENGTH_TOLERANCE = 0.01
+MEMORY = ("cache_bytes_planned", "cache_bytes_allocated", "cache_bytes_full")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one cell. `missing` cells are measured, others measured again."""
+
+    path: str
+    reason: str
+    missing: bool = False
+
+
+def load(study: Study) -> tuple[list[Cell], list[Problem]]:
+    """Read every record of the plan; what cannot be used is a problem, not a cell."""
+    cells, problems = [], []
+    for planned in study.cells:
+        file = study.record_file(planned)
+        if not file.exists():
+            problems.append(Problem(planned.path, "no record", missing=True))
+            continue
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            found = [Problem(planned.path, reason) for reason in _faults(planned, record)]
+        except ValueError as error:
+            found = [Problem(planned.path, f"not JSON ({error})")]
+        except (KeyError, TypeError, AttributeError) as error:
+            found = [Problem(planned.path, f"not a record of schema {SCHEMA} ({error!r})")]
+        problems += found
+        if not found:
+            cells.append(Cell(planned, record))
+    return cells, problems
+
+
+def _faults(planned: Planned, record: dict) -> Iterable[str]:
+    if record["schema"] != SCHEMA:
+        yield f"schema {record['schema']}, not {SCHEMA}"
+        return
+    if record["spec"] != planned.spec:
+        changed = sorted(
+            key
+            for key in planned.spec.keys() | record["spec"].keys()
+            if planned.spec.get(key) != record["spec"].get(key)
+        )
+        yield f"measured for another spec (differs in {', '.join(changed)})"
+    if record["code"] != planned.code:
+        yield f"measured by other code ({record['code'][:12]}, the plan has {planned.code[:12]})"
+    if not record["samples"]:
+        yield "no samples"
+    yield from _not_finite(record)
+    yield from _wrong_lengths(planned, record["samples"])
+
+
+def _not_finite(record: dict) -> Iterable[str]:
+    values = [("nll of " + s["id"], s["nll"], True) for s in record["samples"]]
+    values += [("score of " + s["id"], s["score"], False) for s in record["samples"]]
+    values += [(name, record["memory"][name], True) for name in MEMORY]
+    values += [(n, v, False) for n, v in record["memory"].items() if n not in MEMORY]
+    values += [("prefill_s", record["timing"]["prefill_s"], True)]
+    values += [(n, v, False) for n, v in record["timing"].items() if n != "prefill_s"]
+    for name, value, needed in values:
+        if value is None:
+            if needed:
+                yield f"{name} is missing"
+        elif not math.isfinite(value):
+            yield f"{name} is {value}"
+
+
+def _wrong_lengths(planned: Planned, samples: list[dict]) -> Iterable[str]:
+    tolerance = LENGTH_TOLERANCE * planned.length
+    wrong = sorted(
+        {
+            s["prompt_tokens"]
+            for s in samples
+            if abs(s["prompt_tokens"] - planned.length) > tolerance
+        }
+    )
+    if wrong:
+        yield f"prompts of {', '.join(map(str, wrong))} tokens, over 1% off {planned.length}"
+
+
+def unequal_bytes(cells: list[Cell]) -> list[Problem]:
+    """Methods that evict must plan the same bytes at the same budget, within 2%."""
+    groups = defaultdict(list)
+    for cell in cells:
+        if cell.planned.policy != FULL:
+            p = cell.planned
+            groups[p.model, p.task, p.length, p.budget].append(cell)
+    problems = []
+    for members in groups.values():
+        planned = [cell.record["memory"]["cache_bytes_planned"] for cell in members]
+        if max(planned) > (1 + BYTES_TOLERANCE) * min(planned):
+            problems += [
+                Problem(
+                    cell.planned.path, f"plans {size} bytes; equal budgets must plan equal bytes"
+                )
+                for cell, size in zip(members, planned, strict=True)
+            ]
+    return problems
+
+
+def unpaired(cells: list[Cell]) -> list[Problem]:
+    """All methods must have answered the same questions on the same contexts."""
+    groups = defaultdict(list)
+    for cell in cells:
+        groups[cell.planned.model, cell.planned.task, cell.planned.length].append(cell)
+    problems = []
+    for members in groups.values():
+        asked = [sorted((s["context_id"], s["id"]) for s in cell.samples) for cell in members]
+        usual = max(asked, key=asked.count)
+        problems += [
+            Problem(cell.planned.path, "asked other questions than the cells it is paired with")
+            for cell, questions in zip(members, asked, strict=True)
+            if questions != usual
+        ]
+    return problems
+
+
+def mixed_codes(cells: list[Cell]) -> list[Problem]:
+    """One policy on one kind of task is measured by one state of the code and libraries."""
+    groups = defaultdict(list)
+    for cell in cells:
+        groups[cell.planned.policy, cell.planned.kind].append(cell)
+    problems = []
+    for (policy, kind), members in groups.items():
+        codes = sorted({cell.record["code"][:12] for cell in members})
+        if len(codes) > 1:
+            problems += [
+                Problem(c.planned.path, f"{policy} on {kind} mixes code digests {', '.join(codes)}")
+                for c in members
+            ]
+    return problems
+
+
+def other_weights(cells: list[Cell], models: Path | None) -> list[Problem]:
+    """A record's weights must be those that were verified."""
+    problems = []
+    for cell in cells:
+        file = models / f"{cell.planned.model}.verified.json" if models else None
+        if file is None or not file.exists():
+            continue
+        verified = json.loads(file.read_text(encoding="utf-8"))["sha256"]
+        measured = cell.record["provenance"]["model_sha256"]
+        if measured != verified:
+            reason = f"measured with weights {measured[:12]}, verified are {verified[:12]}"
+            problems.append(Problem(cell.planned.path, reason))
+    return problems
+
+
+def refuse(study: Study, problems: list[Problem]) -> None:
+    """Raise one error that lists every problem and the commands that mend them."""
+    if not problems:
+        return
+    lines = [f"study {study.name} cannot be aggregated:"]
+    lines += [f"  {problem.path}: {problem.reason}" for problem in problems]
+    missing = list(dict.fromkeys(p.path for p in problems if p.missing))
+    wrong = list(dict.fromkeys(p.path for p in problems if not p.missing))
+    if missing:
+        lines += ["measure the missing cells:", f"  {study.command(missing)}"]
+    if wrong:
+        lines += ["measure the wrong cells again:", f"  {study.command(wrong, force=True)}"]
+    raise UserError("\n".join(lines))

@@ -1,0 +1,109 @@
+"""heads.csv, loss_curves.csv and allocation.csv: what heads do and where budgets go."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kvbudget.analysis.records import Cell, Study
+from kvbudget.errors import UserError
+
+SIGNALS = ("retrieval", "induction", "local", "sink", "previous")
+
+
+def load_profiles(study: Study, directory: Path | None) -> dict[str, dict]:
+    """Profiles of the plan's models by key; a model that no method profiles has none.
+
+    Raises:
+        UserError: a profile is not JSON or holds a number that is not finite.
+    """
+    if directory is None:
+        return {}
+    profiles = {}
+    for model in dict.fromkeys(cell.model for cell in study.cells):
+        path = directory / f"{model}.json"
+        if not path.exists():
+            continue
+        try:
+            profile = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise _bad(study, path, f"not JSON ({error})") from error
+        if not _finite([profile["heads"], profile["loss"]]):
+            raise _bad(study, path, "holds a number that is not finite")
+        profiles[model] = profile
+    return profiles
+
+
+def _bad(study: Study, path: Path, reason: str) -> UserError:
+    return UserError(
+        f"profile {path}: {reason}; make it again with\n  {study.command([str(path)], force=True)}"
+    )
+
+
+def _finite(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def head_rows(profiles: dict[str, dict]) -> pd.DataFrame:
+    """One row a query head."""
+    rows = []
+    for model, profile in profiles.items():
+        group = profile["query_heads"] // profile["kv_heads"]
+        for i, layer in enumerate(profile["layers"]):
+            for head in range(profile["query_heads"]):
+                row = {"model": model, "layer": layer, "query_head": head, "kv_head": head // group}
+                row["class"] = profile["classes"][i][head // group]
+                row |= {name: profile["heads"][name][i][head] for name in SIGNALS}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def loss_rows(profiles: dict[str, dict]) -> pd.DataFrame:
+    """One row a point of a KV head's loss curve."""
+    return pd.DataFrame(
+        {
+            "model": model,
+            "measure": measure,
+            "rule": rule,
+            "layer": layer,
+            "kv_head": head,
+            "class": profile["classes"][i][head],
+            "share": share,
+            "loss": loss,
+        }
+        for model, profile in profiles.items()
+        for measure, rules in profile["loss"].items()
+        for rule, curves in rules.items()
+        for i, layer in enumerate(profile["layers"])
+        for head in range(profile["kv_heads"])
+        for share, loss in zip(profile["shares"], curves[i][head], strict=True)
+    )
+
+
+def allocation_rows(cells: list[Cell], profiles: dict[str, dict]) -> pd.DataFrame:
+    """One row a KV head of a cell whose record says how many tokens each head kept."""
+    rows = []
+    for cell in cells:
+        allocation = cell.record.get("allocation")
+        if not allocation:
+            continue
+        axes = cell.planned.axes
+        profile = profiles.get(cell.planned.model)
+        classes = _classes(profile) if profile else {}
+        mean = float(np.mean([slots for heads in allocation["slots"] for slots in heads]))
+        for layer, heads in zip(allocation["layers"], allocation["slots"], strict=True):
+            for head, slots in enumerate(heads):
+                functional = classes[layer][head] if layer in classes else ""
+                row = {**axes, "layer": layer, "kv_head": head, "class": functional}
+                rows.append(row | {"slots": slots, "share": slots / mean})
+    return pd.DataFrame(rows)
+
+
+def _classes(profile: dict) -> dict[int, list[str]]:
+    return dict(zip(profile["layers"], profile["classes"], strict=True))

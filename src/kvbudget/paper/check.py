@@ -1,0 +1,135 @@
+"""Refuse a paper whose prose or generated files do not follow from the CSV files.
+
+Four things are checked: sections hold no bare number; every `\\res` key and citation exists; every
+generated file was made from the CSV files that lie there now; and no policy's cells mix states of
+the code. A number that is no result (a constant of a method, a version) is allowed on a line that
+says why: `% allow-number: the published setting`.
+"""
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvbudget.analysis import schema
+from kvbudget.errors import UserError, run_cli
+
+ALLOW = re.compile(r"%\s*allow-number:\s*\S")
+COMMENT = re.compile(r"(?<!\\)%.*")
+DISPLAY = re.compile(
+    r"\\begin\{(equation|align|gather|multline)(\*?)\}.*?\\end\{\1\2\}|\\\[.*?\\\]", re.DOTALL
+)
+INLINE = re.compile(r"\\\((.*?)\\\)|(?<!\\)\$(.*?)(?<!\\)\$", re.DOTALL)
+#: Commands whose arguments are names, not prose.
+NAMES = re.compile(
+    r"\\(?:res|cite\w*|[cC]?ref|eqref|label|input|includegraphics|autofigure|url|href|begin|end)"
+    r"\*?(?:\[[^\]]*\])*\{[^{}]*\}"
+)
+NUMBER = re.compile(r"(?<![A-Za-z\d.])\d[\d.,]*")
+SOURCE = re.compile(r"^% source (\w+)\.csv sha256 ([0-9a-f]{64})$", re.MULTILINE)
+
+
+def bare_numbers(text: str) -> Iterator[tuple[int, str]]:
+    """(line, number) of each number in a section's prose.
+
+    Displayed equations, names and inline math with a letter in it are not prose; inline math
+    that is only a number is.
+    """
+    lines = [("" if ALLOW.search(line) else COMMENT.sub("", line)) for line in text.split("\n")]
+    text = "\n".join(lines)
+    text = DISPLAY.sub(_blank, text)
+    text = NAMES.sub(_blank, text)
+    text = INLINE.sub(
+        lambda m: _blank(m) if re.search("[A-Za-z]", m[1] or m[2] or "") else m[0], text
+    )
+    for number, line in enumerate(text.split("\n"), 1):
+        for match in NUMBER.finditer(line):
+            yield number, match[0]
+
+
+def _blank(match: re.Match) -> str:
+    """Spaces in place of a match, so that lines keep their numbers."""
+    return re.sub(r"[^\n]", " ", match[0])
+
+
+def _prose(paper: Path) -> Iterator[str]:
+    known = set(re.findall(r"\\setres\{([^}]*)\}", _read(paper / "numbers.tex")))
+    cited = set(re.findall(r"^@\w+\{([^,\s]+),", _read(paper / "references.bib"), re.MULTILINE))
+    for path in sorted((paper / "sections").glob("*.tex")):
+        text = _read(path)
+        for line, number in bare_numbers(text):
+            yield (
+                f"{path}:{line}: bare number {number}; use \\res{{key}}, or end the line with "
+                "`% allow-number: why` if it is no result"
+            )
+        uncommented = "\n".join(COMMENT.sub("", line) for line in text.split("\n"))
+        for key in re.findall(r"\\res\{([^}]*)\}", uncommented):
+            if key not in known:
+                yield f"{path}: numbers.tex has no key {key}"
+        for keys in re.findall(r"\\cite\w*\*?(?:\[[^\]]*\])*\{([^}]*)\}", uncommented):
+            for key in keys.split(","):
+                if key.strip() not in cited:
+                    yield f"{path}: references.bib has no entry {key.strip()}"
+
+
+def _sources(paper: Path, csv: Path) -> Iterator[str]:
+    for path in [paper / "numbers.tex", *sorted((paper / "tables").glob("*.tex"))]:
+        for table, noted in SOURCE.findall(_read(path)):
+            file = csv / f"{table}.csv"
+            if not file.exists() or schema.digest(csv, table) != noted:
+                yield (
+                    f"{path}: made from another {file}; remove {path} and run "
+                    "`snakemake --cores 1 --resources gpu=1` to make it again"
+                )
+
+
+def _codes(csv: Path) -> Iterator[str]:
+    frame = schema.read(csv, "code_digests")
+    for (policy, kind), group in frame.groupby(["policy", "kind"]):
+        if group["code"].nunique() > 1:
+            yield (
+                f"{csv}/code_digests.csv: cells of {policy} on {kind} were measured by different "
+                f"code ({', '.join(sorted({code[:12] for code in group['code']}))}); "
+                "run `snakemake --cores 1 --resources gpu=1`"
+            )
+
+
+def _read(path: Path) -> str:
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing; run `snakemake --cores 1 --resources gpu=1` to make it"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def check(paper: Path, csv: Path) -> str:
+    """What was checked, in words.
+
+    Raises:
+        UserError: lists everything that is wrong.
+    """
+    problems = [*_prose(paper), *_sources(paper, csv), *_codes(csv)]
+    if problems:
+        raise UserError("the paper does not follow from its data:\n  " + "\n  ".join(problems))
+    sections = len(list((paper / "sections").glob("*.tex")))
+    cells = len(schema.read(csv, "code_digests"))
+    return (
+        f"{sections} sections without bare numbers, unknown keys or unknown citations; "
+        f"generated files match the CSV files; one code digest a policy and task over {cells} "
+        "cells\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--paper", type=Path, required=True, help="folder of main.tex")
+    parser.add_argument("--csv", type=Path, required=True, help="folder of the CSV files")
+    parser.add_argument("--out", type=Path, required=True, help="file for the report")
+    args = parser.parse_args()
+    report = check(args.paper, args.csv)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(report, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_cli(main)

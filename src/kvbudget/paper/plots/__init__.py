@@ -1,0 +1,1 @@
+"""One figure a module. Each has `draw(src) -> Figure | None`; None when there is no data."""

@@ -1,0 +1,84 @@
+"""Lines over the prompt's length, a column of panels for each model: memory and speed share it."""
+
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kvbudget.analysis.records import FULL, Study
+from kvbudget.paper.plots import style
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the frame and how its panel is labelled."""
+
+    column: str
+    label: str
+    from_zero: bool = True
+    reference: float | None = None
+
+
+def common_budget(frame: pd.DataFrame) -> str | None:
+    """The budget measured at most lengths; the first among equals."""
+    evicting = frame[frame["policy"] != FULL]
+    if evicting.empty:
+        return None
+    lengths = evicting.groupby("budget", sort=False)["length"].nunique()
+    return lengths.idxmax()
+
+
+def draw(study: Study, frame: pd.DataFrame, measures: list[Measure]) -> Figure | None:
+    """One row a measure, one column a model.
+
+    Args:
+        frame: columns model, method, length, and one for each measure; one row a point.
+    """
+    measures = [m for m in measures if frame[m.column].notna().any()]
+    models = list(dict.fromkeys(frame["model"]))
+    if not measures or not models:
+        return None
+    width = style.COLUMN if len(models) == 1 else style.PAGE
+    figure, axes = plt.subplots(
+        len(measures),
+        len(models),
+        figsize=(width, 1.5 * len(measures) + 0.6),
+        squeeze=False,
+        sharex="col",
+    )
+    for row, measure in zip(axes, measures, strict=True):
+        for ax, model in zip(row, models, strict=True):
+            _panel(ax, study, frame[frame["model"] == model], measure)
+    for ax, model in zip(axes[0], models, strict=True):
+        ax.set_title(study.title("models", model))
+    for ax in axes[-1]:
+        ax.set_xlabel("prompt (tokens)")
+    for ax, measure in zip(axes[:, 0], measures, strict=True):
+        ax.set_ylabel(measure.label)
+    style.legend(figure, None, 2 if width == style.COLUMN else 4)
+    return figure
+
+
+def _panel(ax: Axes, study: Study, part: pd.DataFrame, measure: Measure) -> None:
+    methods = [m for m in study.main_methods if m in set(part["method"])]
+    for rank, method in enumerate(methods):
+        mine = part[part["method"] == method].sort_values("length")
+        colour, marker = style.look(study, method)
+        # Methods at equal bytes lie on one line: open markers of falling size show them all.
+        ax.plot(
+            mine["length"],
+            mine[measure.column],
+            color=colour,
+            marker=marker,
+            markersize=8 - 1.6 * rank if len(methods) < 5 else 4,
+            markerfacecolor="none",
+            label=study.title("methods", method),
+        )
+    if measure.reference is not None:
+        ax.axhline(measure.reference, color="black", linestyle="--", linewidth=0.8)
+    if measure.from_zero:
+        ax.set_ylim(0, ax.get_ylim()[1] * 1.05)
+    ax.set_xticks(sorted(set(part["length"])))
+    ax.xaxis.set_major_formatter("{x:,.0f}")

@@ -1,0 +1,88 @@
+"""Quality against kept bytes: score and NLL, a panel for each model and task."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kvbudget.analysis.records import FULL, Study
+from kvbudget.paper.plots import style
+from kvbudget.paper.source import Source
+
+EMPTY = "no cell of a method that evicts"
+PANELS_A_ROW = 4
+
+
+def draw(src: Source) -> Figure | None:
+    """Panels wrap four to a row; each shows the length measured at most budgets."""
+    frame = src.cells[src.cells["method"].isin(src.study.main_methods)]
+    places = [
+        (model, task, metric)
+        for metric in ("score", "nll")
+        for model, task in frame[["model", "task"]].drop_duplicates().itertuples(index=False)
+        if not _part(frame, model, task, metric).empty
+    ]
+    if not places or (frame["policy"] == FULL).all():
+        return None
+    columns = min(PANELS_A_ROW, len(places))
+    rows = -(-len(places) // columns)
+    width = style.COLUMN if columns == 1 else style.PAGE
+    figure, axes = plt.subplots(rows, columns, figsize=(width, 1.75 * rows + 0.35), squeeze=False)
+    for ax in axes.flat[len(places) :]:
+        ax.remove()
+    for ax, (model, task, metric) in zip(axes.flat, places, strict=False):
+        _panel(ax, src.study, _part(frame, model, task, metric), (model, task, metric))
+    style.legend(figure, None, 4 if width == style.PAGE else 2)
+    return figure
+
+
+def _part(frame: pd.DataFrame, model: str, task: str, metric: str) -> pd.DataFrame:
+    """Cells of one panel: the length with most budgets, the longest among equals."""
+    part = frame[(frame["model"] == model) & (frame["task"] == task)]
+    bytes_kept = part[part["metric"] == "cache_bytes_allocated"]
+    bytes_kept = bytes_kept[["length", "method", "budget", "value"]]
+    part = part[part["metric"] == metric]
+    evicting = part[part["policy"] != FULL]
+    if evicting.empty:
+        return evicting
+    budgets = evicting.groupby("length")["budget"].nunique()
+    length = budgets[budgets == budgets.max()].index.max()
+    return part[part["length"] == length].merge(
+        bytes_kept.rename(columns={"value": "bytes"}), on=["length", "method", "budget"]
+    )
+
+
+def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, str]) -> None:
+    model, task, metric = place
+    for method in study.main_methods:
+        mine = part[part["method"] == method].sort_values("bytes")
+        if mine.empty:
+            continue
+        colour, marker = style.look(study, method)
+        title = study.title("methods", method)
+        if study.policy(method) == FULL:
+            row = mine.iloc[0]
+            ax.axhline(row["value"], color=colour, linestyle="--", linewidth=0.8, label=title)
+            ax.axhspan(row["ci_low"], row["ci_high"], color=colour, alpha=0.08, linewidth=0)
+            continue
+        error = [
+            (mine["value"] - mine["ci_low"]).clip(lower=0),
+            (mine["ci_high"] - mine["value"]).clip(lower=0),
+        ]
+        ax.errorbar(
+            mine["bytes"] / 2**20,
+            mine["value"],
+            yerr=error,
+            color=colour,
+            marker=marker,
+            elinewidth=0.6,
+            alpha=0.9,
+            label=title,
+        )
+    tokens = int(part["length"].iloc[0])
+    ax.set_title(f"{study.title('models', model)}, {study.title('tasks', task)}\n{tokens:,} tokens")
+    ax.set_xlabel("cache (MiB)")
+    ax.set_ylabel({"score": "score", "nll": "NLL (nats a token)"}[metric])
+    ax.set_xlim(left=0)
+    if metric == "score":
+        ax.set_ylim(-0.05, 1.05)

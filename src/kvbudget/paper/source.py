@@ -1,0 +1,49 @@
+"""What tables, figures and numbers are made from: a plan and its CSV files."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from kvbudget.analysis import schema
+from kvbudget.analysis.records import Study, load_study
+
+
+@dataclass(frozen=True)
+class Source:
+    """A study and the folder of its CSV files."""
+
+    study: Study
+    directory: Path
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        return self.table("cells")
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        return self.table("comparisons")
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One CSV file, typed."""
+        return schema.read(self.directory, name)
+
+    def wide(self) -> pd.DataFrame:
+        """One row a cell, one column a metric."""
+        axes = ["model", "task", "length", "method", "budget", "policy"]
+        return self.cells.pivot(index=axes, columns="metric", values="value").reset_index()
+
+    @property
+    def draft(self) -> bool:
+        """Whether planned cells are missing."""
+        return not self.table("missing").empty
+
+    def notes(self, *tables: str) -> list[str]:
+        """TeX comments that tie a generated file to the CSV files it was made from."""
+        return [f"% source {t}.csv sha256 {schema.digest(self.directory, t)}" for t in tables]
+
+
+def load(study_file: Path, csv: Path) -> Source:
+    """Read the plan; CSV files are read when asked for."""
+    return Source(load_study(study_file), csv)

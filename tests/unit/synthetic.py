@@ -1,0 +1,250 @@
+"""A small made-up study for tests of analysis and paper. Its numbers mean nothing."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from kvbudget.analysis.records import budget_token
+
+LAYERS, QUERY_HEADS, KV_HEADS, HEAD_DIM = 6, 6, 2, 16
+METHODS = {
+    "full": {"policy": "full", "title": "Baseline (full cache, GPE)"},
+    "h2o": {"policy": "h2o", "title": "H2O"},
+    "streaming-llm": {"policy": "streaming-llm", "title": "StreamingLLM"},
+    "head-aware": {"policy": "head-aware", "title": "Head-Aware + groups"},
+    "uniform": {"policy": "head-aware", "title": "uniform budgets", "allocation": "uniform"},
+    "independent": {"policy": "head-aware", "title": "without groups", "group_mix": 0.0},
+}
+MAIN = ["full", "h2o", "streaming-llm", "head-aware"]
+SKILL = {"full": 0.9, "head-aware": 0.7, "uniform": 0.4, "independent": 0.6}
+
+
+def config(**changes: object) -> dict:
+    """The expanded config of a study like the default one, smaller."""
+    base = {
+        "study": "synthetic",
+        "seed": 1,
+        "dtype": "bfloat16",
+        "samples": {"contexts": 6, "questions": 2},
+        "models": {
+            "tiny_a": {"source": "pypi", "packages": ["some-package==0.1"], "title": "Tiny-A"}
+        },
+        "tasks": {
+            "niah_single": {"kind": "niah", "needles": 1},
+            "perplexity": {"kind": "perplexity"},
+        },
+        "methods": METHODS,
+        "experiments": [
+            {
+                "name": "lengths",
+                "models": ["tiny_a"],
+                "tasks": ["niah_single", "perplexity"],
+                "lengths": [500, 1000, 2000],
+                "methods": MAIN,
+                "budgets": ["20%"],
+            },
+            {
+                "name": "budgets",
+                "models": ["tiny_a"],
+                "tasks": ["niah_single", "perplexity"],
+                "lengths": [1000],
+                "methods": MAIN,
+                "budgets": ["10%", "20%", "40%", 256],
+            },
+            {
+                "name": "ablation",
+                "models": ["tiny_a"],
+                "tasks": ["niah_single"],
+                "lengths": [1000],
+                "methods": ["full", "head-aware", "uniform", "independent"],
+                "budgets": ["20%"],
+            },
+        ],
+    }
+    return {**base, **changes}
+
+
+def make(root: Path, settings: dict | None = None) -> Path:
+    """Write study.json, records, profiles and verified.json under `root/results`.
+
+    Returns:
+        The path of study.json.
+    """
+    settings = settings or config()
+    results = root / "results"
+    folder = results / settings["study"]
+    cells = _expand(settings)
+    for cell in cells:
+        _write(folder / cell["path"].split(f"{settings['study']}/", 1)[1], record(cell))
+    for key in settings["models"]:
+        verified = {"model": key, "sha256": "a" * 64, "layers": LAYERS, "context": 8192}
+        verified |= {"kv_heads": KV_HEADS, "query_heads": QUERY_HEADS, "head_dim": HEAD_DIM}
+        _write(results / "models" / f"{key}.verified.json", verified)
+        if any(
+            METHODS.get(c["spec"]["method"]["name"], {}).get("policy") == "head-aware"
+            for c in cells
+        ):
+            _write(folder / "profiles" / f"{key}.json", profile(key))
+    _write(results / "environment.json", ENVIRONMENT)
+    plan = {"study": settings["study"], "config": settings, "cells": cells}
+    _write(folder / "study.json", plan)
+    return folder / "study.json"
+
+
+ENVIRONMENT = {
+    "python": "3.11.7",
+    "platform": "Linux-6.1-x86_64",
+    "cpu": {"model": "Some CPU @ 2.00GHz", "cores": 2},
+    "memory_bytes": 8 * 2**30,
+}
+
+
+def _expand(settings: dict) -> list[dict]:
+    cells: dict[str, dict] = {}
+    for experiment in settings["experiments"]:
+        for model in experiment["models"]:
+            for task in experiment["tasks"]:
+                for length in experiment["lengths"]:
+                    for method in experiment["methods"]:
+                        entry = settings["methods"][method]
+                        full = entry["policy"] == "full"
+                        for budget in [None] if full else experiment["budgets"]:
+                            _add(cells, settings, experiment, (model, task, length, method, budget))
+    return list(cells.values())
+
+
+def _add(cells: dict, settings: dict, experiment: dict, axes: tuple) -> None:
+    model, task, length, method, budget = axes
+    path = (
+        f"results/{settings['study']}/cells/{model}/{task}/L{length}/{method}/"
+        f"B{budget_token(budget)}.json"
+    )
+    entry = {k: v for k, v in settings["methods"][method].items() if k != "title"}
+    kind = settings["tasks"][task]["kind"]
+    spec = {
+        "model": model,
+        "dtype": settings["dtype"],
+        "seed": settings["seed"],
+        "haystack": "kjv",
+        "task": {"name": task, **settings["tasks"][task]},
+        "length": length,
+        "method": {"name": method, **entry},
+        "budget": budget,
+        "samples": settings["samples"],
+    }
+    cell = cells.setdefault(
+        path,
+        {"path": path, "experiments": [], "spec": spec, "code": f"{entry['policy']}-{kind}" * 4},
+    )
+    cell["experiments"].append(experiment["name"])
+
+
+def record(cell: dict) -> dict:
+    """A plausible record: quality falls with the kept share, cost grows with it."""
+    spec = cell["spec"]
+    rng = np.random.default_rng(hash_of(cell["path"]))
+    length, budget, method = spec["length"], spec["budget"], spec["method"]["name"]
+    share = 1.0 if budget is None else _tokens(budget, length) / length
+    skill = SKILL.get(method, 0.2) * (share**0.2)
+    perplexity = spec["task"]["kind"] == "perplexity"
+    samples = []
+    for c in range(spec["samples"]["contexts"]):
+        for q in range(1 if perplexity else spec["samples"]["questions"]):
+            score = float(rng.random() < skill)
+            samples.append(
+                {
+                    "id": f"c{c}q{q}",
+                    "context_id": f"c{c}",
+                    "prompt_tokens": length,
+                    "score": None if perplexity else score,
+                    "nll": float(
+                        3 + rng.random() - skill if perplexity else rng.random() + 1 - skill
+                    ),
+                    "output": "1234567",
+                    "reference": ["1234567"],
+                }
+            )
+    token_bytes = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
+    planned = round(share * length) * token_bytes
+    out = {
+        "schema": 1,
+        "spec": spec,
+        "code": cell["code"],
+        "samples": samples,
+        "memory": {
+            "cache_bytes_planned": planned,
+            "cache_bytes_allocated": round(planned * 1.01),
+            "cache_bytes_full": length * token_bytes,
+            "peak_rss_bytes": 9 * 10**8 + 4 * planned,
+            "peak_cuda_bytes": None,
+        },
+        "timing": {
+            "prefill_s": length / 600 * (1.2 if budget else 1),
+            "decode_ms_per_token": None if perplexity else 20 + share * length / 50,
+            "load_s": 1.0,
+        },
+        "provenance": {
+            "versions": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
+            "model_sha256": "a" * 64,
+            "device": "cpu",
+            "threads": 2,
+            "dtype": spec["dtype"],
+            "git_commit": "0123456789abcdef",
+            "started": "2026-01-01T00:00:00+00:00",
+            "finished": "2026-01-01T00:01:00+00:00",
+        },
+    }
+    if spec["method"]["policy"] == "head-aware":
+        slots = rng.gamma(1.5, size=(LAYERS, KV_HEADS))
+        slots = slots / slots.mean() * share * length
+        out["allocation"] = {"layers": list(range(LAYERS)), "slots": slots.tolist()}
+    return out
+
+
+def _tokens(budget: str | int, length: int) -> float:
+    return float(budget.rstrip("%")) / 100 * length if isinstance(budget, str) else budget
+
+
+def hash_of(text: str) -> int:
+    """A hash that is the same in every process."""
+    return zlib.crc32(text.encode())
+
+
+def profile(model: str) -> dict:
+    """A plausible profile: random scores, loss curves that fall to zero."""
+    rng = np.random.default_rng(hash_of(model))
+    names = ("retrieval", "induction", "local", "sink", "previous")
+    shares = [0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0]
+    classes = rng.choice(["retrieval", "induction", "local"], size=(LAYERS, KV_HEADS))
+
+    def curves() -> list:
+        steep = rng.uniform(2, 20, size=(LAYERS, KV_HEADS, 1))
+        falling = np.exp(-steep * np.array(shares)) * (1 - np.array(shares))
+        return falling.tolist()
+
+    return {
+        "schema": 1,
+        "model": model,
+        "model_sha256": "a" * 64,
+        "spec": {},
+        "code": "profile",
+        "query_heads": QUERY_HEADS,
+        "kv_heads": KV_HEADS,
+        "layers": list(range(LAYERS)),
+        "heads": {n: rng.beta(0.5, 2, size=(LAYERS, QUERY_HEADS)).tolist() for n in names},
+        "classes": classes.tolist(),
+        "shares": shares,
+        "loss": {
+            measure: {rule: curves() for rule in ("attention", "diversity", "recency")}
+            for measure in ("mass", "output")
+        },
+        "calibration": {"n": 4},
+        "provenance": {},
+    }
+
+
+def _write(path: Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
