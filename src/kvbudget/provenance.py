@@ -122,13 +122,31 @@ def _imports(module: str, root: Path) -> Iterator[str]:
                 parts = module.split(".")
                 above = node.level - 1 if is_package else node.level
                 base = ".".join([*parts[: len(parts) - above], *filter(None, [node.module])])
-            # `from a import b`: b may be a module or a name inside a.
+            # `from a import b`: b may be a module, a name inside a, or one that a imports lazily.
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            names += _lazy_imports(base, {alias.name for alias in node.names}, root)
         else:
             continue
         for name in names:
             if _module_file(name, root) is not None:
                 yield name
+
+
+def _lazy_imports(package: str, names: set[str], root: Path) -> list[str]:
+    """Modules that a package's `__getattr__` imports, if any of `names` must come from there."""
+    file = _module_file(package, root)
+    if file is None or file.name != "__init__.py":
+        return []
+    tree = _parse(file, file.stat().st_mtime_ns)
+    if not any(isinstance(n, ast.FunctionDef) and n.name == "__getattr__" for n in tree.body):
+        return []
+    bound = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    bound |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    bound |= {n.asname or n.name for n in ast.walk(tree) if isinstance(n, ast.alias)}
+    if all(name in bound or _module_file(f"{package}.{name}", root) for name in names):
+        return []
+    strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+    return sorted(s for s in strings if isinstance(s, str) and s.startswith(f"{PACKAGE}."))
 
 
 @functools.cache

@@ -368,8 +368,8 @@ def _explain(error: jsonschema.ValidationError) -> str:
             f"config: unknown key {unknown!r} at {place}"
             f"{_suggest(unknown, known)}; it knows {', '.join(known)}"
         )
-    if error.validator == "propertyNames":
-        return f"config: {place}: bad name {error.instance!r}: {error.schema['description']}"
+    if "propertyNames" in error.absolute_schema_path:
+        return f"config: {place}: bad name {error.instance!r}; use {error.schema['description']}"
     return f"config: {place}: {error.message}"
 
 

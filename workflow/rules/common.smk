@@ -124,7 +124,7 @@ def closing_line():
 def failure_report(log):
     """Command that lists what failed, and how to run it again, in results/{study}/failures.md."""
     files = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
-    again = " ".join(["snakemake", *(f"--configfile {file}" for file in files), "--cores 1"])
+    again = " ".join(["snakemake", *(["--configfile", *files] if files else []), "--cores 1"])
     return (
         f"python -m kvbudget.failures --snakemake-log {shlex.quote(str(log[0]))} "
         f"--rerun {shlex.quote(again)} --out {RESULTS}/failures.md"

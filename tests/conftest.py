@@ -1,0 +1,12 @@
+"""What all tests share. Environment first: torch reads it once, when it is imported."""
+
+import os
+
+# Two cores are often all there is, and tiny models only lose by more threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("KVBUDGET_THREADS", "1")
+# Tests that download do so through pip; nothing may reach for a model hub by accident.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "agg")

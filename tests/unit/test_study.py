@@ -1,0 +1,251 @@
+"""A configuration becomes the right cells, or one clear error before anything runs."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kvbudget import study as studies
+from kvbudget.errors import UserError
+
+REPO = Path(__file__).parents[2]
+SCHEMA = yaml.safe_load((REPO / "workflow/schemas/config.schema.yaml").read_text())
+
+
+def merge(below: dict, above: dict) -> dict:
+    """As Snakemake lays a --configfile over the default one."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = merge(old, value) if both else value
+    return merged
+
+
+def load(overlay: str | None = None) -> dict:
+    config = yaml.safe_load((REPO / "config.yaml").read_text())
+    if overlay:
+        config = merge(
+            config, yaml.safe_load((REPO / f"workflow/studies/{overlay}.yaml").read_text())
+        )
+    return config
+
+
+def expand(config: dict) -> studies.Study:
+    return studies.expand(studies.validate(config, SCHEMA))
+
+
+@pytest.fixture
+def config() -> dict:
+    return {
+        "study": "s",
+        "models": {"m": {"source": "random", "context": 2000}},
+        "haystacks": {"h": {"source": "file", "path": "x.txt"}},
+        "haystack": "h",
+        "tasks": {
+            "needle": {"kind": "niah", "needles": 2, "title": "T"},
+            "ppl": {"kind": "perplexity", "samples": {"contexts": 1}},
+        },
+        "methods": {
+            "full": {"policy": "full"},
+            "h2o": {"policy": "h2o", "title": "H2O"},
+            "ours": {"policy": "head-aware", "group_mix": 0.5},
+        },
+        "profile": {"length": 500},
+        "experiments": [
+            {
+                "name": "one",
+                "models": ["m"],
+                "tasks": ["needle"],
+                "lengths": [500, 1000],
+                "methods": ["full", "h2o", "ours"],
+                "budgets": ["20%", 128],
+            }
+        ],
+    }
+
+
+def test_full_has_one_cell_a_length_and_the_others_one_a_budget(config):
+    paths = [cell.path for cell in expand(config).cells]
+    assert paths == [
+        f"results/s/cells/m/needle/L{length}/{name}.json"
+        for length in (500, 1000)
+        for name in ("full/Bfull", "h2o/B20p", "h2o/B128", "ours/B20p", "ours/B128")
+    ]
+
+
+def test_a_spec_holds_what_the_cell_depends_on_and_no_titles(config):
+    cells = {cell.path: cell for cell in expand(config).cells}
+    h2o = cells["results/s/cells/m/needle/L500/h2o/B128.json"]
+    assert h2o.spec == {
+        "model": "m",
+        "dtype": "bfloat16",
+        "seed": 1,
+        "haystack": "h",
+        "task": {"name": "needle", "kind": "niah", "needles": 2},
+        "length": 500,
+        "method": {"name": "h2o", "policy": "h2o"},
+        "budget": 128,
+        "samples": {"contexts": 6, "questions": 2},
+    }
+    ours = cells["results/s/cells/m/needle/L500/ours/B20p.json"]
+    assert ours.spec["profile"] == {"length": 500}
+    assert ours.needs_profile
+    assert not h2o.needs_profile
+
+
+def test_a_task_may_override_samples(config):
+    config["experiments"][0]["tasks"] = ["ppl"]
+    spec = expand(config).cells[0].spec
+    assert spec["samples"] == {"contexts": 1, "questions": 2}
+    assert spec["task"] == {"name": "ppl", "kind": "perplexity"}
+
+
+def test_cells_that_experiments_share_appear_once(config):
+    again = copy.deepcopy(config["experiments"][0]) | {"name": "two", "lengths": [1000]}
+    again["budgets"] = ["20.0%", "128"]
+    config["experiments"].append(again)
+    study = expand(config)
+    assert len(study.cells) == 10
+    by_length = {cell.length: cell.experiments for cell in study.cells}
+    assert by_length == {500: ("one",), 1000: ("one", "two")}
+
+
+def test_lengths_by_model_restricts_one_model(config):
+    config["models"]["short"] = {"source": "random", "context": 600}
+    experiment = config["experiments"][0]
+    experiment |= {"models": ["m", "short"], "lengths_by_model": {"short": [500]}}
+    lengths = {(cell.model, cell.length) for cell in expand(config).cells}
+    assert lengths == {("m", 500), ("m", 1000), ("short", 500)}
+
+
+def test_an_unused_model_method_or_title_changes_no_spec_or_path(config):
+    before = [(cell.path, cell.spec) for cell in expand(config).cells]
+    config["models"]["other"] = {"source": "random"}
+    config["methods"]["recent"] = {"policy": "streaming-llm"}
+    config["methods"]["h2o"]["title"] = "Another"
+    config["tasks"]["needle"].pop("title")
+    assert [(cell.path, cell.spec) for cell in expand(config).cells] == before
+
+
+def change(config: dict, path: str, value: object) -> None:
+    *above, last = [int(step) if step.isdigit() else step for step in path.split("/")]
+    for step in above:
+        config = config[step]
+    config[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("sed", 1, r"unknown key 'sed' at the top level, did you mean 'seed'\?"),
+        ("experiments/0/budgts", [1], r"'budgts' at experiments: number 1, did you mean 'budgets'"),
+        ("methods/ours/groupmix", 1, r"'groupmix' at methods: ours, did you mean 'group_mix'"),
+        ("methods/ours/group_mix", 2, r"methods: ours: group_mix: 2 is greater than the maximum"),
+        ("dtype", "int8", r"config: dtype: 'int8' is not one of"),
+        ("study", "a/b", r"config: study: 'a/b' does not match"),
+        ("models/A B", {"source": "random"}, r"config: models: bad name 'A B'; use lower-case"),
+        ("models/m/architecure", "llama", r"models: m: unknown key 'architecure'"),
+        ("haystack", "hh", r"haystack: there is no 'hh', did you mean 'h'"),
+        (
+            "methods/h2o/policy",
+            "h20",
+            r"methods: h2o: policy: there is no 'h20', did you mean 'h2o'",
+        ),
+        (
+            "tasks/needle/kind",
+            "nia",
+            r"tasks: needle: kind: there is no 'nia', did you mean 'niah'",
+        ),
+        ("experiments/0/methods", ["hto"], r"experiments: one: methods: there is no 'hto'"),
+        ("experiments/0/models", ["n"], r"experiments: one: models: there is no 'n'"),
+        (
+            "experiments/0/tasks",
+            ["needles"],
+            r"tasks: there is no 'needles', did you mean 'needle'",
+        ),
+        ("experiments/0/lengths", [150], r"length 150 is too short; use at least 200"),
+        ("experiments/0/lengths", [4000], r"over the context of model 'm' \(2000 tokens\)"),
+        ("experiments/0/lengths_by_model", {"n": [500]}, r"lengths_by_model: there is no 'n'"),
+        ("experiments/0/budgets", [500], r"budget 500: at length 500 nothing would be evicted"),
+        ("experiments/0/budgets", [7], r"budget 7: at length 500 that is 7 tokens, under the 8"),
+        ("experiments/0/budgets", ["1%"], r"budget '1%': at length 500 that is 5 tokens"),
+        ("experiments/0/budgets", ["0%"], r"budget '0%': a share must be above 0%"),
+        ("experiments/0/budgets", ["120%"], r"budget '120%': a share must be above 0%"),
+        ("experiments/0/budgets", ["many"], r"budget 'many': give tokens as in 256, or a share"),
+        ("experiments/0/budgets", [], r"budgets is empty, but method 'h2o' needs one"),
+        ("experiments", [], r"config: experiments: \[\] should be non-empty"),
+    ],
+)
+def test_refuses_with_one_line_that_names_the_key(config, path, value, message):
+    change(config, path, value)
+    with pytest.raises(UserError, match=message) as error:
+        expand(config)
+    assert "\n" not in str(error.value)
+
+
+def test_refuses_two_experiments_of_one_name(config):
+    config["experiments"].append(config["experiments"][0])
+    with pytest.raises(UserError, match="two are named 'one'"):
+        expand(config)
+
+
+def test_validate_fills_defaults_and_leaves_its_argument_alone(config):
+    before = copy.deepcopy(config)
+    filled = studies.validate(config, SCHEMA)
+    assert config == before
+    assert filled["samples"] == {"contexts": 6, "questions": 2}
+    assert filled["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("overlay", [None, "tiny", "cpu", "full"])
+def test_shipped_studies_are_valid(overlay):
+    study = expand(load(overlay))
+    assert study.cells
+    assert study.name == (overlay or "default")
+    # Each method that evicts can be compared with the full cache on the same samples.
+    full = {(c.model, c.task, c.length) for c in study.cells if c.spec["budget"] is None}
+    assert {(c.model, c.task, c.length) for c in study.cells} == full
+
+
+def test_the_full_study_has_the_lengths_budgets_and_samples_of_the_question():
+    study = expand(load("full"))
+    assert {cell.length for cell in study.cells} == {2000, 5000, 10000, 20000}
+    assert {2048, 4096, 8192} <= {cell.budget for cell in study.cells}
+    assert {
+        c.spec["samples"]["contexts"] * c.spec["samples"]["questions"] for c in study.cells
+    } == {100}
+    for name in study.models:
+        assert len(study.config["models"][name]["revision"]) == 40
+
+
+def test_stale_names_records_of_other_code_or_spec(config, tmp_path):
+    study = expand(config)
+    current, other_code, other_spec, broken = study.cells[:4]
+
+    def write(cell, **changes):
+        file = tmp_path / cell.path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"spec": cell.spec, "code": cell.code} | changes))
+
+    write(current)
+    write(other_code, code="0")
+    write(other_spec, spec=other_spec.spec | {"seed": 2})
+    write(broken)
+    (tmp_path / broken.path).write_text('{"spec": ')
+    assert study.stale(tmp_path) == [other_code.path, other_spec.path, broken.path]
+
+
+def test_command_writes_the_plan(config, tmp_path):
+    filled = studies.validate(config, SCHEMA)
+    out = tmp_path / "results" / "study.json"
+    command = [sys.executable, "-m", "kvbudget.study", "--config", json.dumps(filled)]
+    subprocess.run([*command, "--out", str(out)], check=True)
+    plan = json.loads(out.read_text())
+    assert plan == json.loads(json.dumps(studies.expand(filled).plan()))
+    assert plan["study"] == "s"
+    assert all(len(cell["code"]) == 64 for cell in plan["cells"])
