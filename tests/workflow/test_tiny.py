@@ -16,7 +16,7 @@ pytestmark = pytest.mark.workflow
 REPO = Path(__file__).parents[2]
 TINY = "workflow/studies/tiny.yaml"
 CELLS = "results/tiny/cells/tiny-llama"
-H2O = {f"{CELLS}/niah_single/L400/h2o/B20p.json"}
+H2O = {f"{CELLS}/niah_single/L800/h2o/B20p.json"}
 #: What has to run again whenever a cell changes.
 DEPENDENTS = {"aggregate", "tables", "figures", "numbers", "check_paper", "pdf", "all"}
 
@@ -161,7 +161,7 @@ def test_a_misspelt_key_stops_at_once_and_is_named(repo):
 
 
 def test_a_cell_outside_the_study_is_refused(repo):
-    result = snakemake(repo, f"{CELLS}/niah_single/L400/h2o/B30p.json")
+    result = snakemake(repo, f"{CELLS}/niah_single/L800/h2o/B30p.json")
     assert result.returncode != 0
     assert "B30p.json is not a cell of study 'tiny'" in result.stdout
 
