@@ -52,6 +52,11 @@ def _blank(match: re.Match) -> str:
     return re.sub(r"[^\n]", " ", match[0])
 
 
+def _blank_formula(match: re.Match) -> str:
+    formula = match[1] or match[2] or ""
+    return _blank(match) if re.search("[A-Za-z]", formula) else match[0]
+
+
 def _prose(paper: Path) -> Iterator[str]:
     known = set(re.findall(r"\\setres\{([^}]*)\}", _read(paper / "numbers.tex")))
     cited = set(re.findall(r"^@\w+\{([^,\s]+),", _read(paper / "references.bib"), re.MULTILINE))

@@ -9,7 +9,7 @@ from kvbudget.analysis.records import FULL, Study
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
 
-LENGTHS_A_FLOAT = 4
+LENGTHS_A_FLOAT = 3
 ROWS_A_FLOAT = 40
 
 
@@ -22,13 +22,13 @@ class Row:
 
 
 def with_interval(value: float, low: float, high: float, signed: bool = False) -> Latex:
-    """A value with the ends of its interval as sub- and superscript; a dash for NaN."""
+    """A value and its interval in brackets; a dash for NaN."""
     number = latex.signed(value) if signed else latex.decimal(value)
     if pd.isna(value):
         return number
     if pd.isna(low):
-        return Latex(rf"{number}\ends{{{latex.DASH}}}{{{latex.DASH}}}")
-    return Latex(rf"{number}\ends{{{latex.decimal(low)}}}{{{latex.decimal(high)}}}")
+        return Latex(rf"{number}\bounds{{{latex.DASH}}}{{{latex.DASH}}}")
+    return Latex(rf"{number}\bounds{{{latex.decimal(low)}}}{{{latex.decimal(high)}}}")
 
 
 def budget_order(token: str) -> tuple[int, int]:

@@ -24,6 +24,7 @@ def derived(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:
     yield from _study(src)
     yield from _machine(src, environment)
     yield from _verdicts(src)
+    yield "summary/short", _short(src)
     yield "summary/full", _against_full(src)
     yield "summary/baselines", _against_baselines(src)
     yield "summary/losses", _losses(src)
@@ -177,6 +178,33 @@ def _against_full(src: Source) -> Latex:
 
 def _against_baselines(src: Source) -> Latex:
     return _against_each(src, "baseline")
+
+
+def _short(src: Source) -> Latex:
+    """The result in few words: against all baselines together, and against the full cache."""
+    texts = []
+    for kind, name in (
+        ("baseline", f"with {_baseline_titles(src)}"),
+        ("full", "with the full cache"),
+    ):
+        frame = _ours(src, kind)
+        counts = []
+        for metric, title in METRIC_TITLE.items():
+            t = _tally(frame[frame["metric"] == metric])
+            if t["all"]:
+                counts.append(
+                    f"in {title} better in {t['better']}, worse in {t['worse']} and unclear in "
+                    f"{t['unclear']} of {t['all']}"
+                )
+        if counts:
+            texts.append(f"in headline comparisons {name} Head-Aware is {'; '.join(counts)}.")
+    if not texts:
+        return NO_OURS
+    return Latex(" ".join(text[0].upper() + text[1:] for text in texts))
+
+
+def _baseline_titles(src: Source) -> Latex:
+    return latex.listing(src.study.title("methods", m) for m in src.study.baselines)
 
 
 def _losses(src: Source) -> Latex:

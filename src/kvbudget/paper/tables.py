@@ -28,7 +28,7 @@ def experiment_table(src: Source, experiment: dict) -> str:
         lengths = sorted({key[2] for key in mine})
         for columns in layout.chunks(lengths, layout.LENGTHS_A_FLOAT):
             floats += _quality(src, experiment, model, columns, mine)
-        for columns in layout.chunks(lengths, layout.LENGTHS_A_FLOAT - 1):
+        for columns in layout.chunks(lengths, layout.LENGTHS_A_FLOAT):
             floats += _cost(src, experiment, model, columns, mine)
     for number, entry in enumerate(floats, 1):
         entry["label"] = f"tab:{experiment['name']}-{number}"
@@ -64,8 +64,8 @@ def _quality(src: Source, experiment: dict, model: str, lengths: list, keys: lis
     caption = (
         rf"{_experiment_title(experiment)}. {latex.escape(study.title('models', model))}: "
         r"quality at equal bytes. "
-        rf"{_sample_note(src, keys)} Sub- and superscripts are the ends of the "
-        r"95\% bootstrap interval over contexts. "
+        rf"{_sample_note(src, keys)} In brackets: 95\% bootstrap interval "
+        r"over contexts. "
         r"Higher scores and lower NLL are better." + _notes_on_rows(src, keys)
     )
     return _floats(rows, lengths, [title for _, title in metrics], caption)
@@ -159,8 +159,8 @@ def statistics_table(src: Source) -> str:
     variants = frame[frame["kind"] == "ablation"]
     title = latex.escape(src.study.title("methods", ours)) if ours else ""
     common = (
-        r" Differences are paired by context, with 95\% bootstrap intervals as sub- and "
-        r"superscripts and \(p\) of a paired permutation test after Holm's correction over all "
+        r" Differences are paired by context, with 95\% bootstrap intervals in "
+        r"brackets and \(p\) of a paired permutation test after Holm's correction over all "
         r"comparisons of the same kind and metric in the study. "
         rf"\(n\) = {_span(sorted(set(frame['n_contexts'])))} contexts. "
         r"\(\dagger\): the full cache scores below one half, so the row is no headline."
