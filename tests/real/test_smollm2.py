@@ -1,0 +1,86 @@
+"""The real SmolLM2-135M out of the package that ships it: stock transformers, no cache budget."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from kvbudget.models import integrity
+from kvbudget.models.download import download
+from kvbudget.models.load import load
+from kvbudget.models.registry import parse
+from kvbudget.tasks import niah
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCK = ROOT / "workflow" / "models.lock.yaml"
+KEY = "smollm2-135m"
+
+LENGTH = 500
+# English enough for a haystack; the study's own text need not be there for this test.
+PASSAGES = [
+    f"On day {word} of the {season} the {who} went down to the {place}, and found there {what}."
+    for word in ("one", "two", "three", "four", "five", "six", "seven")
+    for season in ("spring", "summer", "autumn", "winter")
+    for who in ("farmer", "teacher", "miller", "old sailor")
+    for place in ("river", "market", "harbor")
+    for what in ("nothing at all", "a letter from his brother")
+]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    """The model of the default study if it is there, else a download of its own."""
+    shared = ROOT / "results" / "models" / KEY
+    if shared.is_dir():
+        return shared
+    spec = yaml.safe_load((ROOT / "config.yaml").read_text())["models"][KEY]
+    target = tmp_path_factory.mktemp("models") / KEY
+    download(KEY, parse(KEY, spec), target)
+    return target
+
+
+def test_it_is_the_model_of_the_lock_file_and_works(directory):
+    verified = integrity.verify(KEY, directory, LOCK)
+    assert verified["checks"]["lock"] == "matches"
+    shape = {"layers": 30, "query_heads": 9, "kv_heads": 3, "head_dim": 64, "context": 8192}
+    assert {name: verified[name] for name in shape} == shape
+    assert verified["chat_template"] is True
+
+
+@torch.no_grad()
+def test_the_full_cache_finds_single_needles(directory):
+    # float32: exact on every CPU, and faster than bfloat16 on those without such arithmetic.
+    model, tokenizer = load(directory, "float32", "cpu")
+    contexts = niah.make(
+        tokenizer,
+        PASSAGES,
+        length=LENGTH,
+        contexts=4,
+        questions=1,
+        seed=1,
+        split="test",
+        options={"needles": 1},
+    )
+    scores, losses = [], []
+    for context in contexts:
+        (question,) = context.questions
+        prompt = torch.tensor([context.ids + question.ids])
+        assert abs(prompt.shape[1] - LENGTH) <= 0.01 * LENGTH
+        output = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=question.max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        answer = tokenizer.decode(output.sequences[0, prompt.shape[1] :])
+        scores.append(niah.score(answer, question.references))
+        first = torch.log_softmax(output.logits[0][0].float(), -1)
+        losses.append(-first[question.answer_ids[0]].item())
+    assert sum(scores) / len(scores) >= 0.75
+    assert all(math.isfinite(loss) for loss in losses)
