@@ -1,0 +1,317 @@
+"""One cell: a model, a method, a task, a length and a budget in; one JSON record out.
+
+    python -m kvbudget.cell --spec JSON --code DIGEST --model-dir DIR --verified FILE --text FILE \
+        [--profile FILE] --out FILE
+
+Question-agnostic: the context is read and compressed before any question arrives, and every
+question is asked of the same compressed context. Contexts are appended to a side file as they
+finish, so a killed cell goes on where it stopped.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kvbudget import attach, make_cache, tasks
+from kvbudget.cache.budgeted import BudgetedCache
+from kvbudget.errors import UserError, run_cli
+from kvbudget.measure import memory
+from kvbudget.measure.time import Stopwatch
+from kvbudget.models.load import load
+from kvbudget.record import provenance, write_json
+from kvbudget.tasks.base import Context, Question
+from kvbudget.text import read_passages
+
+WARM_UP = 64  # tokens read before anything is timed
+
+
+@dataclass
+class Runner:
+    """A model with a method, ready to read contexts and answer questions about them.
+
+    Args:
+        model: attached.
+        tokenizer: the model's.
+        task: module of the task, which scores answers.
+        method: `policy` and its options, as in the config.
+        budget: as in the config; None for the full cache.
+        profile: of the model's heads, for policies that use one.
+        chunk: tokens of a reference answer that are read at once; None reads it whole.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: ModuleType
+    method: dict
+    budget: int | str | None
+    profile: dict | None
+    chunk: int | None
+
+    def cache(self) -> BudgetedCache:
+        """An empty cache of the method."""
+        options = {
+            key: value for key, value in self.method.items() if key not in ("name", "policy")
+        }
+        if self.profile is not None:
+            options["profile"] = self.profile
+        return make_cache(self.model, self.method["policy"], self.budget, **options)
+
+    def run(self, context: Context) -> dict:
+        """Read a context and ask its questions: samples, memory and timing of one context."""
+        memory.mark_peak()
+        cache = self.cache()
+        watch = Stopwatch()
+        last = self._read(cache, context.ids)[-1]
+        prefill_s = watch.seconds()
+        state = cache.snapshot()
+        itemsize = self.model.dtype.itemsize
+        full = cache.planned_bytes(itemsize, tokens=len(context.ids))
+        compressed = {
+            "cache_bytes_planned": full if self.budget is None else cache.planned_bytes(itemsize),
+            "cache_bytes_allocated": cache.allocated_bytes(),
+            "cache_bytes_full": full,
+            "cache_bytes_sliding": cache.sliding_bytes(),
+        }
+        slots = [[len(kept) for kept in layer.kept_positions()] for layer in cache.budgeted]
+        samples, steps = [], []
+        for question in context.questions:
+            cache.restore(state)
+            nll = self._answer_nll(cache, question, last)
+            output = ""
+            if question.max_new_tokens:
+                cache.restore(state)
+                output, times = self._generate(cache, question, last)
+                steps += times
+            samples.append(
+                {
+                    "id": question.id,
+                    "context_id": context.id,
+                    "prompt_tokens": len(context.ids) + len(question.ids),
+                    "budget_tokens": cache.plan.tokens(),
+                    "score": self.task.score(output, question.references),
+                    "nll": nll,
+                    "output": output,
+                    "reference": question.references,
+                }
+            )
+        return {
+            "samples": samples,
+            "memory": {
+                **compressed,
+                "peak_rss_bytes": memory.peak_rss_bytes(),
+                "peak_cuda_bytes": memory.peak_cuda_bytes(),
+            },
+            "timing": {"prefill_s": prefill_s, "decode_s": steps},
+            "slots": slots,
+        }
+
+    def _read(self, cache: BudgetedCache, ids: list[int], logits: int = 1) -> Tensor:
+        """Logits of the last `logits` of some tokens, read in one forward pass."""
+        inputs = torch.tensor([ids], device=self.model.device)
+        return self.model(inputs, past_key_values=cache, logits_to_keep=logits).logits[0]
+
+    def _answer_nll(self, cache: BudgetedCache, question: Question, last: Tensor) -> float:
+        """Mean negative log-likelihood of a token of the reference answer, in nats.
+
+        `last` are the logits after the context, which predict the answer where no question is
+        asked. Question and answer are read together, or the answer in chunks.
+        """
+        answer = question.answer_ids
+        ids = question.ids + answer
+        step = self.chunk or len(ids)
+        predicted = [last[None]]
+        for start in range(0, len(ids), step):
+            piece = ids[start : start + step]
+            predicted.append(self._read(cache, piece, logits=len(piece)))
+        logits = torch.cat(predicted)[len(question.ids) : len(ids)].float()
+        target = torch.tensor(answer, device=logits.device)
+        nll = torch.nn.functional.cross_entropy(logits, target).item()
+        if not math.isfinite(nll):
+            raise UserError(
+                f"the likelihood of the answer to {question.id} is {nll}: {self.model.dtype} "
+                "overflows with this model; use dtype: float32 or bfloat16"
+            )
+        return nll
+
+    def _generate(
+        self, cache: BudgetedCache, question: Question, last: Tensor
+    ) -> tuple[str, list[float]]:
+        """Greedy answer, and the seconds of each decode step."""
+        if question.ids:
+            last = self._read(cache, question.ids)[-1]
+        stop = self.model.generation_config.eos_token_id
+        stop = {stop} if isinstance(stop, int) else set(stop or ())
+        output, seconds = [], []
+        while len(output) < question.max_new_tokens:
+            token = int(last.argmax())
+            if token in stop:
+                break
+            output.append(token)
+            watch = Stopwatch()
+            last = self._read(cache, [token])[-1]
+            seconds.append(watch.seconds())
+        return self.tokenizer.decode(output, skip_special_tokens=True), seconds
+
+
+def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> list[Context]:
+    """Contexts of a cell, which depend on task, length and seed alone.
+
+    Raises:
+        UserError: if a prompt is not within 1% of the length that the cell names.
+    """
+    contexts = tasks.get(spec["task"]["kind"]).make(
+        tokenizer,
+        read_passages(text),
+        length=spec["length"],
+        contexts=spec["samples"]["contexts"],
+        questions=spec["samples"]["questions"],
+        seed=spec["seed"],
+        split="test",
+        options=spec["task"],
+    )
+    return contexts
+
+
+def finished(side: Path, identity: dict) -> list[dict]:
+    """Contexts that an earlier, interrupted run of the same cell has finished.
+
+    The first line of the side file tells which cell it belongs to. What follows a line that was
+    cut off by a kill is dropped.
+    """
+    done: list[dict] = []
+    try:
+        lines = side.read_text(encoding="utf-8").splitlines(keepends=True)
+    except FileNotFoundError:
+        lines = []
+    for number, line in enumerate(lines):
+        try:
+            entry = json.loads(line) if line.endswith("\n") else None
+        except json.JSONDecodeError:
+            entry = None
+        if entry is None or (number == 0 and entry != identity):
+            break
+        if number:
+            done.append(entry)
+    side.parent.mkdir(parents=True, exist_ok=True)
+    side.write_text("".join(json.dumps(entry) + "\n" for entry in [identity, *done]))
+    return done
+
+
+def results(runner: Runner, contexts: list[Context], side: Path, identity: dict) -> Iterator[dict]:
+    """Results of all contexts in order; those in the side file are not computed again."""
+    done = finished(side, identity)
+    with side.open("a", encoding="utf-8") as log:
+        for index, context in enumerate(tqdm(contexts, unit="context")):
+            if index < len(done):
+                yield done[index]
+                continue
+            result = runner.run(context)
+            log.write(json.dumps(result) + "\n")
+            log.flush()
+            yield result
+
+
+def summarise(parts: list[dict]) -> dict:
+    """The record's measures: means of bytes, highest peaks, medians of times."""
+
+    def column(group: str, key: str) -> list:
+        return [part[group][key] for part in parts]
+
+    measures = {key: column("memory", key) for key in parts[0]["memory"]}
+    steps = [seconds for part in parts for seconds in part["timing"]["decode_s"]]
+    slots = torch.tensor([part["slots"] for part in parts], dtype=torch.float64).mean(dim=0)
+    return {
+        "samples": [sample for part in parts for sample in part["samples"]],
+        "memory": {
+            key: (
+                round(statistics.mean(values))
+                if key.startswith("cache")
+                else max(values, key=lambda value: value or 0)
+            )
+            for key, values in measures.items()
+        },
+        "timing": {
+            "prefill_s": statistics.median(column("timing", "prefill_s")),
+            "decode_ms_per_token": 1000 * statistics.median(steps) if steps else None,
+        },
+        "allocation": {"slots": slots.tolist()},
+    }
+
+
+@torch.inference_mode()
+def run_cell(args: argparse.Namespace) -> dict:
+    """Compute the record of the cell that the arguments describe."""
+    spec, started = args.spec, time.time()
+    verified = json.loads(args.verified.read_text())
+    profile = json.loads(args.profile.read_text()) if args.profile else None
+    if profile and profile["model_sha256"] != verified["sha256"]:
+        raise UserError(
+            f"{args.profile} is the profile of another model than {args.model_dir}; delete it"
+        )
+    watch = Stopwatch()
+    model, tokenizer = load(args.model_dir, spec["dtype"])
+    load_s = watch.seconds()
+    if spec["length"] > verified["context"]:
+        raise UserError(
+            f"length {spec['length']} exceeds the {verified['context']} tokens that model "
+            f"{spec['model']} reads; drop it from the experiment or use another model"
+        )
+    contexts = samples_of(spec, tokenizer, args.text)
+    runner = Runner(
+        attach(model),
+        tokenizer,
+        tasks.get(spec["task"]["kind"]),
+        spec["method"],
+        spec["budget"],
+        profile,
+        spec["task"].get("chunk"),
+    )
+    runner._read(runner.cache(), contexts[0].ids[:WARM_UP])
+    side = args.out.with_suffix(".contexts.jsonl")
+    identity = {"spec": spec, "code": args.code}
+    measured = summarise(list(results(runner, contexts, side, identity)))
+    measured["timing"]["load_s"] = load_s
+    measured["allocation"]["layers"] = list(runner.cache().plan.geometry.layers)
+    record = {
+        "schema": 1,
+        **identity,
+        **measured,
+        "provenance": provenance(model, verified["sha256"], started),
+    }
+    write_json(args.out, record)
+    side.unlink()
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--spec", required=True, type=json.loads, help="the cell, as JSON")
+    parser.add_argument("--code", required=True, help="digest of the code that the cell runs")
+    parser.add_argument("--model-dir", required=True, type=Path)
+    parser.add_argument("--verified", required=True, type=Path, help="of the model")
+    parser.add_argument("--text", required=True, type=Path, help="the haystack")
+    parser.add_argument("--profile", type=Path, help="of the model's heads")
+    parser.add_argument("--out", required=True, type=Path)
+    args = parser.parse_args()
+    try:
+        run_cell(args)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of device memory at length {args.spec['length']}: lower it, or set "
+            f"prefill_chunk for the method, or use a larger device ({error})"
+        ) from None
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,132 @@
+"""Prompts that heads are calibrated on: a mixture of unlike tasks, disjoint from every test sample.
+
+All text, keys, values and seeds come from the calibration split of the tasks.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from kvbudget.errors import UserError
+from kvbudget.tasks import niah, perplexity
+
+CUE = 16  # tokens of a passage of the context that are given; the model continues it
+COPIED = 32  # tokens that it should continue with
+READ = 64  # tokens that are read on
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A context and what is read after it.
+
+    Attributes:
+        task: which task of the mixture.
+        context: token ids read first, and compressed by a method under test.
+        later: token ids read afterwards.
+        answers: how many of the last later tokens are the answer.
+        needle: indices in the context of the tokens that hold the answer; empty if there are none.
+    """
+
+    task: str
+    context: list[int]
+    later: list[int]
+    answers: int
+    needle: tuple[int, ...] = ()
+
+
+def needles(
+    tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], length: int, count: int, seed: int
+) -> list[Calibration]:
+    """One of four needles in running text."""
+    contexts = niah.make(
+        tokenizer, passages, length=length, contexts=count, questions=1, seed=seed,
+        split="calibration", options={"needles": 4},
+    )  # fmt: skip
+    return [
+        Calibration(
+            "needles",
+            context.ids,
+            [*question.ids, *question.answer_ids],
+            len(question.answer_ids),
+            find(question.answer_ids, context.ids),
+        )
+        for context in contexts
+        for question in context.questions
+    ]
+
+
+def recall(
+    tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], length: int, count: int, seed: int
+) -> list[Calibration]:
+    """Continue a passage of the context, given its first tokens."""
+    made = []
+    for index, whole in enumerate(_texts(tokenizer, passages, length, count, seed)):
+        context = whole[: length - CUE - COPIED]
+        start = random.Random(f"recall/{seed}/{index}").randrange(
+            len(context) // 8, len(context) - CUE - COPIED
+        )
+        middle, end = start + CUE, start + CUE + COPIED
+        made.append(
+            Calibration("recall", context, context[start:end], COPIED, tuple(range(middle, end)))
+        )
+    return made
+
+
+def reading(
+    tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], length: int, count: int, seed: int
+) -> list[Calibration]:
+    """Read on in the same text; the first later token is predicted by the context, not by it."""
+    return [
+        Calibration("reading", whole[: length - READ], whole[length - READ :], READ - 1)
+        for whole in _texts(tokenizer, passages, length, count, seed + 1)
+    ]
+
+
+TASKS = {"needles": needles, "recall": recall, "reading": reading}
+
+
+def mixture(
+    tokenizer: PreTrainedTokenizerBase,
+    passages: Sequence[str],
+    *,
+    tasks: Sequence[str],
+    length: int,
+    contexts: int,
+    seed: int,
+) -> list[Calibration]:
+    """`contexts` prompts of about `length` tokens of each task.
+
+    Raises:
+        UserError: for an unknown task.
+    """
+    made = []
+    for task in tasks:
+        if task not in TASKS:
+            raise UserError(f"profile: no calibration task {task!r}; known are {', '.join(TASKS)}")
+        made += TASKS[task](tokenizer, passages, length, contexts, seed)
+    return made
+
+
+def find(part: list[int], whole: list[int]) -> tuple[int, ...]:
+    """Indices of the last occurrence of `part` in `whole`.
+
+    The first token of `part` may be merged differently in running text, so it may be missing.
+    """
+    for wanted in (part, part[1:]):
+        for start in range(len(whole) - len(wanted), -1, -1):
+            if wanted and whole[start : start + len(wanted)] == wanted:
+                return tuple(range(start, start + len(wanted)))
+    return ()
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], length: int, count: int, seed: int
+) -> list[list[int]]:
+    """Running text of exactly `length` tokens."""
+    contexts = perplexity.make(
+        tokenizer, passages, length=length, contexts=count, questions=1, seed=seed,
+        split="calibration", options={},
+    )  # fmt: skip
+    return [[*each.ids, *each.questions[0].answer_ids] for each in contexts]

@@ -1,0 +1,1 @@
+"""Memory and time, on CPU and CUDA."""

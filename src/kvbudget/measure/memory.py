@@ -1,0 +1,31 @@
+"""Peak memory of this process and of its CUDA device, from a mark on."""
+
+import contextlib
+from pathlib import Path
+
+import psutil
+import torch
+
+_PROC = Path("/proc/self")
+
+
+def mark_peak() -> None:
+    """Forget the peaks so far. Where the kernel cannot (not Linux), RSS peaks go on from before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        (_PROC / "clear_refs").write_text("5")  # resets the high-water mark, see proc(5)
+
+
+def peak_rss_bytes() -> int:
+    """Highest resident set size since `mark_peak`, in bytes."""
+    try:
+        lines = (_PROC / "status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return psutil.Process().memory_info().rss
+
+
+def peak_cuda_bytes() -> int | None:
+    """Highest memory that torch allocated on CUDA since `mark_peak`; None without a device."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

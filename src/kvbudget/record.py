@@ -1,0 +1,53 @@
+"""Records on disk: written whole or not at all, and traceable to code, model and machine."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+LIBRARIES = ("torch", "transformers", "numpy", "safetensors", "tokenizers")
+
+
+def write_json(path: Path, record: dict) -> None:
+    """Write a record through a temporary file, so that no partial one is ever found."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, allow_nan=False, indent=None) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def provenance(model: PreTrainedModel, model_sha256: str, started: float) -> dict:
+    """What a result was made with, and when: versions, model, device, threads, dtype, commit."""
+    device = model.device
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
+        | {"python": platform.python_version()},
+        "model_sha256": model_sha256,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "git_commit": _git_commit(),
+        "started": _iso(started),
+        "finished": _iso(datetime.datetime.now().timestamp()),
+    }
+
+
+def _iso(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _git_commit() -> str | None:
+    """The commit of the working tree, marked `-dirty` if it was edited; None outside of git."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
