@@ -326,7 +326,7 @@ def _speed(src: Source) -> Latex:
     axes = ["model", "task", "length"]
     full = wide[wide["policy"] == FULL].set_index(axes)
     mine = wide[wide["method"] == src.study.ours].set_index(axes)
-    joined = mine.join(full, rsuffix="_full", how="inner")
+    joined = mine.join(full, suffixes=("", "_full"), how="inner")
     decode = (joined["decode_ms_per_token_full"] / joined["decode_ms_per_token"]).dropna()
     prefill = (joined["prefill_s"] / joined["prefill_s_full"]).dropna()
     if decode.empty:

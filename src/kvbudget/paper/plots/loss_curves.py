@@ -50,5 +50,5 @@ def draw(src: Source) -> Figure | None:
         ax.set_xlabel("kept share" if last else "")
         ax.set_ylabel(f"lost {measure}" if number % columns == 0 else "")
         ax.set_ylim(bottom=0)
-    style.legend(figure, None, 3)
+    style.legend(figure, 3)
     return figure

@@ -57,7 +57,7 @@ def draw(study: Study, frame: pd.DataFrame, measures: list[Measure]) -> Figure |
         ax.set_xlabel("prompt (tokens)")
     for ax, measure in zip(axes[:, 0], measures, strict=True):
         ax.set_ylabel(measure.label)
-    style.legend(figure, None, 2 if width == style.COLUMN else 4)
+    style.legend(figure, 2 if width == style.COLUMN else 4)
     return figure
 
 

@@ -32,7 +32,7 @@ def draw(src: Source) -> Figure | None:
         ax.remove()
     for ax, (model, task, metric) in zip(axes.flat, places, strict=False):
         _panel(ax, src.study, _part(frame, model, task, metric), (model, task, metric))
-    style.legend(figure, None, 4 if width == style.PAGE else 2)
+    style.legend(figure, 4 if width == style.PAGE else 2)
     return figure
 
 

@@ -21,7 +21,7 @@ def draw(src: Source) -> Figure | None:
     axes = ["model", "task", "length"]
     full = frame[frame["policy"] == FULL].set_index(axes)[["decode_ms_per_token", "prefill_s"]]
     mine = frame[(frame["policy"] != FULL) & (frame["budget"] == budget)].set_index(axes)
-    joined = mine.join(full, rsuffix="_full", how="inner").reset_index()
+    joined = mine.join(full, suffixes=("", "_full"), how="inner").reset_index()
     joined["decode"] = joined["decode_ms_per_token_full"] / joined["decode_ms_per_token"]
     joined["prefill"] = joined["prefill_s"] / joined["prefill_s_full"]
     means = joined.groupby(["model", "method", "length"], sort=False)[["decode", "prefill"]].mean()

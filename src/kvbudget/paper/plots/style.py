@@ -1,7 +1,7 @@
 """How all figures look: sizes for a two-column page, and one colour and marker a method."""
 
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from kvbudget.analysis.records import Study
@@ -57,10 +57,10 @@ def look(study: Study, method: str) -> tuple[str, str]:
     return OTHERS[others.index(method) % len(OTHERS)] if method in others else ("#777777", "*")
 
 
-def legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """One legend above all panels, outside of the data."""
-    handles, labels = {}, []
-    for ax in figure.axes if axes is None else [axes]:
+def legend(figure: Figure, columns: int) -> None:
+    """One legend for all panels, above them and outside of the data."""
+    handles: dict[str, Artist] = {}
+    for ax in figure.axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     labels = list(handles)
@@ -77,6 +77,7 @@ def legend(figure: Figure, axes: Axes, columns: int) -> None:
 
 def nothing(reason: str) -> Figure:
     """A figure that says why it is empty."""
-    figure = plt.figure(figsize=(COLUMN, 0.8))
-    figure.text(0.5, 0.5, f"no data in this study: {reason}", ha="center", va="center", fontsize=8)
+    figure, ax = plt.subplots(figsize=(COLUMN, 0.8))
+    ax.axis("off")
+    ax.text(0.5, 0.5, f"no data in this study:\n{reason}", ha="center", va="center", fontsize=8)
     return figure

@@ -1,0 +1,330 @@
+"""From CSV files to tables, figures, numbers and the PDF."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from kvbudget.analysis import schema
+from kvbudget.analysis.aggregate import aggregate
+from kvbudget.errors import UserError
+from kvbudget.paper import check, figures, latex, layout, numbers, source, tables
+
+PAPER = Path(__file__).parents[2] / "paper"
+HOSTILE = r'100% \input{x} $1_2^3$ #&~"<|>` --- {°} Ünï €'
+
+
+def build(root, settings=None, draft=False):
+    """A study made, aggregated and rendered under `root`; returns (source, paper folder)."""
+    study = synthetic.make(root, settings)
+    return render(root, study, draft)
+
+
+def render(root, study, draft=False):
+    csv = study.parent / "csv"
+    aggregate(study, csv, root / "results/models", study.parent / "profiles", draft)
+    src = source.load(study, csv)
+    paper = root / "paper"
+    tables.write(src, paper / "tables")
+    numbers.write(src, synthetic.ENVIRONMENT, paper / "numbers.tex")
+    return src, paper
+
+
+def with_prose(paper):
+    shutil.copytree(PAPER / "sections", paper / "sections")
+    for name in ("main.tex", "references.bib"):
+        shutil.copy(PAPER / name, paper / name)
+
+
+def typeset(paper):
+    """Compile; returns (process, the text of the log)."""
+    done = subprocess.run(
+        ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
+        cwd=paper,
+        env={"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1", "PATH": "/usr/bin:/bin"}
+        | {"HOME": str(paper)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done, (paper / "main.log").read_text(encoding="latin-1")
+
+
+def values(paper):
+    text = (paper / "numbers.tex").read_text()
+    return dict(re.findall(r"^\\setres\{([^}]*)\}\{(.*)\}$", text, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("paper"))
+
+
+# --- text and numbers as LaTeX
+
+
+def test_escape_leaves_no_command():
+    text = latex.escape(HOSTILE)
+    assert r"\textbackslash{}input\{x\}" in text
+    assert r"100\%" in text and r"\$1\_2\textasciicircum{}3\$" in text
+    assert "---" not in text and latex.escape("a\n\n\tb") == "a b"
+    assert latex.escape(latex.Latex(r"\emph{x}")) == r"\emph{x}"
+
+
+def test_templates_escape_what_is_not_latex(tmp_path):
+    settings = synthetic.config()
+    settings["experiments"][0]["title"] = r"\evil % {"
+    _, paper = build(tmp_path, settings)
+    assert r"\textbackslash{}evil \% \{" in (paper / "tables/lengths.tex").read_text()
+
+
+def test_keys_hold_nothing_special_to_tex():
+    assert latex.key("m_1", r"a%b#c{d}\e", 500) == "m_1/a-b-c-d--e/500"
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(0.5, "0.50"), (-0.004, "0.00"), (-1.5, r"\ensuremath{-}1.50"), (float("nan"), "--")],
+)
+def test_decimal(value, text):
+    assert latex.decimal(value) == text
+
+
+def test_signed():
+    assert latex.signed(0.25) == r"\ensuremath{+}0.25"
+    assert latex.signed(0.001) == "0.00"
+    assert latex.signed(-0.25) == r"\ensuremath{-}0.25"
+
+
+def test_bytes_are_printed_as_mebibytes():
+    assert latex.metric("cache_bytes_planned", 3 * 2**19) == "1.50"
+    assert latex.metric("peak_rss_bytes", 1000 * 2**20) == "1,000.0"
+
+
+def test_budgets_in_order():
+    shuffled = ["512", "5p", "full", "20p", "256", "12.5p"]
+    assert sorted(shuffled, key=layout.budget_order) == [
+        "full", "5p", "12.5p", "20p", "256", "512"
+    ]  # fmt: skip
+
+
+def test_chunks_are_even_and_lose_nothing():
+    pieces = list(layout.chunks(list(range(41)), 40))
+    assert [len(piece) for piece in pieces] == [21, 20]
+    assert list(layout.chunks([], 40)) == []
+
+
+# --- tables and numbers
+
+
+def test_one_table_an_experiment_and_three_more(built):
+    names = {path.name for path in (built[1] / "tables").iterdir()}
+    experiments = {f"{e['name']}.tex" for e in synthetic.config()["experiments"]}
+    assert names == experiments | {"statistics.tex", "provenance.tex", "all.tex"}
+
+
+def test_table_holds_the_value_and_its_interval(built):
+    src, paper = built
+    row = src.cells.query("task == 'niah_single' and length == 500 and method == 'h2o'")
+    score = row[row["metric"] == "score"].iloc[0]
+    cell = f"{score['value']:.2f}\\bounds{{{score['ci_low']:.2f}}}{{{score['ci_high']:.2f}}}"
+    line = next(
+        x for x in (paper / "tables/lengths.tex").read_text().splitlines() if "H2O & 20" in x
+    )
+    assert line.split("&")[2].strip() == cell
+
+
+def test_numbers_agree_with_the_csv(built):
+    src, paper = built
+    found = values(paper)
+    row = src.cells.query("metric == 'nll' and method == 'head-aware' and budget == '20p'").iloc[0]
+    key = f"{row['model']}/{row['task']}/{row['length']}/head-aware/20p/nll"
+    assert found[key] == f"{row['value']:.2f}"
+    assert found["study/name"] == "synthetic"
+
+
+def test_sentences_count_verdicts(built):
+    src, paper = built
+    found = values(paper)
+    frame = src.comparisons.query("kind == 'baseline' and metric == 'nll' and headline")
+    for verdict in ("better", "worse", "unclear"):
+        count = (frame["verdict"] == verdict).sum()
+        assert found[f"summary/baseline/nll/{verdict}"] == str(count)
+    assert f"of {len(frame)}" in found["summary/short"]
+
+
+def test_losses_are_named(tmp_path):
+    """Where the head-aware method is made to lose, the sentence says where."""
+    study = synthetic.make(tmp_path)
+    for file in study.parent.glob("cells/*/niah_single/L500/head-aware/*.json"):
+        record = json.loads(file.read_text())
+        for sample in record["samples"]:
+            sample["nll"] += 10
+        file.write_text(json.dumps(record))
+    _, paper = render(tmp_path, study)
+    losses = values(paper)["summary/losses"]
+    assert "500 tokens" in losses and "H2O (NLL)" in losses
+    assert "StreamingLLM (NLL)" in losses
+
+
+def test_two_numbers_of_one_key_are_refused(tmp_path):
+    settings = synthetic.config()
+    settings["tasks"]["a%b"] = settings["tasks"]["a#b"] = {"kind": "niah"}
+    settings["experiments"][0]["tasks"] = ["a%b", "a#b"]
+    with pytest.raises(UserError, match="two numbers have the key"):
+        build(tmp_path, settings)
+
+
+@pytest.mark.parametrize("methods", [["full"], ["h2o"], ["full", "h2o"], ["head-aware"]])
+def test_any_study_can_be_rendered(tmp_path, methods):
+    settings = synthetic.config(samples={"contexts": 1, "questions": 1})
+    settings["experiments"] = [
+        {**settings["experiments"][0], "methods": methods, "lengths": [500]},
+    ]
+    src, paper = build(tmp_path, settings)
+    with_prose(paper)
+    figures.write(src, paper / "figures")
+    check.check(paper, src.directory)
+
+
+def test_rendering_is_reproducible(tmp_path):
+    def rendered(root):
+        src, paper = build(root)
+        figures.write(src, paper / "figures")
+        files = [path for path in paper.rglob("*") if path.is_file()]
+        return {path.relative_to(paper): path.read_bytes() for path in files}
+
+    first, second = rendered(tmp_path / "a"), rendered(tmp_path / "b")
+    assert {f"figures/{name}.pdf" for name in figures.FIGURES} <= set(map(str, first))
+    assert [str(k) for k in first if first[k] != second[k]] == []
+
+
+# --- the check
+
+
+@pytest.fixture
+def checked(tmp_path):
+    src, paper = build(tmp_path)
+    with_prose(paper)
+    return src.directory, paper
+
+
+def test_the_paper_itself_passes(checked):
+    csv, paper = checked
+    assert "without bare numbers" in check.check(paper, csv)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "It scores 0.93.",
+        r"It scores \(0.93\) here.",
+        r"It gains $12$ points.",
+        r"A share of 20\% is kept.",
+        "Over 1,000 tokens.",
+    ],
+)
+def test_a_bare_number_is_refused(checked, line):
+    csv, paper = checked
+    with (paper / "sections/conclusion.tex").open("a") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(UserError, match=r"conclusion\.tex:\d+: bare number"):
+        check.check(paper, csv)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        r"\begin{equation} x = 0.93 \end{equation}",
+        r"H2O and Qwen2.5 keep \(B/2\) tokens \citep{zhang2023h2o}, see \cref{tab:lengths-1}.",
+        "Llama 3 % allow-number: a name",
+        "Text % 0.93 in a comment",
+        r"It scores \res{study/contexts}.",
+    ],
+)
+def test_what_is_no_bare_number(line):
+    assert list(check.bare_numbers(line)) == []
+
+
+def test_allowing_a_number_needs_a_reason():
+    assert list(check.bare_numbers("0.93 % allow-number:")) == [(1, "0.93")]
+
+
+@pytest.mark.parametrize("command", [r"\res{no/such/key}", r"\citep{nobody2020}"])
+def test_unknown_keys_are_refused(checked, command):
+    csv, paper = checked
+    with (paper / "sections/conclusion.tex").open("a") as file:
+        file.write(command)
+    with pytest.raises(UserError, match=r"no/such/key|nobody2020"):
+        check.check(paper, csv)
+
+
+def test_a_number_of_another_csv_is_refused(checked):
+    csv, paper = checked
+    with (csv / "cells.csv").open("a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match="made from another"):
+        check.check(paper, csv)
+
+
+def test_mixed_code_digests_are_refused(checked):
+    csv, paper = checked
+    frame = schema.read(csv, "code_digests")
+    frame.loc[0, "code"] = "other"
+    schema.write(frame, "code_digests", csv)
+    with pytest.raises(UserError, match="measured by different code"):
+        check.check(paper, csv)
+
+
+# --- the PDF
+
+
+def test_pdf_of_hostile_names_is_reproducible_and_fits(tmp_path):
+    settings = synthetic.config()
+    settings["models"]["tiny_a"]["title"] = HOSTILE
+    settings["methods"] = {
+        **settings["methods"],
+        "h2o": {"policy": "h2o", "title": r"H_2O & \par 50%"},
+    }
+    pdfs = []
+    for name in ("a", "b"):
+        src, paper = build(tmp_path / name, settings)
+        figures.write(src, paper / "figures")
+        with_prose(paper)
+        done, log = typeset(paper)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "undefined" not in log
+        wide = [float(pt) for pt in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log)]
+        assert max(wide, default=0) < 5
+        pdfs.append((paper / "main.pdf").read_bytes())
+    assert pdfs[0] == pdfs[1]
+    assert "DRAFT" not in log
+
+
+def test_an_unknown_number_stops_latex(checked):
+    csv, paper = checked
+    figures.write(source.load(csv.parent / "study.json", csv), paper / "figures")
+    with (paper / "sections/conclusion.tex").open("a") as file:
+        file.write(r"\res{no/such/key}")
+    done, log = typeset(paper)
+    assert done.returncode != 0
+    assert "There is no number 'no/such/key'" in log.replace("\n", "")
+
+
+def test_a_draft_says_so_on_page_one(tmp_path):
+    study = synthetic.make(tmp_path)
+    next(study.parent.glob("cells/*/niah_single/L500/h2o/*.json")).unlink()
+    src, paper = render(tmp_path, study, draft=True)
+    figures.write(src, paper / "figures")
+    with_prose(paper)
+    done, log = typeset(paper)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "DRAFT: cells of this study are missing" in log.split("[1")[0]
+    line = next(
+        x for x in (paper / "tables/lengths.tex").read_text().splitlines() if "H2O & 20" in x
+    )
+    assert line.split("&")[2].strip() == "--"
