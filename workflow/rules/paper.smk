@@ -123,5 +123,4 @@ rule pdf:
         # The date of the commit, so that the same commit and results give the same bytes.
         "export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2> /dev/null || echo 1767225600)"
         " FORCE_SOURCE_DATE=1; cd paper && latexmk -pdf -g -interaction=nonstopmode -halt-on-error"
-        " -file-line-error"
-        " -auxdir=.latex -emulate-aux-dir main.tex > ../{log} 2>&1"
+        " -file-line-error -auxdir=.latex -emulate-aux-dir main.tex > ../{log} 2>&1"
