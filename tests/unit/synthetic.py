@@ -96,7 +96,8 @@ def make(root: Path, settings: dict | None = None) -> Path:
 ENVIRONMENT = {
     "python": "3.11.7",
     "platform": "Linux-6.1-x86_64",
-    "cpu": {"model": "Some CPU @ 2.00GHz", "cores": 2},
+    "cpu": {"model": "Some CPU @ 2.00GHz", "usable": 2},
+    "cuda": {"devices": []},
     "memory_bytes": 8 * 2**30,
 }
 
@@ -157,7 +158,7 @@ def record(cell: dict) -> dict:
                 {
                     "id": f"c{c}q{q}",
                     "context_id": f"c{c}",
-                    "prompt_tokens": length,
+                    "prompt_tokens": length // 2 if perplexity else length,
                     "score": None if perplexity else score,
                     "nll": float(
                         3 + rng.random() - skill if perplexity else rng.random() + 1 - skill
@@ -177,6 +178,7 @@ def record(cell: dict) -> dict:
             "cache_bytes_planned": planned,
             "cache_bytes_allocated": round(planned * 1.01),
             "cache_bytes_full": length * token_bytes,
+            "cache_bytes_sliding": 0,
             "peak_rss_bytes": 9 * 10**8 + 4 * planned,
             "peak_cuda_bytes": None,
         },

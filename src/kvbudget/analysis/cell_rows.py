@@ -11,6 +11,7 @@ MEMORY = (
     "cache_bytes_planned",
     "cache_bytes_allocated",
     "cache_bytes_full",
+    "cache_bytes_sliding",
     "peak_rss_bytes",
     "peak_cuda_bytes",
 )

@@ -80,16 +80,16 @@ def _not_finite(record: dict) -> Iterable[str]:
 
 
 def _wrong_lengths(planned: Planned, samples: list[dict]) -> Iterable[str]:
-    tolerance = LENGTH_TOLERANCE * planned.length
+    tolerance = LENGTH_TOLERANCE * planned.prompt_tokens
     wrong = sorted(
         {
             s["prompt_tokens"]
             for s in samples
-            if abs(s["prompt_tokens"] - planned.length) > tolerance
+            if abs(s["prompt_tokens"] - planned.prompt_tokens) > tolerance
         }
     )
     if wrong:
-        yield f"prompts of {', '.join(map(str, wrong))} tokens, over 1% off {planned.length}"
+        yield f"prompts of {', '.join(map(str, wrong))} tokens, over 1% off {planned.prompt_tokens}"
 
 
 def unequal_bytes(cells: list[Cell]) -> list[Problem]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kvbudget.analysis.records import Cell, Study
+from kvbudget.analysis.records import OURS, Cell, Study
 from kvbudget.errors import UserError
 
 SIGNALS = ("retrieval", "induction", "local", "sink", "previous")
@@ -87,12 +87,12 @@ def loss_rows(profiles: dict[str, dict]) -> pd.DataFrame:
 
 
 def allocation_rows(cells: list[Cell], profiles: dict[str, dict]) -> pd.DataFrame:
-    """One row a KV head of a cell whose record says how many tokens each head kept."""
+    """One row a KV head of each cell of our policy; other policies keep the same in each head."""
     rows = []
     for cell in cells:
-        allocation = cell.record.get("allocation")
-        if not allocation:
+        if cell.planned.policy != OURS:
             continue
+        allocation = cell.record["allocation"]
         axes = cell.planned.axes
         profile = profiles.get(cell.planned.model)
         classes = _classes(profile) if profile else {}

@@ -56,6 +56,11 @@ class Planned:
         return self.spec["length"]
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt; perplexity reads half of its text as the prompt."""
+        return self.length // 2 if self.kind == "perplexity" else self.length
+
+    @property
     def method(self) -> str:
         return self.spec["method"]["name"]
 

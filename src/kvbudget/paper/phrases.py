@@ -94,30 +94,15 @@ def _machine(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:
 
 
 def _describe_machine(environment: dict) -> Latex:
-    """The machine in words, from what environment.json holds."""
-    flat = dict(_flatten(environment))
-
-    def find(*names: str) -> object | None:
-        return next((flat[n] for n in names if flat.get(n)), None)
-
-    parts = []
-    if cpu := find("cpu.model", "cpu.name", "cpu", "machine.cpu", "processor"):
-        parts.append(latex.escape(cpu))
-    if cores := find("cpu.cores", "cpu.count", "cpus", "cores", "cpu_count"):
-        parts.append(latex.escape(_count(int(cores), "core")))
-    if memory := find("memory_bytes", "memory.total_bytes", "memory.total", "memory_total_bytes"):
-        parts.append(Latex(f"{float(memory) / 2**30:.0f} GiB of memory"))
-    if device := find("device.name", "gpu", "cuda.name", "torch.device_name"):
-        parts.append(latex.escape(device))
-    return Latex(", ".join(parts) or "a machine whose environment.json names no parts")
-
-
-def _flatten(value: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, item in value.items():
-        if isinstance(item, dict):
-            yield from _flatten(item, f"{prefix}{name}.")
-        else:
-            yield prefix + name, item
+    """The machine in words, from environment.json."""
+    cpu = environment["cpu"]
+    parts = [
+        latex.escape(cpu["model"] or "an unnamed processor"),
+        Latex(_count(cpu["usable"], "CPU")),
+        Latex(f"{environment['memory_bytes'] / 2**30:.0f} GiB of memory"),
+    ]
+    parts += [latex.escape(device["name"]) for device in environment["cuda"]["devices"]]
+    return Latex(", ".join(parts))
 
 
 def _ours(src: Source, kind: str) -> pd.DataFrame:
