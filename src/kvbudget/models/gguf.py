@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 
 def convert(gguf: Path, out: Path) -> None:
@@ -25,7 +25,15 @@ def convert(gguf: Path, out: Path) -> None:
         config._name_or_path = ""
 
     model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    _save_tokenizer(tokenizer, out)
     # A tokenizer read from GGUF lacks its normaliser (Unicode NFC in Qwen2) until it is read
     # back as the architecture's own class; the second save writes the mended one.
-    AutoTokenizer.from_pretrained(out).save_pretrained(out)
+    _save_tokenizer(AutoTokenizer.from_pretrained(out), out)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    # How it was loaded (from a folder, with HF_HUB_OFFLINE set or not) is no part of it, and would
+    # make the same model's hash differ between machines.
+    for circumstance in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(circumstance, None)
+    tokenizer.save_pretrained(out)
