@@ -307,3 +307,8 @@ def test_verdict_follows_the_direction_of_the_metric(low, high, better):
     opposite = {"better": "worse", "worse": "better", "unclear": "unclear"}
     assert verdict(estimate, higher_is_better=True) == better
     assert verdict(estimate, higher_is_better=False) == opposite[better]
+
+
+def test_no_verdict_from_few_contexts():
+    """Five pairs agree by chance in 1 of 16 cases, too often for a 95% interval."""
+    assert verdict(Estimate(0.5, 0.4, 0.6, 5), higher_is_better=True) == "unclear"

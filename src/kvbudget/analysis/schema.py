@@ -45,7 +45,10 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "p_holm": ("float64", "p after Holm's correction within the same kind and metric"),
         "n_contexts": ("int64", "pairs"),
         "headline": ("bool", "the full cache scores at least 0.5 here, or there is no score"),
-        "verdict": ("str", "better, worse or unclear; unclear when the interval holds zero"),
+        "verdict": (
+            "str",
+            "better, worse or unclear: the interval holds zero, or under 6 contexts",
+        ),
     },
     "heads": {
         "model": AXES["model"],

@@ -8,6 +8,9 @@ from scipy import stats
 
 RESAMPLES = 9999
 LEVEL = 0.95
+#: Fewer pairs than this can differ all in one direction by chance more often than the level allows
+#: (2 / 2^5 > 0.05), yet their bootstrap interval would be clear of zero: no verdict from them.
+LEAST_CONTEXTS = 6
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,12 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def verdict(estimate: Estimate, higher_is_better: bool) -> str:
-    """`better` or `worse` when the interval is clear of zero, else `unclear`."""
+    """`better` or `worse` when the interval is clear of zero, else `unclear`.
+
+    Always `unclear` below `LEAST_CONTEXTS`.
+    """
+    if estimate.n < LEAST_CONTEXTS:
+        return "unclear"
     low, high = (
         (estimate.low, estimate.high) if higher_is_better else (-estimate.high, -estimate.low)
     )

@@ -139,7 +139,9 @@ def _sentence(frame: pd.DataFrame, metric: str) -> str:
     )
 
 
-NO_OURS = Latex("This study holds no comparison of Head-Aware, so nothing is claimed here.")
+NO_OURS = Latex(
+    "This study holds no such headline comparison of Head-Aware, so nothing is claimed here."
+)
 
 
 def _against(src: Source, frame: pd.DataFrame, reference: str) -> str:
@@ -200,8 +202,8 @@ def _losses(src: Source) -> Latex:
     lost = mine[mine["verdict"] == "worse"]
     if lost.empty:
         return Latex(
-            f"In none of the {_count(len(mine), 'comparison')} with a baseline is Head-Aware "
-            "worse with an interval clear of zero, headline or not."
+            f"In none of the {_count(len(mine), 'comparison')} with a baseline, headline or not, "
+            "is the verdict that Head-Aware is worse."
         )
     places = []
     for (model, task, length, budget), group in lost.groupby(
@@ -228,7 +230,7 @@ def _ablation(src: Source) -> Latex:
     frame = src.comparisons
     frame = frame[(frame["kind"] == "ablation") & frame["headline"]]
     if frame.empty:
-        return Latex("This study holds no variant of Head-Aware beside it.")
+        return Latex("This study holds no headline comparison of a variant with Head-Aware.")
     texts = []
     for method in [m for m in src.study.methods if m in set(frame["method"])]:
         part = frame[frame["method"] == method]
