@@ -87,17 +87,19 @@ class Runner:
         samples, steps = [], []
         for question in context.questions:
             cache.restore(state)
-            nll = self._answer_nll(cache, question, last)
-            output = ""
-            if question.max_new_tokens:
-                cache.restore(state)
-                output, times = self._generate(cache, question, last)
-                steps += times
+            # After the question, the cache is the same for scoring the reference and for answering.
+            first = self._read(cache, question.ids)[-1] if question.ids else last
+            asked = cache.snapshot()
+            nll = self._answer_nll(cache, question, first)
+            cache.restore(asked)
+            output, times = self._generate(cache, question, first)
+            steps += times
             samples.append(
                 {
                     "id": question.id,
                     "context_id": context.id,
                     "prompt_tokens": len(context.ids) + len(question.ids),
+                    "answer_tokens": len(question.answer_ids),
                     "budget_tokens": cache.plan.tokens(),
                     "score": self.task.score(output, question.references),
                     "nll": nll,
@@ -121,20 +123,18 @@ class Runner:
         inputs = torch.tensor([ids], device=self.model.device)
         return self.model(inputs, past_key_values=cache, logits_to_keep=logits).logits[0]
 
-    def _answer_nll(self, cache: BudgetedCache, question: Question, last: Tensor) -> float:
+    def _answer_nll(self, cache: BudgetedCache, question: Question, first: Tensor) -> float:
         """Mean negative log-likelihood of a token of the reference answer, in nats.
 
-        `last` are the logits after the context, which predict the answer where no question is
-        asked. Question and answer are read together, or the answer in chunks.
+        `first` are the logits that predict its first token. The answer is read in chunks.
         """
         answer = question.answer_ids
-        ids = question.ids + answer
-        step = self.chunk or len(ids)
-        predicted = [last[None]]
-        for start in range(0, len(ids), step):
-            piece = ids[start : start + step]
+        step = self.chunk or len(answer)
+        predicted = [first[None]]
+        for start in range(0, len(answer), step):
+            piece = answer[start : start + step]
             predicted.append(self._read(cache, piece, logits=len(piece)))
-        logits = torch.cat(predicted)[len(question.ids) : len(ids)].float()
+        logits = torch.cat(predicted)[:-1].float()
         target = torch.tensor(answer, device=logits.device)
         nll = torch.nn.functional.cross_entropy(logits, target).item()
         if not math.isfinite(nll):
@@ -145,14 +145,12 @@ class Runner:
         return nll
 
     def _generate(
-        self, cache: BudgetedCache, question: Question, last: Tensor
+        self, cache: BudgetedCache, question: Question, first: Tensor
     ) -> tuple[str, list[float]]:
-        """Greedy answer, and the seconds of each decode step."""
-        if question.ids:
-            last = self._read(cache, question.ids)[-1]
+        """Greedy answer from the logits after the question, and the seconds of each decode step."""
         stop = self.model.generation_config.eos_token_id
         stop = {stop} if isinstance(stop, int) else set(stop or ())
-        output, seconds = [], []
+        last, output, seconds = first, [], []
         while len(output) < question.max_new_tokens:
             token = int(last.argmax())
             if token in stop:

@@ -194,8 +194,8 @@ def test_causal_weights_are_the_rise_under_one_ablated_head(probed):
     weights = causal_weights(model, cache, prompt, logits, geometry_of(model), recent=4)
     assert weights.shape == (4, 3)
     heads = torch.zeros(1, 4, 3, dtype=torch.bool)
-    assert torch.equal(ablated(model, cache, prompt.later, Ablation(heads, 4))[0], logits)
+    assert torch.equal(ablated(model, cache, prompt.later, Ablation(heads, 4), 12)[0], logits)
     heads[0, 2, 1] = True
-    alone = ablated(model, cache, prompt.later, Ablation(heads, 4))[0]
+    alone = ablated(model, cache, prompt.later, Ablation(heads, 4), 12)[0]
     rise = answer_nll(alone, prompt) - answer_nll(logits, prompt)
     torch.testing.assert_close(weights[2, 1], rise.clamp(min=0), atol=1e-5, rtol=1e-4)

@@ -88,12 +88,13 @@ class Study:
 
     def command(self, paths: list[str], force: bool = False) -> str:
         """The command that measures these cells (again)."""
-        parts = ["snakemake --cores 1 --resources gpu=1"]
+        parts = ["snakemake"]
         if self.name != "default":
             parts.append(f"--configfile workflow/studies/{self.name}.yaml")
         if force:
-            parts.append("--forcerun")
-        return " ".join([*parts, *paths])
+            parts += ["--forcerun", *paths]
+        # Last, an option with one value: those above would take a path that follows for theirs.
+        return " ".join([*parts, "--cores 1", *paths])
 
     @property
     def experiments(self) -> list[dict]:
@@ -152,8 +153,7 @@ def load_study(path: Path) -> Study:
         return Study(path, raw["study"], raw["config"], cells)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"cannot read the plan {path} ({error!r}); "
-            f"make it with `snakemake --cores 1 --resources gpu=1 {path}`"
+            f"cannot read the plan {path} ({error!r}); make it with `snakemake --cores 1 {path}`"
         ) from error
 
 

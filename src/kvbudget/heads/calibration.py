@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from kvbudget.errors import UserError
 from kvbudget.tasks import niah, perplexity
 
-CUE = 16  # tokens of a passage of the context that are given; the model continues it
-COPIED = 32  # tokens that it should continue with
+CUE = 8  # tokens of a passage of the context that are given; the model continues it
+COPIED = 16  # tokens that it should continue with
 READ = 64  # tokens that are read on
 
 

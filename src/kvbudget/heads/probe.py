@@ -140,8 +140,13 @@ def probe(model: PreTrainedModel, context: list[int], later: list[int]) -> tuple
     return cache, logits
 
 
-def ablated(model: PreTrainedModel, cache: Probe, later: list[int], ablation: Ablation) -> Tensor:
-    """Logits of the later tokens with some heads ablated, `(batch, later, vocab)`."""
+def ablated(
+    model: PreTrainedModel, cache: Probe, later: list[int], ablation: Ablation, logits: int
+) -> Tensor:
+    """The last `logits` logits of the later tokens with some heads ablated.
+
+    Returns `(batch, logits, vocab)`.
+    """
     batch = ablation.heads.shape[0]
     sliding = _sliding_state(cache)
     _set_sliding_state(cache, [(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1), n)
@@ -149,11 +154,11 @@ def ablated(model: PreTrainedModel, cache: Probe, later: list[int], ablation: Ab
     for layer in cache.probes:
         layer.ablation = ablation
     ids = torch.tensor([later], device=model.device).expand(batch, -1)
-    logits = model(ids, past_key_values=cache).logits
+    output = model(ids, past_key_values=cache, logits_to_keep=logits).logits
     for layer in cache.probes:
         layer.ablation = None
     _set_sliding_state(cache, sliding)
-    return logits
+    return output
 
 
 def _sliding_state(cache: Probe) -> list[tuple[Tensor, Tensor, int]]:

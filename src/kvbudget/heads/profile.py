@@ -88,7 +88,7 @@ def make_profile(
         curves.setdefault(prompt.task, []).append(
             [loss_curves(layer, RULES, SHARES, spec["recent"]) for layer in cache.probes]
         )
-        if spec["weights"]:
+        if spec["weights"] and prompt.needle:  # where the answer has to come from the context
             weights.setdefault(prompt.task, []).append(
                 causal_weights(model, cache, prompt, logits, geometry, spec["recent"])
             )
@@ -130,13 +130,16 @@ def causal_weights(
     rises = []
     whole = answer_nll(logits, prompt)
     for heads in one_each.split(ABLATED_AT_ONCE):
-        lost = ablated(model, cache, prompt.later, Ablation(heads, recent))
+        lost = ablated(model, cache, prompt.later, Ablation(heads, recent), prompt.answers + 1)
         rises += [answer_nll(each, prompt) - whole for each in lost]
     return torch.stack(rises).view(shape).clamp(min=0)
 
 
 def answer_nll(logits: Tensor, prompt: Calibration) -> Tensor:
-    """Mean negative log-likelihood of a prompt's answer, from the logits `(later, vocab)`."""
+    """Mean negative log-likelihood of a prompt's answer.
+
+    `logits` are those of the last later tokens, `(at least answers + 1, vocab)`.
+    """
     answer = torch.tensor(prompt.later[-prompt.answers :], device=logits.device)
     predicted = logits[-prompt.answers - 1 : -1].float()
     return torch.nn.functional.cross_entropy(predicted, answer)

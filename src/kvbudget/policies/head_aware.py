@@ -16,6 +16,7 @@ from kvbudget.policies.base import Candidates, Policy
 from kvbudget.policies.rules import RULES, SIGNALS
 
 ALLOCATIONS = ("curves", "class", "uniform")
+SHRINKAGE = 0.2  # share of the mean in a head's weight
 CLASS_WEIGHTS = {"retrieval": 4.0, "induction": 2.0, "local": 1.0}
 
 
@@ -35,6 +36,8 @@ class HeadAware(Policy):
         safeguard: α in [0, 1]. Each head keeps that share of its budget; the rest is pooled over
             its group and spent by this prompt's scores (AdaKV, Feng et al., 2024).
         gqa: how scores of query heads are reduced to a KV head, `"max"` or `"mean"`.
+        weights: `"causal"` multiplies a head's loss by how much the answer suffers when that head
+            alone forgets, `"equal"` by 1.
         recent: tokens at the end that are always kept.
     """
 
@@ -47,6 +50,7 @@ class HeadAware(Policy):
         group_mix: float = 0.0,
         safeguard: float = 1.0,
         gqa: str = "max",
+        weights: str = "causal",
         recent: int = 8,
     ) -> None:
         if allocation not in ALLOCATIONS:
@@ -55,6 +59,8 @@ class HeadAware(Policy):
             )
         if loss not in ("output", "mass"):
             raise UserError(f"loss must be 'output' or 'mass', not {loss!r}")
+        if weights not in ("causal", "equal"):
+            raise UserError(f"weights must be 'causal' or 'equal', not {weights!r}")
         if rule not in (*RULES, "per-head"):
             raise UserError(f"rule must be per-head or one of {', '.join(RULES)}, not {rule!r}")
         for name, value in (("group_mix", group_mix), ("safeguard", safeguard)):
@@ -67,6 +73,7 @@ class HeadAware(Policy):
             )
         self.profile, self.allocation, self.loss, self.rule = profile, allocation, loss, rule
         self.group_mix, self.safeguard, self.recent = group_mix, safeguard, recent
+        self.weights = weights
         self.classes = profile and classify(
             profile["heads"], profile["kv_heads"], profile["thresholds"], gqa
         )
@@ -97,10 +104,25 @@ class HeadAware(Policy):
         else:
             shares = np.array(self.profile["shares"])
             losses = np.array(list(self._losses().values())).min(axis=0)
+            losses = self._weights(layers, kv_heads)[..., None] * losses
             spent = water_fill(shares, losses.reshape(heads, -1), total, floor, tokens)
         spent = spent.reshape(layers, kv_heads)
         self.rules = self._choose_rules(spent, tokens)
         return spent.tolist()
+
+    def _weights(self, layers: int, kv_heads: int) -> np.ndarray:
+        """Weight of each head's loss, `(layers, kv_heads)`, 1 on average."""
+        if self.weights == "equal":
+            return np.ones((layers, kv_heads))
+        if "weights" not in self.profile:
+            raise UserError(
+                "the profile holds no causal weights; make it with weights: true, or use the "
+                "method with weights: equal"
+            )
+        causal = np.array(self.profile["weights"])
+        mean = causal.mean()
+        # Few heads carry nearly all of the weight, measured on few prompts: shrink to the mean.
+        return (1 - SHRINKAGE) * (causal / mean if mean > 0 else 1) + SHRINKAGE
 
     def _losses(self) -> dict[str, np.ndarray]:
         """Loss curves `(layers, kv_heads, shares)` of each rule that may be chosen."""

@@ -28,7 +28,7 @@ QUESTION = "\nWhat is the special magic number for {key} mentioned in the provid
 ANSWER_PREFIX = "The special magic number for {key} mentioned in the provided text is"
 
 #: Tokens beyond the reference that a model may write before and after the number.
-_SPARE_TOKENS = 8
+_SPARE_TOKENS = 4
 #: Passages on each side of the estimate among which the haystack may be cut to length.
 _SPARE_PASSAGES = 8
 

@@ -1,0 +1,175 @@
+"""One cell on a tiny random model: the record, its repeatability, and going on after a kill."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from kvbudget import UserError, attach
+from kvbudget.cell import finished, run_cell
+from kvbudget.heads.profile import make_profile
+from kvbudget.models import integrity
+from kvbudget.models.download import download
+from kvbudget.models.load import load
+from kvbudget.models.registry import Random
+from kvbudget.text import build, read_passages
+
+SPEC = {
+    "model": "tiny",
+    "dtype": "float32",
+    "seed": 1,
+    "haystack": "license",
+    "task": {"name": "niah_multikey", "kind": "niah", "needles": 4},
+    "length": 800,
+    "method": {"name": "h2o", "policy": "h2o"},
+    "budget": "20%",
+    "samples": {"contexts": 2, "questions": 2},
+}
+PERPLEXITY = {"name": "perplexity", "kind": "perplexity", "chunk": 64}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A tiny model, verified, and a haystack."""
+    home = tmp_path_factory.mktemp("cell")
+    download("tiny", Random(), home / "tiny")
+    verified = integrity.verify("tiny", home / "tiny", home / "lock.yaml")
+    (home / "tiny.verified.json").write_text(json.dumps(verified))
+    license_file = Path(__file__).parents[2] / "LICENSE"
+    build({"source": "file", "path": str(license_file)}, home / "text.txt")
+    return home
+
+
+def arguments(home: Path, out: Path, **changes) -> argparse.Namespace:
+    profile = changes.pop("profile", None)
+    return argparse.Namespace(
+        spec={**SPEC, **changes},
+        code="digest",
+        model_dir=home / "tiny",
+        verified=home / "tiny.verified.json",
+        text=home / "text.txt",
+        profile=profile,
+        out=out,
+    )
+
+
+def outcome(record: dict) -> list:
+    """What must be the same in every run: everything but times and memory peaks."""
+    return [record["spec"], record["samples"], record["allocation"]]
+
+
+def test_the_record_of_a_cell(home, tmp_path):
+    record = run_cell(arguments(home, tmp_path / "cell.json"))
+    assert json.loads((tmp_path / "cell.json").read_text()) == record
+    assert not (tmp_path / "cell.contexts.jsonl").exists()
+    assert (record["schema"], record["spec"], record["code"]) == (1, SPEC, "digest")
+    assert len(record["samples"]) == 4
+    assert len({sample["context_id"] for sample in record["samples"]}) == 2
+    assert len({sample["id"] for sample in record["samples"]}) == 4
+    for sample in record["samples"]:
+        assert abs(sample["prompt_tokens"] - 800) <= 8
+        assert 0 <= sample["score"] <= 1
+        assert sample["nll"] > 0
+    memory = record["memory"]
+    assert memory["cache_bytes_planned"] == pytest.approx(
+        0.2 * memory["cache_bytes_full"], rel=0.01
+    )
+    assert memory["cache_bytes_planned"] < memory["cache_bytes_allocated"]
+    assert memory["cache_bytes_allocated"] < 1.2 * memory["cache_bytes_planned"]
+    assert memory["peak_rss_bytes"] > 0
+    assert record["timing"]["prefill_s"] > 0
+    assert record["timing"]["decode_ms_per_token"] > 0
+    assert record["provenance"]["versions"]["torch"]
+
+
+def test_the_same_spec_gives_the_same_samples_and_scores(home, tmp_path):
+    first = run_cell(arguments(home, tmp_path / "one.json"))
+    assert outcome(run_cell(arguments(home, tmp_path / "two.json"))) == outcome(first)
+
+
+def test_methods_of_equal_budget_plan_equal_bytes(home, tmp_path):
+    spec = {"dtype": "float32", "length": 800, "contexts": 1, "tasks": ["needles", "reading"]}
+    model, tokenizer = load(home / "tiny", "float32")
+    profile = make_profile(attach(model), tokenizer, read_passages(home / "text.txt"), spec)
+    sha = json.loads((home / "tiny.verified.json").read_text())["sha256"]
+    (tmp_path / "profile.json").write_text(json.dumps({**profile, "model_sha256": sha}))
+    planned = set()
+    for policy in ("h2o", "streaming-llm", "head-aware"):
+        method = {"name": policy, "policy": policy}
+        known = tmp_path / "profile.json" if policy == "head-aware" else None
+        args = arguments(home, tmp_path / f"{policy}.json", method=method, profile=known)
+        record = run_cell(args)
+        planned.add(record["memory"]["cache_bytes_planned"])
+        slots = [kept for layer in record["allocation"]["slots"] for kept in layer]
+        budget = sum(s["budget_tokens"] for s in record["samples"]) / len(record["samples"])
+        assert sum(slots) / len(slots) == pytest.approx(budget)
+    assert len(planned) == 1
+
+
+def test_a_cell_goes_on_where_it_was_killed(home, tmp_path):
+    """A finished context is not computed again, and a line cut off by the kill is dropped."""
+    whole = run_cell(arguments(home, tmp_path / "whole.json"))
+    args = arguments(home, tmp_path / "killed.json")
+    side = tmp_path / "killed.contexts.jsonl"
+
+    class Killed(Exception):
+        pass
+
+    def killed_at_the_second_context(*_, calls=[]):  # noqa: B006 - counts its calls
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kvbudget.measure.memory.mark_peak", killed_at_the_second_context)
+        with pytest.raises(Killed):
+            run_cell(args)
+    assert not args.out.exists()
+    with side.open("a") as log:
+        log.write('{"samples": [')
+    computed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kvbudget.measure.memory.mark_peak", lambda: computed.append(1))
+        record = run_cell(args)
+    assert len(computed) == 1
+    assert outcome(record) == outcome(whole)
+
+
+def test_side_files_of_another_cell_are_not_taken(tmp_path):
+    side = tmp_path / "cell.contexts.jsonl"
+    side.write_text('{"spec": 1, "code": "old"}\n{"samples": []}\n')
+    assert finished(side, {"spec": 1, "code": "new"}) == []
+    assert side.read_text() == '{"spec": 1, "code": "new"}\n'
+
+
+@pytest.mark.parametrize("policy", ["full", "h2o"])
+def test_perplexity_reads_the_second_half_through_the_bounded_cache(home, tmp_path, policy):
+    budget = None if policy == "full" else 100
+    method = {"name": policy, "policy": policy}
+    args = arguments(home, tmp_path / "p.json", task=PERPLEXITY, method=method, budget=budget)
+    record = run_cell(args)
+    assert [sample["score"] for sample in record["samples"]] == [None, None]
+    assert all(3 < sample["nll"] < 8 for sample in record["samples"])
+    assert record["timing"]["decode_ms_per_token"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"length": 5000}, "length 5000 exceeds the 4096 tokens"),
+        ({"budget": 6}, "fewer than the 8"),
+        ({"method": {"name": "x", "policy": "head-aware"}}, "needs a profile"),
+        ({"dtype": "int8"}, "dtype 'int8' is unknown"),
+    ],
+)
+def test_bad_cells_are_named(home, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        run_cell(arguments(home, tmp_path / "bad.json", **changes))
+    assert not (tmp_path / "bad.json").exists()
+
+
+def test_a_profile_of_another_model_is_refused(home, tmp_path):
+    (tmp_path / "profile.json").write_text('{"model_sha256": "another"}')
+    with pytest.raises(UserError, match="the profile of another model"):
+        run_cell(arguments(home, tmp_path / "c.json", profile=tmp_path / "profile.json"))
