@@ -7,6 +7,8 @@ STUDY ?= default
 BIN := .venv/bin
 OVERLAY := $(if $(filter-out default,$(STUDY)),--configfile workflow/studies/$(STUDY).yaml)
 SNAKEMAKE := $(BIN)/snakemake $(OVERLAY) --cores 1
+# Without compiling: most of what is installed is never imported.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
@@ -16,10 +18,13 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
-paper: .venv/.installed tex ## Compute the study and build paper/main.pdf
+paper: ## Compute the study and build paper/main.pdf
+	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed tex
 	$(SNAKEMAKE) --resources gpu=1
 
-test: .venv/.installed-test tex lint ## Lint, then run all tests
+test: ## Lint, then run all tests
+	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test tex
+	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest
 
 lint: .venv/.installed-test
@@ -52,11 +57,11 @@ clean-env: ## Remove the virtual environment
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP) --editable .
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(PIP) --editable '.[test]'
 	@touch $@
 
 # Installs TeX where that needs no questions; otherwise says what to install and goes on, and the

@@ -1,0 +1,202 @@
+"""Policies: what each keeps, seen through the cache; groups, pooled budgets, rules."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import VOCABULARY, tiny_model, tiny_profile
+
+from kvbudget import UserError, attach, make_cache
+from kvbudget.cache.budgeted import geometry_of
+from kvbudget.cache.plan import Geometry, Plan
+from kvbudget.policies import make_policy
+from kvbudget.policies.base import Candidates
+from kvbudget.policies.head_aware import HeadAware
+from kvbudget.policies.rules import RULES
+
+GEOMETRY = Geometry(layers=(0, 1, 2, 3), kv_heads=3, query_heads=6, head_dim=16)
+
+
+def tokens(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, VOCABULARY, (1, count), generator=generator)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return attach(tiny_model("llama"))
+
+
+@pytest.fixture
+def profile(model):
+    geometry = geometry_of(model)
+    made = tiny_profile(len(geometry.layers), geometry.kv_heads, geometry.query_heads)
+    made["heads"]["retrieval"] = [[0.9, 0, 0.9, 0, 0, 0]] * 4  # KV heads 0 and 1 retrieve
+    made["heads"]["induction"] = [[0.0] * 6] * 4  # KV head 2 is local
+    return made
+
+
+def kept(model, ids: torch.Tensor, **options) -> list[list[list[int]]]:
+    cache = make_cache(model, **options)
+    model(ids, past_key_values=cache)
+    return [[head.tolist() for head in layer.kept_positions()] for layer in cache.budgeted]
+
+
+def test_streaming_llm_keeps_sinks_and_the_most_recent(model):
+    for layer in kept(model, tokens(60), method="streaming-llm", budget=16):
+        assert layer == [[0, 1, 2, 3, *range(48, 60)]] * 3
+
+
+def test_h2o_keeps_recent_tokens_and_heavy_hitters(model):
+    """The recent half, and the tokens of the rest that received most attention."""
+    attention = {}
+    stock = tiny_model("llama")
+    stock.set_attn_implementation("eager")
+    output = stock(tokens(60), output_attentions=True)
+    for index, each in enumerate(output.attentions):
+        attention[index] = each[0].unflatten(0, (3, 2)).sum(dim=(1, 2))
+    for index, layer in enumerate(kept(model, tokens(60), method="h2o", budget=16)):
+        for head, positions in enumerate(layer):
+            heavy = attention[index][head, :52].topk(8).indices.sort().values.tolist()
+            assert positions == [*heavy, *range(52, 60)]
+
+
+def test_heads_of_a_group_keep_the_same_tokens_at_lambda_one(model, profile):
+    common = {"method": "head-aware", "budget": 20, "profile": profile, "allocation": "uniform"}
+    apart = kept(model, tokens(80), group_mix=0.0, **common)
+    together = kept(model, tokens(80), group_mix=1.0, **common)
+    between = kept(model, tokens(80), group_mix=0.5, **common)
+    for independent, shared, mixed in zip(apart, together, between, strict=True):
+        assert independent[0] != independent[1]
+        assert shared[0] == shared[1]  # one group
+        assert shared[2] == independent[2]  # alone in its group
+        overlap = len(set(mixed[0]) & set(mixed[1]))
+        assert overlap >= len(set(independent[0]) & set(independent[1]))
+
+
+def test_groups_agree_after_decoding_too(model, profile):
+    cache = make_cache(
+        model, "head-aware", 20, profile=profile, allocation="uniform", group_mix=1.0
+    )
+    model(tokens(80), past_key_values=cache)
+    for seed in range(12):
+        model(tokens(1, seed), past_key_values=cache)
+    for layer in cache.budgeted:
+        first, second, _ = layer.kept_positions()
+        assert torch.equal(first, second)
+
+
+def test_pooled_budgets_go_to_the_best_scores_of_the_group():
+    """By hand: two heads of one group with 4 tokens each, half of them guaranteed."""
+    policy = HeadAware(allocation="uniform", safeguard=0.5)
+    scores = [
+        torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5, 0.4]]),
+        torch.tensor([[0.3, 0.2, 0.1, 0.1, 0.1, 0.1]]),
+    ]
+    assert policy.redistribute(0, scores, [4, 4]) == [6, 2]
+    assert HeadAware(allocation="uniform").redistribute(0, scores, [4, 4]) == [4, 4]
+    assert policy.redistribute(0, scores, [8, 8]) == [8, 8]  # everything fits
+
+
+def test_pooled_budgets_refuse_a_batch():
+    policy = HeadAware(allocation="uniform", safeguard=0.5)
+    with pytest.raises(UserError, match="batches of one"):
+        policy.redistribute(0, [torch.ones(2, 5)], [3])
+
+
+@pytest.mark.parametrize("allocation", ["curves", "class", "uniform"])
+def test_budgets_add_up_to_the_total(profile, allocation):
+    policy = HeadAware(profile, allocation=allocation)
+    for budget, prompt in [(20, 60), (100, 3000), (500, 1000), (64, 64), (64, 30)]:
+        budgets = np.array(policy.budgets(GEOMETRY, budget, prompt))
+        assert budgets.shape == (4, 3)
+        assert budgets.sum() == budget * 12
+        assert budgets.min() >= 12
+        assert budgets.max() <= max(prompt, budget)
+
+
+def test_classes_get_budgets_in_their_order(profile):
+    budgets = np.array(HeadAware(profile, allocation="class").budgets(GEOMETRY, 100, 3000))
+    assert (budgets[:, :2] > budgets[:, 2:]).all()
+
+
+def test_a_heavier_head_gets_no_less(profile):
+    profile["loss"]["output"]["diversity"] = [[[1.0, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0]] * 3] * 4
+    profile["weights"] = [[0.0, 0.0, 0.0]] * 3 + [[0.0, 1.0, 0.0]]
+    causal = np.array(HeadAware(profile).budgets(GEOMETRY, 100, 1000))
+    equal = np.array(HeadAware(profile, weights="equal").budgets(GEOMETRY, 100, 1000))
+    assert causal[3, 1] == causal.max() > np.median(causal)
+    assert causal[3, 1] > equal[3, 1]
+
+
+def test_the_rule_of_a_head_is_the_one_that_loses_least(profile):
+    curves = profile["loss"]["output"]
+    for name in curves:
+        curves[name] = [[[1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.0]] * 3] * 4
+    curves["window"] = [[[1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]] * 2 + curves["recency"][0][:1]] * 4
+    policy = HeadAware(profile, rule="per-head", allocation="uniform")
+    policy.budgets(GEOMETRY, 100, 1000)
+    assert [row[:2] for row in policy.rules] == [["window", "window"]] * 4
+    assert all(row[2] != "window" for row in policy.rules)
+
+
+def test_rules_rank_as_their_definitions_say():
+    keys = torch.tensor([[1.0, 0], [1, 0.1], [-1, 0.2], [1, -0.1], [1, 0]])[None, None]
+    candidates = Candidates(
+        (0,), keys, keys, torch.arange(5).view(1, 1, 5),
+        {"attention": torch.tensor([[[1.0, 5, 2, 3, 0]]]),
+         "window": torch.tensor([[[0.0, 0, 9, 0, 1]]])},
+        layer=0, seen=5, budgets=torch.tensor([[3]]),
+    )  # fmt: skip
+    assert RULES["recency"](candidates).argmax() == 4
+    assert RULES["attention"](candidates)[0, 0].tolist() == pytest.approx(
+        [x / 11 for x in (1, 5, 2, 3, 0)]
+    )
+    assert RULES["window"](candidates)[0, 0].unique().numel() == 1  # all within the neighbourhood
+    assert RULES["diversity"](candidates).argmax() == 2
+    for rule in RULES.values():
+        scores = rule(candidates)
+        assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_padding_goes_first_and_the_newest_stays():
+    positions = torch.tensor([[[-1, -1, 0, 1, 2, 3, 4, 5, 6, 7]]])
+    keys = torch.zeros(1, 1, 10, 2)
+    candidates = Candidates(
+        (0,), keys, keys, positions, {}, layer=0, seen=8, budgets=torch.tensor([[5]])
+    )
+    scores = candidates.protect(torch.zeros(1, 1, 10))[0, 0].tolist()
+    assert scores[:2] == [float("-inf")] * 2
+    assert scores[2:6] == [float("inf")] * 4
+    assert scores[-1] == float("inf")
+
+
+def test_a_share_is_resolved_on_the_prompt():
+    plan = Plan(make_policy("h2o"), GEOMETRY, "20%")
+    plan.begin(1000)
+    plan.begin(30)
+    assert plan.tokens() == 200
+    assert plan.budgets() == [[200] * 3] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"allocation": "best"}, "allocation must be one of curves, class, uniform"),
+        ({"rule": "newest"}, "rule must be per-head or one of"),
+        ({"safeguard": 1.5}, r"safeguard must lie in \[0, 1\]"),
+        ({"loss": "l2"}, "loss must be 'output' or 'mass'"),
+        ({"weights": "some"}, "weights must be 'causal' or 'equal'"),
+    ],
+)
+def test_bad_options_are_named(profile, options, message):
+    with pytest.raises(UserError, match=message):
+        HeadAware(profile, **options)
+
+
+def test_a_profile_of_another_model_or_without_weights_is_refused(profile):
+    other = Geometry(layers=(0, 1), kv_heads=3, query_heads=6, head_dim=16)
+    with pytest.raises(UserError, match="make the profile anew"):
+        HeadAware(profile).budgets(other, 100, 1000)
+    del profile["weights"]
+    with pytest.raises(UserError, match="holds no causal weights"):
+        HeadAware(profile).budgets(GEOMETRY, 100, 1000)
