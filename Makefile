@@ -7,8 +7,7 @@ STUDY ?= default
 BIN := .venv/bin
 OVERLAY := $(if $(filter-out default,$(STUDY)),--configfile workflow/studies/$(STUDY).yaml)
 SNAKEMAKE := $(BIN)/snakemake $(OVERLAY) --cores 1
-# Without compiling: most of what is installed is never imported.
-PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help

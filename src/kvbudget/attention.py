@@ -3,7 +3,8 @@
 Shapes: `query` is `(batch, query_heads, queries, head_dim)`; `key` and `value` are
 `(batch, kv_heads, tokens, head_dim)`. Query head `h` reads KV head `h // group`. The last
 `queries` tokens are the queries' own, so query `i` sees the tokens `j <= tokens - queries + i`.
-Every kernel works in blocks of queries: memory is O(tokens), never O(tokens²).
+Every kernel here works in blocks of queries: memory is O(tokens), never O(tokens²). Sliding-window
+layers keep the masks that transformers makes for them.
 """
 
 from collections.abc import Iterator
@@ -40,25 +41,42 @@ def attention_forward(
     if hasattr(key, "attend"):
         output = key.attend(query, scaling, softcap, padding=attention_mask)
         return output.transpose(1, 2).contiguous(), None
-    if attention_mask is not None and attention_mask.dim() == 2:  # full attention without a cache
-        attention_mask = block_mask(query.shape[2], key.shape[2], key.device, attention_mask)
+    if attention_mask is None or attention_mask.dim() == 2:  # full attention, another cache or none
+        valid = None
+        if attention_mask is not None:
+            valid = attention_mask[:, None, : key.shape[2]].expand(-1, key.shape[1], -1)
+        output = attend(query, key, value, scaling=scaling, softcap=softcap, valid=valid)
+        return output.transpose(1, 2).contiguous(), None
     if softcap is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-    output = _softcapped(query, key, value, scaling, softcap, attention_mask)
-    return output.transpose(1, 2).contiguous(), None
+    blocks = zip(query.split(BLOCK, dim=2), attention_mask.split(BLOCK, dim=2), strict=True)
+    outputs = [_softcapped(rows, key, value, scaling, softcap, mask) for rows, mask in blocks]
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def mask_function(*args, attention_mask: Tensor | None = None, local_size=None, **kwargs):
+def mask_function(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    **kwargs,
+) -> Tensor | None:
     """Mask for transformers' mask interface.
 
     Full-attention layers get the 2-D padding mask, or None where nothing is padded: causality is
     known to the kernels, and a `(queries, tokens)` mask of the whole prompt would be O(tokens²).
-    Sliding-window layers (`local_size` is set) get the stock SDPA mask.
+    Sliding-window layers (`local_size` is set) and caches of a fixed length, whose free slots must
+    be masked too, get the stock SDPA mask.
     """
-    if local_size is not None:
-        return sdpa_mask(*args, attention_mask=attention_mask, local_size=local_size, **kwargs)
+    if local_size is not None or kv_length != q_offset + q_length:
+        kwargs |= {"attention_mask": attention_mask, "local_size": local_size}
+        kwargs["allow_is_causal_skip"] = False  # our attention takes no mask for full attention
+        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
     if attention_mask is None or bool(attention_mask.all()):
         return None
     return attention_mask.bool()
@@ -205,29 +223,18 @@ def _blocks(
         yield slice(start, stop), end, mask
 
 
-def block_mask(queries: int, tokens: int, device: torch.device, padding: Tensor) -> Tensor:
-    """Causal mask `(batch, 1, queries, tokens)` under a 2-D padding mask `(batch, tokens)`."""
-    columns = torch.arange(tokens, device=device)
-    rows = torch.arange(tokens - queries, tokens, device=device)[:, None]
-    visible = (columns <= rows) & padding[:, None, None, :tokens]
-    return visible | (columns == rows)
-
-
 def _softcapped(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scaling: float,
     softcap: float,
-    mask: Tensor | None,
+    mask: Tensor,
 ) -> Tensor:
     """Attention with tanh-capped logits (Gemma 2), which SDPA does not offer."""
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     logits = softcap * torch.tanh((query @ key.transpose(-1, -2)) * scaling / softcap)
-    if mask is None:
-        visible = torch.ones(logits.shape[-2:], dtype=torch.bool, device=key.device)
-        mask = visible.tril(key.shape[2] - query.shape[2])
     # Not -inf: the row of a padding query in a sliding layer sees nothing, and would be NaN.
     logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
     return logits.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value

@@ -58,22 +58,29 @@ class Runner:
     profile: dict | None
     chunk: int | None
 
-    def cache(self) -> BudgetedCache:
-        """An empty cache of the method."""
+    def cache(self, prompt_tokens: int | None = None) -> BudgetedCache:
+        """An empty cache of the method, for a prompt of that length (by default: what comes)."""
         options = {
             key: value for key, value in self.method.items() if key not in ("name", "policy")
         }
         if self.profile is not None:
             options["profile"] = self.profile
-        return make_cache(self.model, self.method["policy"], self.budget, **options)
+        return make_cache(
+            self.model, self.method["policy"], self.budget, prompt_tokens=prompt_tokens, **options
+        )
 
     def run(self, context: Context) -> dict:
         """Read a context and ask its questions: samples, memory and timing of one context."""
         memory.mark_peak()
         cache = self.cache()
         watch = Stopwatch()
-        last = self._read(cache, context.ids)[-1]
+        last = self.read(cache, context.ids)[-1]
         prefill_s = watch.seconds()
+        # Read here, as what follows holds snapshots that only the protocol needs.
+        peaks = {
+            "peak_rss_bytes": memory.peak_rss_bytes(),
+            "peak_cuda_bytes": memory.peak_cuda_bytes(),
+        }
         state = cache.snapshot()
         itemsize = self.model.dtype.itemsize
         full = cache.planned_bytes(itemsize, tokens=len(context.ids))
@@ -88,7 +95,7 @@ class Runner:
         for question in context.questions:
             cache.restore(state)
             # After the question, the cache is the same for scoring the reference and for answering.
-            first = self._read(cache, question.ids)[-1] if question.ids else last
+            first = self.read(cache, question.ids)[-1] if question.ids else last
             asked = cache.snapshot()
             nll = self._answer_nll(cache, question, first)
             cache.restore(asked)
@@ -99,7 +106,6 @@ class Runner:
                     "id": question.id,
                     "context_id": context.id,
                     "prompt_tokens": len(context.ids) + len(question.ids),
-                    "answer_tokens": len(question.answer_ids),
                     "budget_tokens": cache.plan.tokens(),
                     "score": self.task.score(output, question.references),
                     "nll": nll,
@@ -109,16 +115,12 @@ class Runner:
             )
         return {
             "samples": samples,
-            "memory": {
-                **compressed,
-                "peak_rss_bytes": memory.peak_rss_bytes(),
-                "peak_cuda_bytes": memory.peak_cuda_bytes(),
-            },
+            "memory": {**compressed, **peaks},
             "timing": {"prefill_s": prefill_s, "decode_s": steps},
             "slots": slots,
         }
 
-    def _read(self, cache: BudgetedCache, ids: list[int], logits: int = 1) -> Tensor:
+    def read(self, cache: BudgetedCache, ids: list[int], logits: int = 1) -> Tensor:
         """Logits of the last `logits` of some tokens, read in one forward pass."""
         inputs = torch.tensor([ids], device=self.model.device)
         return self.model(inputs, past_key_values=cache, logits_to_keep=logits).logits[0]
@@ -130,17 +132,19 @@ class Runner:
         """
         answer = question.answer_ids
         step = self.chunk or len(answer)
-        predicted = [first[None]]
+        total = 0.0
         for start in range(0, len(answer), step):
             piece = answer[start : start + step]
-            predicted.append(self._read(cache, piece, logits=len(piece)))
-        logits = torch.cat(predicted)[:-1].float()
-        target = torch.tensor(answer, device=logits.device)
-        nll = torch.nn.functional.cross_entropy(logits, target).item()
+            known = self.read(cache, piece, logits=len(piece))
+            predicted = torch.cat((first[None], known[:-1])).float()
+            target = torch.tensor(piece, device=predicted.device)
+            total += torch.nn.functional.cross_entropy(predicted, target, reduction="sum").item()
+            first = known[-1]
+        nll = total / len(answer)
         if not math.isfinite(nll):
             raise UserError(
-                f"the likelihood of the answer to {question.id} is {nll}: {self.model.dtype} "
-                "overflows with this model; use dtype: float32 or bfloat16"
+                f"the likelihood of the answer to {question.id} is {nll} in {self.model.dtype}: "
+                "the model overflows; use another dtype (float32 is the safest)"
             )
         return nll
 
@@ -157,18 +161,14 @@ class Runner:
                 break
             output.append(token)
             watch = Stopwatch()
-            last = self._read(cache, [token])[-1]
+            last = self.read(cache, [token])[-1]
             seconds.append(watch.seconds())
         return self.tokenizer.decode(output, skip_special_tokens=True), seconds
 
 
 def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> list[Context]:
-    """Contexts of a cell, which depend on task, length and seed alone.
-
-    Raises:
-        UserError: if a prompt is not within 1% of the length that the cell names.
-    """
-    contexts = tasks.get(spec["task"]["kind"]).make(
+    """Contexts of a cell, which depend on the tokenizer, task, length and seed alone."""
+    return tasks.get(spec["task"]["kind"]).make(
         tokenizer,
         read_passages(text),
         length=spec["length"],
@@ -178,7 +178,6 @@ def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> li
         split="test",
         options=spec["task"],
     )
-    return contexts
 
 
 def finished(side: Path, identity: dict) -> list[dict]:
@@ -202,7 +201,9 @@ def finished(side: Path, identity: dict) -> list[dict]:
         if number:
             done.append(entry)
     side.parent.mkdir(parents=True, exist_ok=True)
-    side.write_text("".join(json.dumps(entry) + "\n" for entry in [identity, *done]))
+    part = side.with_suffix(".part")
+    part.write_text("".join(json.dumps(entry) + "\n" for entry in [identity, *done]))
+    part.replace(side)
     return done
 
 
@@ -275,7 +276,8 @@ def run_cell(args: argparse.Namespace) -> dict:
         profile,
         spec["task"].get("chunk"),
     )
-    runner._read(runner.cache(), contexts[0].ids[:WARM_UP])
+    prompt = contexts[0].ids
+    runner.read(runner.cache(len(prompt)), prompt[:WARM_UP])
     side = args.out.with_suffix(".contexts.jsonl")
     identity = {"spec": spec, "code": args.code}
     measured = summarise(list(results(runner, contexts, side, identity)))

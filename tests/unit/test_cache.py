@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
 from tiny import ARCHITECTURES, VOCABULARY, WINDOW, tiny_model, tiny_profile
+from transformers import DynamicCache
 
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.budgeted import geometry_of
@@ -16,7 +17,7 @@ METHODS = {
     "h2o-stride": {"method": "h2o", "stride": 3},
     "streaming": {"method": "streaming-llm"},
     "streaming-absolute": {"method": "streaming-llm", "positions": "absolute"},
-    "head-aware": {"method": "head-aware"},
+    "head-aware": {"method": "head-aware", "group_mix": 0.0, "safeguard": 1.0},
     "head-aware-groups": {
         "method": "head-aware",
         "rule": "per-head",
@@ -66,6 +67,48 @@ def test_full_cache_gives_the_stock_logits(model):
     torch.testing.assert_close(torch.cat(ours, dim=1), expected, atol=2e-5, rtol=1e-5)
 
 
+def test_an_attached_model_still_works_with_other_caches(model):
+    """Transformers' own caches, in pieces and padded, give the stock logits."""
+    kind = model.config.model_type
+    stock = tiny_model(kind)
+    if kind == "gemma2":
+        stock.set_attn_implementation("eager")
+    ids, mask = tokens(50), torch.ones(1, 50, dtype=torch.long)
+    for padding in (0, 5):
+        mask[:, :padding] = 0
+        theirs, ours = (DynamicCache(config=model.config) for _ in range(2))
+        for start, stop in [(0, 40), (40, 47), (47, 48), (48, 50)]:
+            given = {"attention_mask": mask[:, :stop]}
+            expected = stock(ids[:, start:stop], past_key_values=theirs, **given).logits
+            logits = model(ids[:, start:stop], past_key_values=ours, **given).logits
+            real = slice(max(0, padding - start), None)
+            torch.testing.assert_close(logits[:, real], expected[:, real], atol=2e-5, rtol=1e-5)
+    fixed = model.generate(
+        tokens(30), max_new_tokens=5, do_sample=False, cache_implementation="static"
+    )
+    free = stock.generate(tokens(30), max_new_tokens=5, do_sample=False)
+    assert torch.equal(fixed, free)
+
+
+def test_without_a_profile_the_prompt_alone_spends_the_budget(llama):
+    cache = make_cache(llama, "head-aware", 16)
+    llama(tokens(60), past_key_values=cache)
+    counts = [[len(head) for head in layer.kept_positions()] for layer in cache.budgeted]
+    assert all(sum(layer) == 16 * 3 for layer in counts)
+    assert any(len(set(layer)) > 1 for layer in counts)
+
+
+def test_a_snapshot_outlives_a_reset(model):
+    cache = cache_for(model, "head-aware-groups")
+    model(tokens(60), past_key_values=cache)
+    state = cache.snapshot()
+    expected = model(tokens(5, 1), past_key_values=cache).logits
+    cache.reset()
+    model(tokens(30, 2), past_key_values=cache)
+    cache.restore(state)
+    assert torch.equal(model(tokens(5, 1), past_key_values=cache).logits, expected)
+
+
 def test_generate_gives_the_stock_tokens(model):
     stock = tiny_model(model.config.model_type)
     options = {"max_new_tokens": 12, "do_sample": False}
@@ -98,7 +141,7 @@ def test_equals_the_masked_oracle(model, method):
         piece = ids[:, start:stop]
         expected = oracle.forward(piece, ours)
         torch.testing.assert_close(
-            model(piece, past_key_values=ours).logits, expected, atol=1e-4, rtol=1e-5
+            model(piece, past_key_values=ours).logits, expected, atol=2e-5, rtol=1e-5
         )
 
 
@@ -106,26 +149,31 @@ def test_equals_the_masked_oracle(model, method):
 @given(
     method=st.sampled_from(sorted(METHODS)),
     steps=st.lists(
-        st.one_of(st.integers(1, 25), st.sampled_from(["snapshot", "restore"])),
+        st.one_of(
+            st.integers(1, 25),
+            st.just("snapshot"),
+            st.tuples(st.just("restore"), st.integers(0, 5)),
+        ),
         min_size=2,
-        max_size=14,
+        max_size=16,
     ),
 )
 def test_any_sequence_of_operations_equals_the_masked_oracle(llama, method, steps):
     ours, oracle = cache_for(llama, method), Oracle(llama, relative=method == "streaming")
-    states = None
+    states = []
     for step_seed, step in enumerate((20, *steps)):
         if step == "snapshot":
-            states = ours.snapshot(), oracle.snapshot()
-        elif step == "restore":
+            states.append((ours.snapshot(), oracle.snapshot()))
+        elif isinstance(step, tuple):
             if states:
-                ours.restore(states[0])
-                oracle.restore(states[1])
+                mine, theirs = states[step[1] % len(states)]
+                ours.restore(mine)
+                oracle.restore(theirs)
         else:
             ids = tokens(step, seed=step_seed)
             expected = oracle.forward(ids, ours)
             torch.testing.assert_close(
-                llama(ids, past_key_values=ours).logits, expected, atol=1e-4, rtol=1e-5
+                llama(ids, past_key_values=ours).logits, expected, atol=2e-5, rtol=1e-5
             )
 
 
@@ -137,7 +185,7 @@ def test_chunked_prefill_is_the_same_inside_and_outside_of_a_forward_pass(model,
     logits = model(ids, past_key_values=inside).logits
     outside = cache_for(model, method, prompt_tokens=60)
     pieces = [model(piece, past_key_values=outside).logits for piece in ids.split(13, dim=1)]
-    torch.testing.assert_close(logits, torch.cat(pieces, dim=1), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(logits, torch.cat(pieces, dim=1), atol=2e-5, rtol=1e-5)
     for layer in geometry_of(model).layers:
         for mine, theirs in zip(
             inside.kept_positions(layer), outside.kept_positions(layer), strict=True
@@ -283,7 +331,7 @@ def test_gpe_auto_equals_ordinary_positions_and_an_integer_phi_moves_the_target(
         ({"method": "h2o"}, "needs a budget"),
         ({"method": "full", "budget": 64}, "has no budget"),
         ({"method": "h2o", "budget": 64, "lamda": 1}, "no option 'lamda'"),
-        ({"method": "head-aware", "budget": 64}, "needs a profile"),
+        ({"method": "head-aware", "budget": 64, "rule": "per-head"}, "needs a profile"),
         ({"method": "h2o", "budget": 64, "stride": 0}, "stride must be 1 or more"),
     ],
 )

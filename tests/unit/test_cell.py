@@ -83,6 +83,11 @@ def test_the_record_of_a_cell(home, tmp_path):
     assert record["provenance"]["versions"]["torch"]
 
 
+def test_a_small_share_of_a_long_prompt_is_no_small_budget_in_the_warm_up(home, tmp_path):
+    record = run_cell(arguments(home, tmp_path / "cell.json", budget="5%"))
+    assert all(25 <= sample["budget_tokens"] <= 40 for sample in record["samples"])
+
+
 def test_the_same_spec_gives_the_same_samples_and_scores(home, tmp_path):
     first = run_cell(arguments(home, tmp_path / "one.json"))
     assert outcome(run_cell(arguments(home, tmp_path / "two.json"))) == outcome(first)
@@ -159,7 +164,10 @@ def test_perplexity_reads_the_second_half_through_the_bounded_cache(home, tmp_pa
     [
         ({"length": 5000}, "length 5000 exceeds the 4096 tokens"),
         ({"budget": 6}, "fewer than the 8"),
-        ({"method": {"name": "x", "policy": "head-aware"}}, "needs a profile"),
+        (
+            {"method": {"name": "x", "policy": "head-aware", "rule": "per-head"}},
+            "needs a profile",
+        ),
         ({"dtype": "int8"}, "dtype 'int8' is unknown"),
     ],
 )

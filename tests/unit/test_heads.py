@@ -177,7 +177,8 @@ def test_the_mass_curve_is_what_an_evicting_cache_loses(probed):
     """The loss at a budget is the later queries' attention to the tokens that the cache evicts."""
     model, ids, probe_cache, _ = probed
     kept = 24
-    cache = make_cache(model, "head-aware", kept, allocation="uniform", rule="diversity", recent=4)
+    options = {"rule": "diversity", "group_mix": 0.0, "safeguard": 1.0, "recent": 4}
+    cache = make_cache(model, "head-aware", kept, **options)
     model(torch.tensor([ids[:48]]), past_key_values=cache)
     curves = loss_curves(probe_cache.probes[0], RULES, [kept / 48], recent=4)
     attention = probe_cache.probes[0].probabilities[0].mean(dim=(1, 2))

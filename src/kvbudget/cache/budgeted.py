@@ -1,5 +1,7 @@
 """The cache that plugs into transformers: `attach(model)`, then `make_cache(model, …)`."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer, get_layer_types_and_kwargs
@@ -12,6 +14,28 @@ from kvbudget.policies import make_policy
 from kvbudget.positions import inverse_frequencies
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
+
+
+class SlidingLayer(DynamicSlidingWindowLayer):
+    """The library's sliding-window layer, without the rest of the prompt.
+
+    The library keeps a view of its window, which holds on to all keys and values that it was cut
+    from until the next update.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Keys and values to attend to; only the window is kept."""
+        seen = super().update(key_states, value_states, *args, **kwargs)
+        self.keys, self.values = self.keys.clone(), self.values.clone()
+        return seen
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """State of a cache to come back to, a layer at a time."""
+
+    prompt_tokens: int | None
+    layers: list[LayerSnapshot | tuple]
 
 
 class BudgetedCache(Cache):
@@ -41,7 +65,7 @@ class BudgetedCache(Cache):
         return sum(
             tensor.numel() * tensor.element_size()
             for layer in self.layers
-            if isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized
+            if isinstance(layer, SlidingLayer) and layer.is_initialized
             for tensor in (layer.keys, layer.values)
         )
 
@@ -60,21 +84,24 @@ class BudgetedCache(Cache):
         super().reset()
         self.plan.reset()
 
-    def snapshot(self) -> list[LayerSnapshot | tuple]:
+    def snapshot(self) -> Snapshot:
         """The state to come back to: ask several questions of one compressed context."""
-        return [
+        layers = [
             layer.snapshot()
             if isinstance(layer, BudgetedLayer)
             else (layer.keys, layer.values, layer.cumulative_length)
             for layer in self.layers
         ]
+        return Snapshot(self.plan.prompt_tokens, layers)
 
-    def restore(self, snapshot: list[LayerSnapshot | tuple]) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Come back to a snapshot of this cache; it can be restored again."""
-        for layer, state in zip(self.layers, snapshot, strict=True):
+        self.plan.prompt_tokens = snapshot.prompt_tokens
+        for layer, state in zip(self.layers, snapshot.layers, strict=True):
             if isinstance(layer, BudgetedLayer):
                 layer.restore(state)
             else:  # a sliding layer replaces its tensors and never writes into them
+                layer.is_initialized = True
                 layer.keys, layer.values, layer.cumulative_length = state
 
 
@@ -135,7 +162,12 @@ def make_cache(
         options["profile"] = profile
     policy = make_policy(method, **options)
     plan = Plan(policy, geometry_of(model), budget, prompt_tokens)
-    moves_keys = policy.relative_positions or getattr(policy, "phi", None) is not None
+    if not plan.geometry.layers:
+        raise UserError(
+            "every layer of this model has a sliding window, so there is no cache to budget; set "
+            "sliding_window: null in its config.json if it was trained without one"
+        )
+    moves_keys = policy.relative_positions or policy.phi is not None
     shared = LayerOptions(
         plan, stride, prefill_chunk, inverse_frequencies(model) if moves_keys else None
     )
@@ -145,7 +177,7 @@ def make_cache(
             layers.append(BudgetedLayer(index, plan.geometry.kv_heads, shared))
             index += 1
         else:
-            layers.append(DynamicSlidingWindowLayer(**kwargs))
+            layers.append(SlidingLayer(**kwargs))
     return BudgetedCache(layers, plan)
 
 

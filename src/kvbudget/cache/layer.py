@@ -35,13 +35,16 @@ class LayerOptions:
 
 @dataclass
 class LayerSnapshot:
-    """State of a layer to come back to. It shares the layer's slots until an eviction."""
+    """State of a layer to come back to. It shares the layer's slots until they are written to."""
 
     seen: int
     slots: Slots
     lengths: list[int]
     sums: dict[str, Tensor]
+    planned: list[int]
     budgets: list[int]
+    padded: bool
+    sinks: Tensor | None
     sink_shift: int
 
 
@@ -74,7 +77,6 @@ class BudgetedLayer(CacheLayerMixin):
         self.padded = False
         self.is_initialized = False
         self._pending: tuple[Tensor, Tensor] | None = None
-        self._shared = False  # whether a snapshot holds the same slots
         self._sinks: Tensor | None = None  # keys of the sinks at their first positions
         self._sink_shift = 0
 
@@ -163,13 +165,14 @@ class BudgetedLayer(CacheLayerMixin):
     ) -> Tensor:
         """One token: put into a free slot, attended to, and the worst tokens evicted."""
         self._shift_sinks()
-        self._make_room(key)
+        self._make_room()
         self.seen += 1
         slots = self.slots
         outputs: list[Tensor] = [query] * self.kv_heads
         for segment in slots.segments:
             new = self._new_tokens(segment.heads, key, value, positions)
-            new.sums = {name: torch.zeros(new.positions.shape) for name in slots.sums}
+            zeros = new.positions.new_zeros(new.positions.shape, dtype=torch.float32)
+            new.sums = dict.fromkeys(slots.sums, zeros)
             slots.append(segment, new)
             held = slots.tokens(segment)
             output, received = attend_one(
@@ -232,6 +235,9 @@ class BudgetedLayer(CacheLayerMixin):
                 sums["attention"][..., : old.shape[-1]] += old
         if "window" in self.policy.signals:
             sums["window"] = attention_sums(query[:, :, -OBSERVATION:], tokens.keys, **terms)
+            old = tokens.sums.get("window")
+            if old is not None and query.shape[2] < OBSERVATION:  # too few to see for themselves
+                sums["window"][..., : old.shape[-1]] += old
         return sums
 
     def _keep(self, everything: list[Tokens]) -> None:
@@ -263,7 +269,7 @@ class BudgetedLayer(CacheLayerMixin):
         source = {}
         for tokens in everything:
             for i, head in enumerate(tokens.heads):
-                kept = min(tokens.count, self.budgets[head])
+                kept = min(tokens.count, self.budgets[head]) if scores else tokens.count
                 shapes.setdefault((self.budgets[head], kept), []).append(head)
                 source[head] = (tokens, i)
         slots = Slots(
@@ -292,12 +298,12 @@ class BudgetedLayer(CacheLayerMixin):
                     },
                 ),
             )
-        self.slots, self._shared = slots, False
+        self.slots = slots
 
     def _capacity(self, budget: int, kept: int, room: int) -> int:
         """Slots of a head that keeps `kept` tokens now."""
         full = budget + self.options.stride
-        return full if kept == budget else min(full, kept + room)
+        return full if kept >= budget else min(full, kept + room)
 
     @staticmethod
     def _best(tokens: Tokens, i: int, kept: int, scores: Tensor | None) -> list[Tensor]:
@@ -309,18 +315,27 @@ class BudgetedLayer(CacheLayerMixin):
         best = best.sort(dim=-1).values
         return [select(tensor, best) for tensor in own]
 
-    def _make_room(self, key: Tensor) -> None:
-        """Let every head have a free slot: grow storage that has not reached its budget yet."""
+    def _make_room(self) -> None:
+        """Let every head have a free slot that no snapshot relies on.
+
+        Storage that has not reached its budget yet grows.
+        """
         if any(segment.length == segment.capacity for segment in self.slots.segments):
             self._store(self._held(), room=max(64, self.seen // 64))
+        elif any(segment.length < segment.held for segment in self.slots.segments):
+            self.slots = self.slots.clone()
+
+    def _own_slots(self) -> None:
+        """Copy the slots if a snapshot relies on them, before tokens in them change."""
+        if any(segment.held for segment in self.slots.segments):
+            self.slots = self.slots.clone()
 
     def _evict(self) -> None:
         """Evict in place what exceeds a budget by the stride."""
         over = [segment.length - self.budgets[segment.heads[0]] for segment in self.slots.segments]
         if max(over) < self.options.stride:
             return
-        if self._shared:
-            self.slots, self._shared = self.slots.clone(), False
+        self._own_slots()
         candidates = [self._candidates(tokens) for tokens in self._held()]
         scores = self.policy.score_layer(candidates)
         for segment, excess, own in zip(self.slots.segments, over, scores, strict=True):
@@ -336,9 +351,7 @@ class BudgetedLayer(CacheLayerMixin):
     def _candidates(self, tokens: Tokens) -> Candidates:
         positions = tokens.positions.long()
         seen = positions.amax(dim=(1, 2), keepdim=True) + 1 if self.padded else self.seen
-        budgets = torch.tensor(
-            [[self.budgets[head]] for head in tokens.heads], device=positions.device
-        )
+        budgets = tuple(self.budgets[head] for head in tokens.heads)
         return Candidates(
             tokens.heads, tokens.keys, tokens.values, positions, tokens.sums,
             layer=self.index, seen=seen, budgets=budgets,
@@ -358,12 +371,10 @@ class BudgetedLayer(CacheLayerMixin):
         evicted = self.seen - segment.length
         if evicted == self._sink_shift:
             return
-        sinks = segment.filled(self.slots.keys)[:, :, :SINKS]
         if self._sinks is None:
-            self._sinks = sinks.clone()
-        if self._shared:
-            self.slots, self._shared = self.slots.clone(), False
-            sinks = self.slots.segments[0].filled(self.slots.keys)[:, :, :SINKS]
+            self._sinks = segment.filled(self.slots.keys)[:, :, :SINKS].clone()
+        self._own_slots()
+        sinks = segment.filled(self.slots.keys)[:, :, :SINKS]
         sinks.copy_(rotate(self._sinks, evicted, self.options.frequencies))
         self._sink_shift = evicted
 
@@ -404,24 +415,30 @@ class BudgetedLayer(CacheLayerMixin):
         return sinks + (self.slots.allocated_bytes() if self.slots else 0)
 
     def snapshot(self) -> LayerSnapshot:
-        """The state to come back to. Slots are shared, and copied only before an eviction."""
+        """The state to come back to. Slots are shared, and copied only before they change."""
         if self.slots is None:
             raise UserError("there is nothing to take a snapshot of: the cache is empty")
-        self._shared = True
+        for segment in self.slots.segments:
+            segment.held = max(segment.held, segment.length)
         return LayerSnapshot(
             self.seen,
             self.slots,
             [segment.length for segment in self.slots.segments],
             {name: sums.clone() for name, sums in self.slots.sums.items()},
+            self.planned,
             self.budgets,
+            self.padded,
+            self._sinks,
             self._sink_shift,
         )
 
     def restore(self, snapshot: LayerSnapshot) -> None:
         """Come back to a snapshot of this layer; it can be restored again."""
-        self.seen, self.slots, self.budgets = snapshot.seen, snapshot.slots, snapshot.budgets
+        self.is_initialized = True
+        self.seen, self.slots, self.padded = snapshot.seen, snapshot.slots, snapshot.padded
+        self.planned, self.budgets = snapshot.planned, snapshot.budgets
+        self._sinks, self._sink_shift = snapshot.sinks, snapshot.sink_shift
         for segment, length in zip(self.slots.segments, snapshot.lengths, strict=True):
             segment.length = length
         for name, sums in snapshot.sums.items():
             self.slots.sums[name].copy_(sums)
-        self._sink_shift, self._shared = snapshot.sink_shift, True

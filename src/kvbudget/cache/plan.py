@@ -112,5 +112,5 @@ class Plan:
     def target_shift(self, seen: int) -> int:
         """How far the next token's position moves after `seen` tokens, so that the first target
         token is at phi (Group Position Encoding)."""
-        phi = getattr(self.policy, "phi", None)
+        phi = self.policy.phi
         return 0 if phi is None or seen < self.prompt_tokens else phi - self.prompt_tokens

@@ -1,7 +1,7 @@
 """Ragged key-value storage of one layer: every KV head owns a fixed number of slots."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,13 +38,15 @@ class Segment:
     """KV heads with equally many slots and tokens, which share dense calls.
 
     `heads` are KV head indices, `start` is the first slot of the first head in the flat storage,
-    and each head owns `capacity` slots, of which the first `length` are filled.
+    and each head owns `capacity` slots, of which the first `length` are filled. Snapshots rely on
+    the first `held` of them.
     """
 
     heads: tuple[int, ...]
     start: int
     capacity: int
     length: int = 0
+    held: int = 0
 
     def room(self, flat: Tensor) -> Tensor:
         """All slots of the segment, a view: `(batch, slots, …)` → `(batch, heads, capacity, …)`."""
@@ -137,9 +139,9 @@ class Slots:
         segment.length = kept
 
     def clone(self) -> "Slots":
-        """A copy that shares no memory with this one."""
+        """A copy that shares no memory with this one, and that no snapshot relies on."""
         twin = object.__new__(Slots)
-        twin.segments = [Segment(**vars(segment)) for segment in self.segments]
+        twin.segments = [replace(segment, held=0) for segment in self.segments]
         twin.keys, twin.values = self.keys.clone(), self.values.clone()
         twin.positions = self.positions.clone()
         twin.sums = {name: sums.clone() for name, sums in self.sums.items()}

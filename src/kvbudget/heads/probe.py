@@ -9,13 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import (
-    CacheLayerMixin,
-    DynamicSlidingWindowLayer,
-    get_layer_types_and_kwargs,
-)
+from transformers.cache_utils import CacheLayerMixin, get_layer_types_and_kwargs
 
 from kvbudget.attention import attend, attention_blocks, attention_sums
+from kvbudget.cache.budgeted import SlidingLayer
 from kvbudget.cache.layer import OBSERVATION
 from kvbudget.cache.plan import SINKS
 from kvbudget.policies.base import Candidates
@@ -99,7 +96,7 @@ class ProbeLayer(CacheLayerMixin):
             },
             layer=self.index,
             seen=count,
-            budgets=torch.full((kv_heads, 1), count, device=key.device),
+            budgets=(count,) * kv_heads,
         )
 
     def _visible(self, ablation: Ablation, tokens: int) -> Tensor:
@@ -121,7 +118,7 @@ class Probe(Cache):
                 layers.append(ProbeLayer(index))
                 index += 1
             else:
-                layers.append(DynamicSlidingWindowLayer(**kwargs))
+                layers.append(SlidingLayer(**kwargs))
         super().__init__(layers=layers)
 
     @property
@@ -165,11 +162,11 @@ def _sliding_state(cache: Probe) -> list[tuple[Tensor, Tensor, int]]:
     return [
         (layer.keys, layer.values, layer.cumulative_length)
         for layer in cache.layers
-        if isinstance(layer, DynamicSlidingWindowLayer)
+        if isinstance(layer, SlidingLayer)
     ]
 
 
 def _set_sliding_state(cache: Probe, states: list[tuple[Tensor, Tensor, int]]) -> None:
-    sliding = [each for each in cache.layers if isinstance(each, DynamicSlidingWindowLayer)]
+    sliding = [each for each in cache.layers if isinstance(each, SlidingLayer)]
     for layer, (keys, values, length) in zip(sliding, states, strict=True):
         layer.keys, layer.values, layer.cumulative_length = keys, values, length

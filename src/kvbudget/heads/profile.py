@@ -92,10 +92,16 @@ def make_profile(
             weights.setdefault(prompt.task, []).append(
                 causal_weights(model, cache, prompt, logits, geometry, spec["recent"])
             )
-    if not found["retrieval"]:  # the model answers nothing right: no head is seen to retrieve
+    if not found["retrieval"]:
+        tqdm.write("warning: no calibration answer is right, so no head is seen to retrieve")
         found["retrieval"].append(torch.zeros(len(geometry.layers), geometry.query_heads))
     heads |= {name: torch.stack(each).mean(dim=0) for name, each in found.items()}
     heads = {name: _rounded(each) for name, each in heads.items()}
+    if spec["weights"] and not weights:
+        raise UserError(
+            "profile: weights need answers in the context; add needles or recall to its tasks, or "
+            "set weights: false"
+        )
     profile = {
         "query_heads": geometry.query_heads,
         "kv_heads": geometry.kv_heads,

@@ -1,9 +1,10 @@
 """Peak memory of this process and of its CUDA device, from a mark on."""
 
 import contextlib
+import resource
+import sys
 from pathlib import Path
 
-import psutil
 import torch
 
 _PROC = Path("/proc/self")
@@ -23,7 +24,8 @@ def peak_rss_bytes() -> int:
         lines = (_PROC / "status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
-        return psutil.Process().memory_info().rss
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def peak_cuda_bytes() -> int | None:

@@ -28,7 +28,7 @@ def module_of(policy: str) -> str:
 def make_policy(policy: str, **options) -> Policy:
     """A policy by name. Raises `UserError` for an unknown name or option."""
     cls = getattr(importlib.import_module(module_of(policy)), MODULES[policy].split(":")[1])
-    known = [name for name in inspect.signature(cls).parameters if name != "self"]
+    known = list(inspect.signature(cls).parameters)
     for name in options:
         if name not in known:
             raise UserError(

@@ -15,14 +15,14 @@ class Candidates(Tokens):
     Attributes:
         layer: index among the full-attention layers.
         seen: tokens of the sequence so far; `(batch, 1, 1)` where sequences are padded.
-        budgets: `(heads, 1)`, tokens that each head may keep.
+        budgets: tokens that each head may keep.
     """
 
     layer: int
     seen: int | Tensor
-    budgets: Tensor
+    budgets: tuple[int, ...]
 
-    def protect(self, scores: Tensor, recent: int | Tensor = 1, sinks: int = SINKS) -> Tensor:
+    def protect(self, scores: Tensor, recent: int = 1, sinks: int = SINKS) -> Tensor:
         """Lift the first `sinks` and the last `recent` tokens above every score, drop padding."""
         keep = (self.positions < sinks) | (self.positions >= self.seen - recent)
         scores = scores.masked_fill(keep, float("inf"))
@@ -34,12 +34,14 @@ class Policy:
 
     Attributes:
         signals: attention sums that the scores need: "attention" (over all queries) or "window"
-            (over the last queries of the prompt, and those after it).
+            (over the last queries of the last long block, and those after it).
         relative_positions: whether positions are those inside the cache.
+        phi: first position of the target (Group Position Encoding); None leaves positions alone.
     """
 
     signals: frozenset[str] = frozenset()
     relative_positions = False
+    phi: int | None = None
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         """Tokens that each KV head of each full-attention layer may keep, `budget` on average."""

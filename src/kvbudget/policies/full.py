@@ -15,6 +15,6 @@ class Full(Policy):
     """
 
     def __init__(self, phi: int | str = "auto") -> None:
-        if phi != "auto" and (not isinstance(phi, int) or phi < 0):
+        if phi != "auto" and (type(phi) is not int or phi < 0):
             raise UserError(f"phi must be 'auto' or an integer of 0 or more, not {phi!r}")
         self.phi = None if phi == "auto" else phi

@@ -11,5 +11,5 @@ class H2O(Policy):
     signals = frozenset({"attention"})
 
     def score(self, candidates: Candidates) -> Tensor:
-        recent = candidates.budgets // 2
+        recent = candidates.budgets[0] // 2  # all heads have the same budget
         return candidates.protect(candidates.sums["attention"], recent=recent, sinks=0)

@@ -25,7 +25,7 @@ class HeadAware(Policy):
 
     Args:
         profile: what the model's heads do (`kvbudget.heads.profile`). Without one, budgets come
-            from the prompt's own scores, pooled over the heads of each layer.
+            from the prompt's own scores alone, pooled over all heads of each layer.
         allocation: `"curves"` (water-filling on the loss curves), `"class"` (proportional to the
             weight of the head's class) or `"uniform"`.
         loss: which loss curves: `"output"` (norm of the attention output) or `"mass"`.
@@ -47,8 +47,8 @@ class HeadAware(Policy):
         allocation: str = "curves",
         loss: str = "output",
         rule: str = "diversity",
-        group_mix: float = 0.0,
-        safeguard: float = 1.0,
+        group_mix: float = 0.3,
+        safeguard: float = 0.5,
         gqa: str = "max",
         weights: str = "causal",
         recent: int = 8,
@@ -66,12 +66,13 @@ class HeadAware(Policy):
         for name, value in (("group_mix", group_mix), ("safeguard", safeguard)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} must lie in [0, 1], not {value!r}")
-        if profile is None and (allocation != "uniform" or rule == "per-head"):
+        if profile is None and rule == "per-head":
             raise UserError(
-                f"allocation: {allocation} with rule: {rule} needs a profile; make one with "
-                "python -m kvbudget.heads.profile, or use allocation: uniform and a fixed rule"
+                "rule: per-head needs a profile; make one with python -m kvbudget.heads.profile, "
+                f"or use one of {', '.join(RULES)}"
             )
-        self.profile, self.allocation, self.loss, self.rule = profile, allocation, loss, rule
+        self.profile, self.loss, self.rule = profile, loss, rule
+        self.allocation = allocation if profile else "uniform"
         self.group_mix, self.safeguard, self.recent = group_mix, safeguard, recent
         self.weights = weights
         self.classes = profile and classify(
@@ -116,8 +117,8 @@ class HeadAware(Policy):
             return np.ones((layers, kv_heads))
         if "weights" not in self.profile:
             raise UserError(
-                "the profile holds no causal weights; make it with weights: true, or use the "
-                "method with weights: equal"
+                "the profile holds no causal weights; make it with weights: true and a task that "
+                "has answers (needles, recall), or use the method with weights: equal"
             )
         causal = np.array(self.profile["weights"])
         mean = causal.mean()
@@ -169,21 +170,23 @@ class HeadAware(Policy):
     def _mixed(self, candidates: list[Candidates], scores: list[Tensor]) -> list[Tensor]:
         """s' = (1-λ)·s + λ·(mean of the group); a head has no vote on a token that it evicted."""
         owner = {h: (i, j) for i, c in enumerate(candidates) for j, h in enumerate(c.heads)}
-        length = max(int(each.positions.max()) for each in candidates) + 1
+        seen = candidates[0].seen
+        length = seen if isinstance(seen, int) else int(seen.max())
         mixed = [own * (1 - self.group_mix) for own in scores]
         for group in self.groups(candidates[0].layer, len(owner)):
             votes = scores[0].new_zeros(scores[0].shape[0], length)
+            voters = torch.zeros_like(votes)
             for head in group:
                 i, j = owner[head]
-                votes.scatter_add_(
-                    -1,
-                    candidates[i].positions[:, j].clamp(min=0),
-                    scores[i][:, j] * (candidates[i].positions[:, j] >= 0),
-                )
+                real = (candidates[i].positions[:, j] >= 0).float()
+                where = candidates[i].positions[:, j].clamp(min=0)
+                votes.scatter_add_(-1, where, scores[i][:, j] * real)
+                voters.scatter_add_(-1, where, real)
+            mean = votes / voters.clamp(min=1)
             for head in group:
                 i, j = owner[head]
-                mean = votes.gather(-1, candidates[i].positions[:, j].clamp(min=0)) / len(group)
-                mixed[i][:, j] += self.group_mix * mean
+                where = candidates[i].positions[:, j].clamp(min=0)
+                mixed[i][:, j] += self.group_mix * mean.gather(-1, where)
         return mixed
 
     def redistribute(self, layer: int, scores: list[Tensor], budgets: list[int]) -> list[int]:

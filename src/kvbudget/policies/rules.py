@@ -1,7 +1,7 @@
 """Scoring rules that Head-Aware chooses among.
 
-Each rule maps candidates to scores in [0, 1] that can be compared between heads, so that heads
-can pool a budget and vote together.
+Each rule maps candidates to scores relative to the head's mean: 1 is an average token. So heads of
+unlike rules, levels and numbers of tokens can pool a budget and vote together.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,16 @@ POOLING = 7  # tokens; SnapKV's neighbourhood, which keeps the words around a hi
 
 def recency(candidates: Candidates) -> Tensor:
     """Age: the later the better (StreamingLLM's rule)."""
-    return (candidates.positions + 1).float() / candidates.seen
+    return _relative((candidates.positions + 1).float(), candidates)
 
 
 def attention(candidates: Candidates) -> Tensor:
-    """Share of all attention so far (H2O, Zhang et al., 2023)."""
-    sums = candidates.sums["attention"]
-    return sums / sums.sum(dim=-1, keepdim=True)
+    """All attention so far (H2O, Zhang et al., 2023)."""
+    return _relative(candidates.sums["attention"], candidates)
 
 
 def window(candidates: Candidates) -> Tensor:
-    """Share of the attention of the last queries, max-pooled over neighbours (SnapKV, Li et al.,
+    """Attention of the last queries, max-pooled over neighbours (SnapKV, Li et al.,
     2024)."""
     sums = candidates.sums["window"]
     order = candidates.positions.argsort(dim=-1)
@@ -35,15 +34,22 @@ def window(candidates: Candidates) -> Tensor:
         sums.gather(-1, order).flatten(0, 1), POOLING, stride=1, padding=POOLING // 2
     ).view_as(sums)
     pooled = torch.empty_like(sums).scatter_(-1, order, pooled)
-    return pooled / pooled.sum(dim=-1, keepdim=True)
+    return _relative(pooled, candidates)
 
 
 def diversity(candidates: Candidates) -> Tensor:
-    """How unlike the mean key a key is: (1 - cosine) / 2 (KeyDiff, Park et al., 2025)."""
+    """How unlike the mean key a key is: 1 - cosine (KeyDiff, Park et al., 2025)."""
     keys = normalize(candidates.keys.float(), dim=-1)
     real = (candidates.positions >= 0).unsqueeze(-1)
     mean = normalize((keys * real).sum(dim=-2, keepdim=True), dim=-1)
-    return (1 - (keys * mean).sum(dim=-1)) / 2
+    return _relative(1 - (keys * mean).sum(dim=-1), candidates)
+
+
+def _relative(values: Tensor, candidates: Candidates) -> Tensor:
+    """Values of 0 or more over their mean in each head, padding left out."""
+    real = candidates.positions >= 0
+    values = values.clamp(min=0) * real
+    return values * real.sum(dim=-1, keepdim=True) / values.sum(dim=-1, keepdim=True)
 
 
 RULES: dict[str, Callable[[Candidates], Tensor]] = {
