@@ -34,7 +34,8 @@ class HeadAware(Policy):
         group_mix: λ in [0, 1]. Each head's scores are mixed with the mean over its group; 0 is
             independent eviction, at 1 the heads of a group rank tokens alike.
         safeguard: α in [0, 1]. Each head keeps that share of its budget; the rest is pooled over
-            its group and spent by this prompt's scores (AdaKV, Feng et al., 2024).
+            its group and spent by this prompt's scores (AdaKV, Feng et al., 2024). By default 1, or
+            0.5 without a profile.
         gqa: how scores of query heads are reduced to a KV head, `"max"` or `"mean"`.
         weights: `"causal"` multiplies a head's loss by how much the answer suffers when that head
             alone forgets, `"equal"` by 1.
@@ -47,8 +48,8 @@ class HeadAware(Policy):
         allocation: str = "curves",
         loss: str = "output",
         rule: str = "diversity",
-        group_mix: float = 0.3,
-        safeguard: float = 0.5,
+        group_mix: float = 0.0,
+        safeguard: float | None = None,
         gqa: str = "max",
         weights: str = "causal",
         recent: int = 8,
@@ -63,6 +64,8 @@ class HeadAware(Policy):
             raise UserError(f"weights must be 'causal' or 'equal', not {weights!r}")
         if rule not in (*RULES, "per-head"):
             raise UserError(f"rule must be per-head or one of {', '.join(RULES)}, not {rule!r}")
+        if safeguard is None:
+            safeguard = 0.5 if profile is None else 1.0
         for name, value in (("group_mix", group_mix), ("safeguard", safeguard)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} must lie in [0, 1], not {value!r}")
