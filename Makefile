@@ -12,7 +12,7 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help paper test lint lock tex clean-paper clean-results clean-downloads clean-env
+.PHONY: help paper test lint bench lock tex clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -31,6 +31,12 @@ lint: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
+
+bench: MODEL ?= smollm2-135m
+bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MODEL=key STUDY=...]
+	$(SNAKEMAKE) --quiet all -- results/models/$(MODEL).verified.json
+	$(BIN)/python -m kvbudget.bench --model-dir results/models/$(MODEL) \
+	    --out results/bench/$(MODEL).json
 
 lock: .venv/.installed ## Record the file hashes of a model: make lock MODEL=key [STUDY=...]
 	@test -n "$(MODEL)" || { echo "error: name the model: make lock MODEL=key [STUDY=...]" >&2; exit 2; }

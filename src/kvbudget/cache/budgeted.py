@@ -105,15 +105,16 @@ class BudgetedCache(Cache):
                 layer.keys, layer.values, layer.cumulative_length = state
 
 
-def attach(model: PreTrainedModel) -> PreTrainedModel:
+def attach(model: PreTrainedModel, *, unlisted: bool = False) -> PreTrainedModel:
     """Let a model attend through our caches; other caches work as before. Returns the model.
 
-    Raises `UserError` for an architecture that was not tested.
+    Raises `UserError` for an architecture that our tests do not cover, unless `unlisted` is set.
     """
     kind = _text_config(model).model_type
-    if kind not in ARCHITECTURES:
+    if kind not in ARCHITECTURES and not unlisted:
         raise UserError(
-            f"architecture {kind!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+            f"architecture {kind!r} is not supported; supported are {', '.join(ARCHITECTURES)}. "
+            "If python -m kvbudget.check finds that it works, use attach(model, unlisted=True)"
         )
     attention.register()
     model.set_attn_implementation(attention.NAME)
