@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -46,12 +47,18 @@ def refusal(study, **options):
 
 
 def mended_by(message, cell, force=True):
-    """Whether the message ends in the command that measures this cell."""
-    forced = "--forcerun " if force else ""
-    return any(
-        "snakemake --cores 1 --resources gpu=1" in line and forced in line and cell.path in line
-        for line in message.splitlines()
+    """Whether the message has the command that measures this cell.
+
+    The targets come right after `--cores 1`: Snakemake would take a path that follows an option of
+    many values, such as `--forcerun` or `--configfile`, for one of those.
+    """
+    path = re.escape(cell.path)
+    forced = rf"--forcerun (\S+ )*{path} (\S+ )*" if force else r"((?!--forcerun).)*"
+    command = re.compile(
+        rf"snakemake {forced}--cores 1 (\S+ )*{path}|"
+        rf"snakemake --configfile \S+ {forced}--cores 1 (\S+ )*{path}"
     )
+    return any(command.search(line) for line in message.splitlines())
 
 
 # --- what is refused

@@ -83,6 +83,7 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, st
     ax.set_title(f"{study.title('models', model)}, {study.title('tasks', task)}\n{tokens:,} tokens")
     ax.set_xlabel("cache (MiB)")
     ax.set_ylabel({"score": "score", "nll": "NLL (nats a token)"}[metric])
-    ax.set_xlim(left=0)
+    evicting = part[part["policy"] != FULL]
+    ax.set_xlim(0, 1.08 * evicting["bytes"].max() / 2**20)
     if metric == "score":
         ax.set_ylim(-0.05, 1.05)
