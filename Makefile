@@ -36,7 +36,7 @@ bench: MODEL ?= smollm2-135m
 bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MODEL=key STUDY=...]
 	$(SNAKEMAKE) --quiet all -- results/models/$(MODEL).verified.json
 	$(BIN)/python -m kvbudget.bench --model-dir results/models/$(MODEL) \
-	    --out results/bench/$(MODEL).json
+	    --verified results/models/$(MODEL).verified.json --out results/bench/$(MODEL).json
 
 lock: .venv/.installed ## Record the file hashes of a model: make lock MODEL=key [STUDY=...]
 	@test -n "$(MODEL)" || { echo "error: name the model: make lock MODEL=key [STUDY=...]" >&2; exit 2; }

@@ -17,9 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "kvbudget"
-BLOCK = (
-    128  # queries a block; larger blocks were slower on CPU, where they fall out of the L2 cache
-)
+#: Queries a block. Larger blocks were slower on CPU, where they fall out of the L2 cache.
+BLOCK = 128
 
 
 def attention_forward(

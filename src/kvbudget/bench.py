@@ -1,13 +1,17 @@
 """How fast and how small the cache is, as ratios within one run on one machine.
 
-    python -m kvbudget.bench --model-dir results/models/smollm2-135m --out results/bench/x.json
+    python -m kvbudget.bench --model-dir DIR --verified FILE --out results/bench/KEY.json
 
 Times are medians of interleaved rounds: what is compared takes turns, so that a machine whose speed
 drifts slows all alike. Caches are filled with random keys and values, which cost what real ones do.
 """
 
 import argparse
+import contextlib
+import ctypes
+import json
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,13 +43,13 @@ def interleaved(subjects: dict[str, Callable[[], None]], rounds: int) -> dict[st
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def filled(model: PreTrainedModel, method: str, tokens: int, **options) -> Cache:
+def filled(model: PreTrainedModel, method: str, tokens: int) -> Cache:
     """A cache of a method after `tokens` random tokens; `"stock"` is transformers' own."""
     geometry = geometry_of(model)
     size = (1, geometry.kv_heads, tokens, geometry.head_dim)
     budget = None if method == "full" else SHARE
     stock = method == "stock"
-    cache = DynamicCache() if stock else make_cache(model, method, budget, **options)
+    cache = DynamicCache() if stock else make_cache(model, method, budget)
     for index in geometry.layers:
         key, value = (torch.randn(size, dtype=model.dtype, device=model.device) for _ in "kv")
         cache.update(key, value, index)
@@ -114,6 +118,15 @@ def prefills(model: PreTrainedModel, tokens: int, rounds: int) -> dict:
     return {"tokens": tokens, "stock_s": times["stock"], "over_stock": over}
 
 
+def release_freed_memory() -> None:
+    """Give freed memory back to the system, or what follows would reuse it and seem to need none.
+
+    Only glibc can; elsewhere the figures of process memory are too low.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def bounded_memory(model: PreTrainedModel, lengths: list[int], budget: int) -> dict:
     """Peak process memory above the weights at several lengths, with bounded prefill."""
     model.set_attn_implementation(attention.NAME)
@@ -122,6 +135,7 @@ def bounded_memory(model: PreTrainedModel, lengths: list[int], budget: int) -> d
         for length in lengths:
             ids = torch.randint(5, 90, (1, length), device=model.device)
             cache = make_cache(model, method, budget, prompt_tokens=length)
+            release_freed_memory()
             memory.mark_peak()
             before = memory.peak_rss_bytes()
             for piece in ids.split(CHUNK, dim=1):
@@ -136,15 +150,16 @@ def bounded_memory(model: PreTrainedModel, lengths: list[int], budget: int) -> d
 
 
 @torch.inference_mode()
-def bench(directory: Path, dtype: str, decode_at: list[int], prefill_at: int, rounds: int) -> dict:
+def bench(args: argparse.Namespace, dtype: str) -> dict:
     """All measurements of one model in one dtype."""
-    model, _ = load(directory, dtype)
+    started = time.time()
+    model, _ = load(args.model_dir, dtype)
     attach(model)
     return {
-        "decode": [decode(model, tokens, rounds) for tokens in decode_at],
-        "prefill": prefills(model, prefill_at, 2),
+        "decode": [decode(model, tokens, args.rounds) for tokens in args.decode_at],
+        "prefill": prefills(model, args.prefill_at, 2),
         "memory": bounded_memory(model, [2048, 4096, 8192], 512),
-        "provenance": provenance(model, "", 0.0),
+        "provenance": provenance(model, json.loads(args.verified.read_text())["sha256"], started),
     }
 
 
@@ -174,16 +189,14 @@ def table(results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model-dir", required=True, type=Path)
+    parser.add_argument("--verified", required=True, type=Path, help="of the model")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--decode-at", nargs="+", type=int, default=[4096, 8000])
     parser.add_argument("--prefill-at", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
-    results = {
-        dtype: bench(args.model_dir, dtype, args.decode_at, args.prefill_at, args.rounds)
-        for dtype in args.dtypes
-    }
+    results = {dtype: bench(args, dtype) for dtype in args.dtypes}
     write_json(args.out, {"schema": 1, "model": args.model_dir.name, "results": results})
     print(table(results))
 

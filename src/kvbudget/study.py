@@ -18,6 +18,7 @@ from typing import Any
 import jsonschema
 
 from kvbudget import provenance
+from kvbudget.cache.plan import MINIMUM
 from kvbudget.errors import UserError, run_cli
 from kvbudget.models import registry
 
@@ -25,8 +26,6 @@ from kvbudget.models import registry
 _ROOT = Path(__file__).resolve().parent
 #: Policies whose budgets come from a profile of the model's heads.
 PROFILED_POLICIES = frozenset({"head-aware"})
-#: A cache must hold the attention sinks (4) and as many recent tokens to work at all.
-MIN_BUDGET = 8
 #: A needle, its surroundings and the chat template take this many tokens.
 MIN_LENGTH = 200
 #: Keys that only change what is printed: no cell depends on them.
@@ -245,9 +244,9 @@ def _budget(where: str, budget: str | int, length: int) -> str | int:
                 f"{where}: at length {length} nothing would be evicted; "
                 "use a smaller budget or a longer length"
             )
-    if tokens < MIN_BUDGET:
+    if tokens < MINIMUM:
         raise UserError(
-            f"{where}: at length {length} that is {tokens:g} tokens, under the {MIN_BUDGET} that "
+            f"{where}: at length {length} that is {tokens:g} tokens, under the {MINIMUM} that "
             "attention sinks and recent tokens take; use a larger budget or a longer length"
         )
     return budget

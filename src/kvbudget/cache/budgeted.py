@@ -1,10 +1,15 @@
 """The cache that plugs into transformers: `attach(model)`, then `make_cache(model, …)`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import DynamicSlidingWindowLayer, get_layer_types_and_kwargs
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicSlidingWindowLayer,
+    get_layer_types_and_kwargs,
+)
 
 from kvbudget import attention
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions, LayerSnapshot
@@ -28,6 +33,15 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         seen = super().update(key_states, value_states, *args, **kwargs)
         self.keys, self.values = self.keys.clone(), self.values.clone()
         return seen
+
+    def snapshot(self) -> tuple[Tensor, Tensor, int]:
+        """The state to come back to. It shares the tensors, which are replaced, not written to."""
+        return self.keys, self.values, self.cumulative_length
+
+    def restore(self, snapshot: tuple[Tensor, Tensor, int]) -> None:
+        """Come back to a snapshot of this layer; it can be restored again."""
+        self.is_initialized = True
+        self.keys, self.values, self.cumulative_length = snapshot
 
 
 @dataclass(frozen=True)
@@ -86,23 +100,13 @@ class BudgetedCache(Cache):
 
     def snapshot(self) -> Snapshot:
         """The state to come back to: ask several questions of one compressed context."""
-        layers = [
-            layer.snapshot()
-            if isinstance(layer, BudgetedLayer)
-            else (layer.keys, layer.values, layer.cumulative_length)
-            for layer in self.layers
-        ]
-        return Snapshot(self.plan.prompt_tokens, layers)
+        return Snapshot(self.plan.prompt_tokens, [layer.snapshot() for layer in self.layers])
 
     def restore(self, snapshot: Snapshot) -> None:
         """Come back to a snapshot of this cache; it can be restored again."""
         self.plan.prompt_tokens = snapshot.prompt_tokens
         for layer, state in zip(self.layers, snapshot.layers, strict=True):
-            if isinstance(layer, BudgetedLayer):
-                layer.restore(state)
-            else:  # a sliding layer replaces its tensors and never writes into them
-                layer.is_initialized = True
-                layer.keys, layer.values, layer.cumulative_length = state
+            layer.restore(state)
 
 
 def attach(model: PreTrainedModel, *, unlisted: bool = False) -> PreTrainedModel:
@@ -172,14 +176,23 @@ def make_cache(
     shared = LayerOptions(
         plan, stride, prefill_chunk, inverse_frequencies(model) if moves_keys else None
     )
+    layers = layers_of(model, lambda index: BudgetedLayer(index, plan.geometry.kv_heads, shared))
+    return BudgetedCache(layers, plan)
+
+
+def layers_of(
+    model: PreTrainedModel, full: Callable[[int], CacheLayerMixin]
+) -> list[CacheLayerMixin]:
+    """Cache layers of a model: `full(index)` for its full-attention layers, counted among
+    themselves, and the library's for those with a sliding window."""
     layers, index = [], 0
     for kind, kwargs in zip(*get_layer_types_and_kwargs(_text_config(model)), strict=True):
         if kind == "full_attention":
-            layers.append(BudgetedLayer(index, plan.geometry.kv_heads, shared))
+            layers.append(full(index))
             index += 1
         else:
             layers.append(SlidingLayer(**kwargs))
-    return BudgetedCache(layers, plan)
+    return layers
 
 
 def geometry_of(model: PreTrainedModel) -> Geometry:

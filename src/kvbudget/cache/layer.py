@@ -48,19 +48,49 @@ class LayerSnapshot:
     sink_shift: int
 
 
-class BudgetedLayer(CacheLayerMixin):
-    """Keys and values of one layer within a budget per KV head.
+class AttendingLayer(CacheLayerMixin):
+    """A full-attention layer that attends for itself.
 
     `update` hands the layer itself to the registered attention function, which calls `attend`:
-    only there do queries and keys meet, which scores need.
+    only there do queries and keys meet, which scores need. Subclasses define `attend` and
+    `get_seq_length`.
+    """
+
+    is_sliding = False
+    _pending: tuple[Tensor, Tensor] | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to allocate before the first attention, which knows the prompt's length."""
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Take new keys and values, `(batch, kv_heads, new, head_dim)`; return the layer itself."""
+        self.is_initialized = True
+        self._pending = (key_states, value_states)
+        return self, self
+
+    def take_pending(self) -> tuple[Tensor, Tensor]:
+        """The keys and values of the last update, once."""
+        pending, self._pending = self._pending, None
+        return pending
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset that masks are made for: all tokens seen."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No limit on the tokens that may be seen."""
+        return -1
+
+
+class BudgetedLayer(AttendingLayer):
+    """Keys and values of one layer within a budget per KV head.
 
     Args:
         index: index among the full-attention layers.
         kv_heads: KV heads of the layer.
         options: what all layers share.
     """
-
-    is_sliding = False
 
     def __init__(self, index: int, kv_heads: int, options: LayerOptions) -> None:
         super().__init__()
@@ -76,33 +106,13 @@ class BudgetedLayer(CacheLayerMixin):
         self.budgets: list[int] = []  # as redistributed for this prompt
         self.padded = False
         self.is_initialized = False
-        self._pending: tuple[Tensor, Tensor] | None = None
+        self._pending = None
         self._sinks: Tensor | None = None  # keys of the sinks at their first positions
         self._sink_shift = 0
-
-    # What transformers asks of a layer.
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to allocate yet: the budgets depend on the prompt's length."""
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        """Take new keys and values, `(batch, kv_heads, new, head_dim)`; return the layer itself."""
-        self.is_initialized = True
-        self._pending = (key_states, value_states)
-        return self, self
 
     def get_seq_length(self) -> int:
         """Tokens seen, whether kept or not: positions go on from here."""
         return self.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset that masks are made for: all tokens seen."""
-        return self.seen + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No limit: what exceeds the budget is evicted."""
-        return -1
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         raise UserError("beam search is not supported: beams would need eviction histories each")
@@ -117,7 +127,7 @@ class BudgetedLayer(CacheLayerMixin):
         `query` is `(batch, query_heads, new, head_dim)`, `padding` `(batch, seen + new)` False at
         padding, or None. Returns the attention output, shaped like `query`.
         """
-        (key, value), self._pending = self._pending, None
+        key, value = self.take_pending()
         new = key.shape[2]
         positions = self._positions(key, padding)
         plan = self.options.plan

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # a policy imports this module
     from kvbudget.policies.base import Policy
 
 SINKS = 4  # attention sinks (Xiao et al., 2024) that every bounded method keeps
-MINIMUM = 2 * SINKS
+MINIMUM = 2 * SINKS  # tokens: a cache must hold the sinks and as many recent tokens to work
 UNBOUNDED = 2**62  # tokens; the budget of a head that keeps everything
 
 

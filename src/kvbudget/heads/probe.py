@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, get_layer_types_and_kwargs
 
 from kvbudget.attention import attend, attention_blocks, attention_sums
-from kvbudget.cache.budgeted import SlidingLayer
-from kvbudget.cache.layer import OBSERVATION
+from kvbudget.cache.budgeted import SlidingLayer, layers_of
+from kvbudget.cache.layer import OBSERVATION, AttendingLayer
 from kvbudget.cache.plan import SINKS
 from kvbudget.policies.base import Candidates
 
@@ -29,15 +28,13 @@ class Ablation:
     recent: int
 
 
-class ProbeLayer(CacheLayerMixin):
+class ProbeLayer(AttendingLayer):
     """All keys and values of one layer, and the attention that later tokens paid to them.
 
     Attributes:
         context: the context's tokens as candidates, with their attention sums.
         probabilities: `(batch, kv_heads, group, later, tokens)` float32, of the later tokens.
     """
-
-    is_sliding = False
 
     def __init__(self, index: int) -> None:
         super().__init__()
@@ -46,26 +43,12 @@ class ProbeLayer(CacheLayerMixin):
         self.context: Candidates | None = None
         self.probabilities: Tensor | None = None
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        self.is_initialized = True
-        self._pending = (key_states, value_states)
-        return self, self
-
     def get_seq_length(self) -> int:
         return 0 if self.context is None else self.context.count
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
-
     def attend(self, query: Tensor, scaling: float, softcap: float | None, padding: None) -> Tensor:
         """Attention output of new tokens, shaped like `query`."""
-        (key, value), self._pending = self._pending, None
+        key, value = self.take_pending()
         terms = {"scaling": scaling, "softcap": softcap}
         if self.context is None:
             self.context = self._read(query, key, value, terms)
@@ -111,15 +94,7 @@ class Probe(Cache):
     """A cache of probes: one for each full-attention layer of an attached model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        layers, index = [], 0
-        config = model.config.get_text_config(decoder=True)
-        for kind, kwargs in zip(*get_layer_types_and_kwargs(config), strict=True):
-            if kind == "full_attention":
-                layers.append(ProbeLayer(index))
-                index += 1
-            else:
-                layers.append(SlidingLayer(**kwargs))
-        super().__init__(layers=layers)
+        super().__init__(layers=layers_of(model, ProbeLayer))
 
     @property
     def probes(self) -> list[ProbeLayer]:
@@ -129,12 +104,9 @@ class Probe(Cache):
 def probe(model: PreTrainedModel, context: list[int], later: list[int]) -> tuple[Probe, Tensor]:
     """Read a context, then later tokens: the probe and the later logits `(later, vocab)`."""
     cache = Probe(model)
-    device = model.device
-    model(torch.tensor([context], device=device), past_key_values=cache, logits_to_keep=1)
-    sliding = _sliding_state(cache)
-    logits = model(torch.tensor([later], device=device), past_key_values=cache).logits[0]
-    _set_sliding_state(cache, sliding)
-    return cache, logits
+    ids = torch.tensor([context], device=model.device)
+    model(ids, past_key_values=cache, logits_to_keep=1)
+    return cache, _read_later(model, cache, later)[0]
 
 
 def ablated(
@@ -144,29 +116,27 @@ def ablated(
 
     Returns `(batch, logits, vocab)`.
     """
-    batch = ablation.heads.shape[0]
-    sliding = _sliding_state(cache)
-    _set_sliding_state(cache, [(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1), n)
-                               for k, v, n in sliding])  # fmt: skip
     for layer in cache.probes:
         layer.ablation = ablation
-    ids = torch.tensor([later], device=model.device).expand(batch, -1)
-    output = model(ids, past_key_values=cache, logits_to_keep=logits).logits
+    output = _read_later(model, cache, later, batch=len(ablation.heads), logits=logits)
     for layer in cache.probes:
         layer.ablation = None
-    _set_sliding_state(cache, sliding)
     return output
 
 
-def _sliding_state(cache: Probe) -> list[tuple[Tensor, Tensor, int]]:
-    return [
-        (layer.keys, layer.values, layer.cumulative_length)
-        for layer in cache.layers
-        if isinstance(layer, SlidingLayer)
-    ]
+def _read_later(
+    model: PreTrainedModel, cache: Probe, later: list[int], batch: int = 1, logits: int = 0
+) -> Tensor:
+    """The last `logits` logits (0: all) of later tokens, `batch` times at once.
 
-
-def _set_sliding_state(cache: Probe, states: list[tuple[Tensor, Tensor, int]]) -> None:
-    sliding = [each for each in cache.layers if isinstance(each, SlidingLayer)]
+    Probes do not store later tokens, so sliding layers forget them too.
+    """
+    sliding = [layer for layer in cache.layers if isinstance(layer, SlidingLayer)]
+    states = [layer.snapshot() for layer in sliding]
     for layer, (keys, values, length) in zip(sliding, states, strict=True):
-        layer.keys, layer.values, layer.cumulative_length = keys, values, length
+        layer.restore((*(each.expand(batch, -1, -1, -1) for each in (keys, values)), length))
+    ids = torch.tensor([later], device=model.device).expand(batch, -1)
+    output = model(ids, past_key_values=cache, logits_to_keep=logits).logits
+    for layer, state in zip(sliding, states, strict=True):
+        layer.restore(state)
+    return output

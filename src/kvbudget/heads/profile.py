@@ -146,14 +146,18 @@ def answer_nll(logits: Tensor, prompt: Calibration) -> Tensor:
 
     `logits` are those of the last later tokens, `(at least answers + 1, vocab)`.
     """
-    answer = torch.tensor(prompt.later[-prompt.answers :], device=logits.device)
-    predicted = logits[-prompt.answers - 1 : -1].float()
-    return torch.nn.functional.cross_entropy(predicted, answer)
+    return torch.nn.functional.cross_entropy(*_predicted_and_answer(logits, prompt))
 
 
 def _answers_right(logits: Tensor, prompt: Calibration) -> bool:
+    predicted, answer = _predicted_and_answer(logits, prompt)
+    return bool((predicted.argmax(dim=-1) == answer).float().mean() > 0.9)
+
+
+def _predicted_and_answer(logits: Tensor, prompt: Calibration) -> tuple[Tensor, Tensor]:
+    """The logits that predict a prompt's answer, `(answers, vocab)`, and its tokens."""
     answer = torch.tensor(prompt.later[-prompt.answers :], device=logits.device)
-    return bool((logits[-prompt.answers - 1 : -1].argmax(dim=-1) == answer).float().mean() > 0.9)
+    return logits[-prompt.answers - 1 : -1].float(), answer
 
 
 def _induction(model: PreTrainedModel, geometry: Geometry, seed: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Head-Aware cache with Group-Aware eviction: ours.
 
 Each KV head gets the budget that its function needs, and the heads of a group (one layer, one
-class) decide together what to evict. The profile says what a head needs; the prompt corrects it.
+class) may decide together what to evict. The profile says what a head needs; where heads pool their
+budgets, the prompt corrects it.
 """
 
 import numpy as np
