@@ -125,31 +125,54 @@ def attend(
 
 
 def attend_one(
-    query: Tensor,
+    grouped: Tensor,
     key: Tensor,
     value: Tensor,
     *,
     scaling: float,
     softcap: float | None = None,
     valid: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Attention of a single query to every cached token (one decode step).
 
-    The query heads of a KV head are folded into rows, so that each key is read once.
-    Returns the output `(batch, query_heads, 1, head_dim)` and the attention probabilities summed
-    over the query heads of each KV head, `(batch, kv_heads, tokens)` in float32.
+    `grouped` is `(batch, kv_heads, group, head_dim)`: the query heads of a KV head are rows of one
+    call, so that each key is read once. Returns the output in the same shape.
     """
-    batch, query_heads, _, head_dim = query.shape
-    kv_heads = key.shape[1]
-    folded = query.reshape(batch, kv_heads, query_heads // kv_heads, head_dim)
-    logits = (folded * scaling) @ key.transpose(-1, -2)
+    if softcap is None:
+        mask = None if valid is None else valid.unsqueeze(2)
+        return scaled_dot_product_attention(grouped, key, value, mask, scale=scaling)
+    probabilities = _probabilities(grouped, key, scaling, softcap, valid)
+    return (probabilities @ value.float()).to(value.dtype)
+
+
+def attention_received(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Attention of a single query that each cached token receives, summed over the query heads.
+
+    `query` is `(batch, query_heads, 1, head_dim)`. Returns `(batch, kv_heads, tokens)` in float32.
+    A pass of its own: the fast kernels do not tell their probabilities.
+    """
+    grouped = query.view(query.shape[0], key.shape[1], -1, query.shape[-1])
+    return _probabilities(grouped, key, scaling, softcap, valid).sum(dim=2)
+
+
+def _probabilities(
+    grouped: Tensor, key: Tensor, scaling: float, softcap: float | None, valid: Tensor | None
+) -> Tensor:
+    """Attention probabilities of a single query, `(batch, kv_heads, group, tokens)` float32."""
+    # In float32 for accuracy, and because half-precision products of few rows are slow on CPU.
+    logits = (grouped.float() * scaling) @ key.float().transpose(-1, -2)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if valid is not None:
         logits = logits.masked_fill(~valid.unsqueeze(2), float("-inf"))
-    probabilities = logits.softmax(dim=-1, dtype=torch.float32)
-    output = probabilities.to(value.dtype) @ value
-    return output.reshape(batch, query_heads, 1, head_dim), probabilities.sum(dim=2)
+    return logits.softmax(dim=-1)
 
 
 def attention_sums(
@@ -193,12 +216,16 @@ def attention_blocks(
     batch, query_heads, _, head_dim = query.shape
     kv_heads, tokens = key.shape[1], key.shape[2]
     folded = query.reshape(batch, kv_heads, query_heads // kv_heads, -1, head_dim).float() * scaling
-    transposed = key.float().transpose(-1, -2).unsqueeze(2)
+    transposed = key.float().transpose(-1, -2)
     for rows, end, mask in _blocks(query.shape[2], tokens, valid, query.device):
-        logits = folded[:, :, :, rows] @ transposed[..., :end]
+        block = folded[:, :, :, rows]
+        # The query heads of a KV head as rows of one product, or keys would be copied for each.
+        logits = (block.flatten(2, 3) @ transposed[..., :end]).view(*block.shape[:-1], end)
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
-        yield rows, end, logits.masked_fill_(~mask.unsqueeze(2), float("-inf")).softmax(dim=-1)
+        own = slice(0 if valid is not None else end - block.shape[3], None)  # what is hidden
+        logits[..., own].masked_fill_(~mask[..., own].unsqueeze(2), float("-inf"))
+        yield rows, end, logits.softmax(dim=-1)
 
 
 def _blocks(

@@ -104,7 +104,7 @@ class BudgetedCache(Cache):
 
     def restore(self, snapshot: Snapshot) -> None:
         """Come back to a snapshot of this cache; it can be restored again."""
-        self.plan.prompt_tokens = snapshot.prompt_tokens
+        self.plan.restore(snapshot.prompt_tokens)
         for layer, state in zip(self.layers, snapshot.layers, strict=True):
             layer.restore(state)
 
@@ -132,7 +132,7 @@ def make_cache(
     *,
     profile: dict | None = None,
     prefill_chunk: int | None = None,
-    stride: int = 1,
+    stride: int | None = None,
     prompt_tokens: int | None = None,
     **options,
 ) -> BudgetedCache:
@@ -146,7 +146,8 @@ def make_cache(
         profile: of the model's heads, for `"head-aware"`.
         prefill_chunk: evict after each so many tokens of a forward pass, so that the cache never
             exceeds the budget by more; None attends to the whole prompt before evicting.
-        stride: tokens that may gather above the budget before a decode step evicts them at once.
+        stride: tokens that may gather above the budget before a decode step evicts them at once;
+            None is 1/256 of the budget.
         prompt_tokens: length of the prompt, where it comes in several forward passes; by default
             the first forward pass is the prompt.
         options: of the method, see `kvbudget.policies`.

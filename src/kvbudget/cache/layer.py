@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
 
-from kvbudget.attention import attend, attend_one, attention_sums
+from kvbudget.attention import attend, attention_received, attention_sums
+from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.plan import SINKS, Plan
-from kvbudget.cache.slots import Slots, Tokens, select
+from kvbudget.cache.ragged import attend_slots
+from kvbudget.cache.slots import Segment, Slots, Tokens, select
 from kvbudget.errors import UserError
 from kvbudget.policies.base import Candidates
 from kvbudget.positions import rotate
@@ -22,13 +23,14 @@ class LayerOptions:
 
     Attributes:
         plan: the budgets, and the policy that scores tokens.
-        stride: tokens that may gather above the budget before a decode step evicts them.
+        stride: tokens that may gather above the budget before a decode step evicts them at once,
+            which spreads the cost of scoring over as many steps; None is 1/256 of the budget.
         prefill_chunk: tokens after which a long forward pass evicts; None attends to all first.
         frequencies: inverse frequencies of the rotary embedding, where keys are moved.
     """
 
     plan: Plan
-    stride: int = 1
+    stride: int | None = None
     prefill_chunk: int | None = None
     frequencies: Tensor | None = None
 
@@ -46,41 +48,6 @@ class LayerSnapshot:
     padded: bool
     sinks: Tensor | None
     sink_shift: int
-
-
-class AttendingLayer(CacheLayerMixin):
-    """A full-attention layer that attends for itself.
-
-    `update` hands the layer itself to the registered attention function, which calls `attend`:
-    only there do queries and keys meet, which scores need. Subclasses define `attend` and
-    `get_seq_length`.
-    """
-
-    is_sliding = False
-    _pending: tuple[Tensor, Tensor] | None = None
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to allocate before the first attention, which knows the prompt's length."""
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        """Take new keys and values, `(batch, kv_heads, new, head_dim)`; return the layer itself."""
-        self.is_initialized = True
-        self._pending = (key_states, value_states)
-        return self, self
-
-    def take_pending(self) -> tuple[Tensor, Tensor]:
-        """The keys and values of the last update, once."""
-        pending, self._pending = self._pending, None
-        return pending
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset that masks are made for: all tokens seen."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No limit on the tokens that may be seen."""
-        return -1
 
 
 class BudgetedLayer(AttendingLayer):
@@ -104,6 +71,7 @@ class BudgetedLayer(AttendingLayer):
         self.slots: Slots | None = None
         self.planned: list[int] = []  # budgets of the heads as planned
         self.budgets: list[int] = []  # as redistributed for this prompt
+        self.stride = 1
         self.padded = False
         self.is_initialized = False
         self._pending = None
@@ -135,9 +103,9 @@ class BudgetedLayer(AttendingLayer):
         if shift := plan.target_shift(self.seen):
             query = rotate(query, shift, self.options.frequencies)
             key = rotate(key, shift, self.options.frequencies)
-        if not self.planned:
-            self.planned = self.budgets = plan.budgets()[self.index]
-        if new == 1 and self.slots is not None:
+        if self.slots is None:
+            self._begin(key)
+        if new == 1 and self.seen > 0:
             return self._decode(query, key, value, positions, scaling, softcap)
         step = self.options.prefill_chunk or new
         outputs = []
@@ -146,6 +114,13 @@ class BudgetedLayer(AttendingLayer):
             chunk = (tensor[:, :, piece] for tensor in (query, key, value))
             outputs.append(self._block(*chunk, positions[:, :, piece], scaling, softcap))
         return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
+
+    def _begin(self, like: Tensor) -> None:
+        """Plan for the prompt, whose length is known now; no slots yet."""
+        plan = self.options.plan
+        self.planned = self.budgets = plan.budgets()[self.index]
+        self.stride = self.options.stride or max(1, (plan.tokens() or 0) // 256)
+        self.slots = Slots([(tuple(range(self.kv_heads)), 0)], like, self.policy.sums(self.index))
 
     def _positions(self, key: Tensor, padding: Tensor | None) -> Tensor:
         """Positions of the new tokens in their sequences, `(batch, kv_heads, new)` int32."""
@@ -175,29 +150,20 @@ class BudgetedLayer(AttendingLayer):
     ) -> Tensor:
         """One token: put into a free slot, attended to, and the worst tokens evicted."""
         self._shift_sinks()
-        self._make_room()
+        self._make_room(1)
         self.seen += 1
-        slots = self.slots
-        outputs: list[Tensor] = [query] * self.kv_heads
-        for segment in slots.segments:
-            new = self._new_tokens(segment.heads, key, value, positions)
-            zeros = new.positions.new_zeros(new.positions.shape, dtype=torch.float32)
-            new.sums = dict.fromkeys(slots.sums, zeros)
-            slots.append(segment, new)
-            held = slots.tokens(segment)
-            output, received = attend_one(
-                self._queries(query, segment.heads),
-                held.keys,
-                held.values,
-                scaling=scaling,
-                softcap=softcap,
-                valid=held.positions >= 0 if self.padded else None,
-            )
-            for sums in held.sums.values():
-                sums.add_(received)
-            self._place(outputs, output, segment.heads)
+        self.slots.append_one(key, value, positions)
+        output = attend_slots(
+            query, self.slots, scaling=scaling, softcap=softcap, padded=self.padded
+        )
+        if self.slots.sums:
+            for held in self.slots.tokens():
+                own, terms = self._queries(query, held.heads), self._terms(held, scaling, softcap)
+                received = attention_received(own, held.keys, **terms)
+                for sums in held.sums.values():
+                    sums.add_(received)
         self._evict()
-        return torch.cat(outputs, dim=1)
+        return output
 
     def _block(
         self,
@@ -210,52 +176,52 @@ class BudgetedLayer(AttendingLayer):
     ) -> Tensor:
         """Several tokens: attended to with the kept ones; then the best of all are kept."""
         self._shift_sinks()
-        self.seen += key.shape[2]
+        new = key.shape[2]
+        fits = all(self._excess(segment) + new <= 0 for segment in self.slots.segments)
+        gather = self._appended if fits else self._joined
+        everything = gather(key, value, positions)
+        self.seen += new
         outputs: list[Tensor] = [query] * self.kv_heads
-        everything = []
-        for old in self._held() or [None]:
-            heads = old.heads if old else tuple(range(self.kv_heads))
-            tokens = self._new_tokens(heads, key, value, positions)
-            if old:
-                tokens = Tokens(
-                    tokens.heads,
-                    torch.cat((old.keys, tokens.keys), dim=2),
-                    torch.cat((old.values, tokens.values), dim=2),
-                    torch.cat((old.positions, tokens.positions), dim=2),
-                    old.sums,
-                )
-            terms = {
-                "scaling": scaling,
-                "softcap": softcap,
-                "valid": tokens.positions >= 0 if self.padded else None,
-            }
-            own = self._queries(query, tokens.heads)
-            self._place(outputs, attend(own, tokens.keys, tokens.values, **terms), tokens.heads)
-            tokens.sums = self._sums(own, tokens, terms)
-            everything.append(tokens)
-        self._keep(everything)
+        for tokens in everything:
+            own, terms = self._queries(query, tokens.heads), self._terms(tokens, scaling, softcap)
+            output = attend(own, tokens.keys, tokens.values, **terms)
+            for head, part in zip(tokens.heads, output.chunk(len(tokens.heads), 1), strict=True):
+                outputs[head] = part
+            self._accumulate(own, tokens, terms)
+        if not fits:
+            self._keep_best(everything)
         return torch.cat(outputs, dim=1)
 
-    def _sums(self, query: Tensor, tokens: Tokens, terms: dict) -> dict[str, Tensor]:
-        """Attention sums after a block of queries; `tokens.sums` are those before it."""
-        sums = {}
-        if "attention" in self.policy.signals:
-            sums["attention"] = attention_sums(query, tokens.keys, **terms)
-            if (old := tokens.sums.get("attention")) is not None:
-                sums["attention"][..., : old.shape[-1]] += old
-        if "window" in self.policy.signals:
-            sums["window"] = attention_sums(query[:, :, -OBSERVATION:], tokens.keys, **terms)
-            old = tokens.sums.get("window")
-            if old is not None and query.shape[2] < OBSERVATION:  # too few to see for themselves
-                sums["window"][..., : old.shape[-1]] += old
-        return sums
+    def _appended(self, key: Tensor, value: Tensor, positions: Tensor) -> list[Tokens]:
+        """All tokens, the new ones put into free slots: nothing needs to be evicted."""
+        self._make_room(key.shape[2])
+        for segment in self.slots.segments:
+            self.slots.append(segment, self._new_tokens(segment.heads, key, value, positions))
+        return self.slots.tokens()
 
-    def _keep(self, everything: list[Tokens]) -> None:
-        """Store all tokens where they fit, else the best within the budgets."""
-        counts = {head: tokens.count for tokens in everything for head in tokens.heads}
-        if all(counts[head] <= self.budgets[head] for head in counts):
-            self._store(everything)
-            return
+    def _joined(self, key: Tensor, value: Tensor, positions: Tensor) -> list[Tokens]:
+        """All tokens in temporary tensors, from which the best will be stored."""
+        everything = []
+        for old in self.slots.tokens():
+            new = self._new_tokens(old.heads, key, value, positions)
+            if old.count:
+                pairs = zip(old.tensors(), new.tensors(), strict=True)
+                new = Tokens.of(old.heads, [torch.cat(pair, dim=2) for pair in pairs], old.sums)
+            everything.append(new)
+        return everything
+
+    def _accumulate(self, query: Tensor, tokens: Tokens, terms: dict) -> None:
+        """Add to the tokens' sums the attention of a block of queries."""
+        if "attention" in tokens.sums:
+            tokens.sums["attention"] += attention_sums(query, tokens.keys, **terms)
+        if "window" in tokens.sums:
+            received = attention_sums(query[:, :, -OBSERVATION:], tokens.keys, **terms)
+            if query.shape[2] >= OBSERVATION:  # fewer are too few to see for themselves
+                tokens.sums["window"].zero_()
+            tokens.sums["window"] += received
+
+    def _keep_best(self, everything: list[Tokens]) -> None:
+        """Store the best tokens within the budgets."""
         candidates = [self._candidates(tokens) for tokens in everything]
         scores = self.policy.score_layer(candidates)
         by_head = {
@@ -272,48 +238,31 @@ class BudgetedLayer(AttendingLayer):
     ) -> None:
         """Lay out new slots and fill them with the best tokens of each head, in order of position.
 
-        Heads with equal budgets and tokens share a segment. Heads below their budget get slots for
-        `room` more tokens; the rest have slots for their budget and the eviction stride.
+        A head's slots are its budget and the eviction stride; below its budget, what it holds and
+        `room` more. Heads with equally many share a segment.
         """
-        shapes: dict[tuple[int, int], list[int]] = {}
+        shapes: dict[tuple[int, int, bool], list[int]] = {}
         source = {}
         for tokens in everything:
             for i, head in enumerate(tokens.heads):
                 kept = min(tokens.count, self.budgets[head]) if scores else tokens.count
-                shapes.setdefault((self.budgets[head], kept), []).append(head)
+                final = self.budgets[head] + self.stride
+                capacity = final if kept >= self.budgets[head] else min(final, kept + room)
+                shapes.setdefault((capacity, kept, capacity == final), []).append(head)
                 source[head] = (tokens, i)
         slots = Slots(
-            (
-                (tuple(heads), self._capacity(budget, kept, room))
-                for (budget, kept), heads in shapes.items()
-            ),
+            ((tuple(heads), capacity) for (capacity, _, _), heads in shapes.items()),
             everything[0].keys,
-            self.policy.signals,
+            self.slots.sums,
         )
-        for segment, (_, kept) in zip(slots.segments, shapes, strict=True):
+        for segment, (_, kept, _) in zip(slots.segments, shapes, strict=True):
             parts = [
                 self._best(*source[head], kept, scores[head] if scores else None)
                 for head in segment.heads
             ]
-            slots.append(
-                segment,
-                Tokens(
-                    segment.heads,
-                    torch.stack([part[0] for part in parts], dim=1),
-                    torch.stack([part[1] for part in parts], dim=1),
-                    torch.stack([part[2] for part in parts], dim=1),
-                    {
-                        name: torch.stack([part[3 + i] for part in parts], dim=1)
-                        for i, name in enumerate(slots.sums)
-                    },
-                ),
-            )
+            tensors = [torch.stack(own, dim=1) for own in zip(*parts, strict=True)]
+            slots.append(segment, Tokens.of(segment.heads, tensors, slots.sums))
         self.slots = slots
-
-    def _capacity(self, budget: int, kept: int, room: int) -> int:
-        """Slots of a head that keeps `kept` tokens now."""
-        full = budget + self.options.stride
-        return full if kept >= budget else min(full, kept + room)
 
     @staticmethod
     def _best(tokens: Tokens, i: int, kept: int, scores: Tensor | None) -> list[Tensor]:
@@ -325,14 +274,12 @@ class BudgetedLayer(AttendingLayer):
         best = best.sort(dim=-1).values
         return [select(tensor, best) for tensor in own]
 
-    def _make_room(self) -> None:
-        """Let every head have a free slot that no snapshot relies on.
-
-        Storage that has not reached its budget yet grows.
-        """
-        if any(segment.length == segment.capacity for segment in self.slots.segments):
-            self._store(self._held(), room=max(64, self.seen // 64))
-        elif any(segment.length < segment.held for segment in self.slots.segments):
+    def _make_room(self, new: int) -> None:
+        """Let every head have `new` free slots that no snapshot relies on."""
+        segments = self.slots.segments
+        if any(segment.length + new > segment.capacity for segment in segments):
+            self._store(self.slots.tokens(), room=new + max(64, self.seen // 64))
+        elif any(segment.length < segment.held for segment in segments):
             self.slots = self.slots.clone()
 
     def _own_slots(self) -> None:
@@ -340,23 +287,25 @@ class BudgetedLayer(AttendingLayer):
         if any(segment.held for segment in self.slots.segments):
             self.slots = self.slots.clone()
 
+    def _excess(self, segment: Segment) -> int:
+        """Tokens of a segment's heads above their budget."""
+        return segment.length - min(self.budgets[head] for head in segment.heads)
+
     def _evict(self) -> None:
         """Evict in place what exceeds a budget by the stride."""
-        over = [segment.length - self.budgets[segment.heads[0]] for segment in self.slots.segments]
-        if max(over) < self.options.stride:
+        over = [self._excess(segment) for segment in self.slots.segments]
+        if max(over) < self.stride:
             return
         self._own_slots()
-        candidates = [self._candidates(tokens) for tokens in self._held()]
-        scores = self.policy.score_layer(candidates)
+        scores = self.policy.score_layer([self._candidates(held) for held in self.slots.tokens()])
         for segment, excess, own in zip(self.slots.segments, over, scores, strict=True):
-            if excess >= self.options.stride:
+            if excess >= self.stride:
                 self.slots.evict(segment, own, excess)
 
-    def _held(self) -> list[Tokens]:
-        """Stored tokens, a segment each; empty before anything is stored."""
-        if self.slots is None:
-            return []
-        return [self.slots.tokens(segment) for segment in self.slots.segments]
+    def _terms(self, tokens: Tokens, scaling: float, softcap: float | None) -> dict:
+        """What attention to some tokens depends on beside queries, keys and values."""
+        valid = tokens.positions >= 0 if self.padded else None
+        return {"scaling": scaling, "softcap": softcap, "valid": valid}
 
     def _candidates(self, tokens: Tokens) -> Candidates:
         positions = tokens.positions.long()
@@ -375,16 +324,16 @@ class BudgetedLayer(AttendingLayer):
         Attention depends on distances alone. Moving the whole window back by the number of evicted
         tokens, as published, is moving the few sinks forward by it.
         """
-        if not self.policy.relative_positions or self.slots is None:
+        if not self.policy.relative_positions:
             return
         (segment,) = self.slots.segments
         evicted = self.seen - segment.length
         if evicted == self._sink_shift:
             return
         if self._sinks is None:
-            self._sinks = segment.filled(self.slots.keys)[:, :, :SINKS].clone()
+            self._sinks = segment.room.keys[:, :, :SINKS].clone()
         self._own_slots()
-        sinks = segment.filled(self.slots.keys)[:, :, :SINKS]
+        sinks = self.slots.segments[0].room.keys[:, :, :SINKS]
         sinks.copy_(rotate(self._sinks, evicted, self.options.frequencies))
         self._sink_shift = evicted
 
@@ -396,7 +345,10 @@ class BudgetedLayer(AttendingLayer):
         if len(heads) < self.kv_heads:
             own = list(heads)
             key, value, positions = key[:, own], value[:, own], positions[:, own]
-        return Tokens(heads, key, value, positions, {})
+        received = {
+            name: torch.zeros_like(positions, dtype=torch.float32) for name in self.slots.sums
+        }
+        return Tokens(heads, key, value, positions, received)
 
     def _queries(self, query: Tensor, heads: tuple[int, ...]) -> Tensor:
         """Queries of the query heads that read these KV heads."""
@@ -404,17 +356,12 @@ class BudgetedLayer(AttendingLayer):
             return query
         return query.unflatten(1, (self.kv_heads, -1))[:, list(heads)].flatten(1, 2)
 
-    def _place(self, outputs: list[Tensor], output: Tensor, heads: tuple[int, ...]) -> None:
-        """Sort the outputs of some KV heads' query heads into the order of all heads."""
-        for head, own in zip(heads, output.chunk(len(heads), dim=1), strict=True):
-            outputs[head] = own
-
     # State.
 
     def kept_positions(self) -> list[Tensor]:
         """Positions kept by each KV head, ascending: `(tokens,)`, in a batch `(batch, tokens)`."""
         kept: list[Tensor] = [torch.empty(0, dtype=torch.long)] * self.kv_heads
-        for tokens in self._held():
+        for tokens in self.slots.tokens() if self.slots else []:
             for i, head in enumerate(tokens.heads):
                 kept[head] = tokens.positions[:, i].long().sort(dim=-1).values.squeeze(0)
         return kept
@@ -448,7 +395,6 @@ class BudgetedLayer(AttendingLayer):
         self.seen, self.slots, self.padded = snapshot.seen, snapshot.slots, snapshot.padded
         self.planned, self.budgets = snapshot.planned, snapshot.budgets
         self._sinks, self._sink_shift = snapshot.sinks, snapshot.sink_shift
-        for segment, length in zip(self.slots.segments, snapshot.lengths, strict=True):
-            segment.length = length
+        self.slots.set_lengths(snapshot.lengths)
         for name, sums in snapshot.sums.items():
             self.slots.sums[name].copy_(sums)

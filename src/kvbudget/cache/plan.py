@@ -92,6 +92,12 @@ class Plan:
         if self.prompt_tokens is None:
             self.prompt_tokens = new
 
+    def restore(self, prompt_tokens: int | None) -> None:
+        """Come back to a prompt of another length, for which the policy plans anew."""
+        if prompt_tokens != self.prompt_tokens:
+            self.prompt_tokens, self._budgets = prompt_tokens, None
+            self.budgets()
+
     def tokens(self) -> int | None:
         """The budget in mean tokens per KV head; None without a bound or before the prompt."""
         if self.prompt_tokens is None:

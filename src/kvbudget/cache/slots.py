@@ -1,7 +1,7 @@
 """Ragged key-value storage of one layer: every KV head owns a fixed number of slots."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,34 +29,46 @@ class Tokens:
         """Tokens a head."""
         return self.keys.shape[2]
 
+    @classmethod
+    def of(cls, heads: tuple[int, ...], tensors: list[Tensor], sums: Iterable[str]) -> "Tokens":
+        """Tokens of what `tensors()` lists, the attention sums under their names."""
+        keys, values, positions, *received = tensors
+        return cls(heads, keys, values, positions, dict(zip(sums, received, strict=True)))
+
     def tensors(self) -> list[Tensor]:
         return [self.keys, self.values, self.positions, *self.sums.values()]
+
+    def part(self, start: int, stop: int) -> "Tokens":
+        """Tokens `start` to `stop` of every head, as views."""
+        piece = slice(start, stop)
+        return Tokens.of(self.heads, [each[:, :, piece] for each in self.tensors()], self.sums)
 
 
 @dataclass
 class Segment:
     """KV heads with equally many slots and tokens, which share dense calls.
 
-    `heads` are KV head indices, `start` is the first slot of the first head in the flat storage,
-    and each head owns `capacity` slots, of which the first `length` are filled. Snapshots rely on
-    the first `held` of them.
+    Attributes:
+        heads: KV head indices.
+        start: first slot of the first head in the flat storage.
+        room: all slots of the heads, as views of the flat storage; the first `length` are filled.
+        held: how many of them snapshots rely on.
     """
 
     heads: tuple[int, ...]
     start: int
-    capacity: int
+    room: Tokens
     length: int = 0
     held: int = 0
 
-    def room(self, flat: Tensor) -> Tensor:
-        """All slots of the segment, a view: `(batch, slots, …)` → `(batch, heads, capacity, …)`."""
-        count = len(self.heads)
-        own = flat[:, self.start : self.start + count * self.capacity]
-        return own.unflatten(1, (count, self.capacity))
+    @property
+    def capacity(self) -> int:
+        """Slots of each head."""
+        return self.room.count
 
-    def filled(self, flat: Tensor) -> Tensor:
-        """The filled slots, a view: `(batch, slots, …)` → `(batch, heads, length, …)`."""
-        return self.room(flat)[:, :, : self.length]
+    def tokens(self) -> Tokens:
+        """The tokens in the filled slots, as views of the storage."""
+        return self.room.part(0, self.length)
 
 
 class Slots:
@@ -67,7 +79,7 @@ class Slots:
 
     Args:
         shapes: `(heads, capacity)` of each segment.
-        like: keys `(batch, kv_heads, tokens, head_dim)` whose dtype and device the storage takes.
+        like: keys `(batch, …, head_dim)` whose dtype and device the storage takes.
         signals: names of the attention sums to keep.
 
     Attributes:
@@ -79,18 +91,25 @@ class Slots:
     def __init__(
         self, shapes: Iterable[tuple[tuple[int, ...], int]], like: Tensor, signals: Iterable[str]
     ) -> None:
-        self.segments: list[Segment] = []
-        slots = 0
-        for heads, capacity in shapes:
-            self.segments.append(Segment(heads, slots, capacity))
-            slots += len(heads) * capacity
+        shapes = list(shapes)
         batch, head_dim = like.shape[0], like.shape[-1]
+        slots = sum(len(heads) * capacity for heads, capacity in shapes)
         self.keys = like.new_empty(batch, slots, head_dim)
         self.values = like.new_empty(batch, slots, head_dim)
         self.positions = like.new_empty(batch, slots, dtype=torch.int32)
         self.sums = {
             name: like.new_empty(batch, slots, dtype=torch.float32) for name in sorted(signals)
         }
+        self.segments: list[Segment] = []
+        start = 0
+        for heads, capacity in shapes:
+            stop = start + len(heads) * capacity
+            room = [
+                flat[:, start:stop].unflatten(1, (len(heads), capacity)) for flat in self.tensors()
+            ]
+            self.segments.append(Segment(heads, start, Tokens.of(heads, room, self.sums)))
+            start = stop
+        self._free: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the storage."""
@@ -100,21 +119,48 @@ class Slots:
         """Bytes of the storage that really exists."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
-    def tokens(self, segment: Segment) -> Tokens:
-        """The tokens of a segment, as views of the storage."""
-        return Tokens(
-            segment.heads,
-            segment.filled(self.keys),
-            segment.filled(self.values),
-            segment.filled(self.positions),
-            {name: segment.filled(sums) for name, sums in self.sums.items()},
-        )
+    def tokens(self) -> list[Tokens]:
+        """All tokens, a segment each, as views of the storage."""
+        return [segment.tokens() for segment in self.segments]
+
+    def set_lengths(self, lengths: Iterable[int]) -> None:
+        """Say how many slots of each segment's heads are filled."""
+        for segment, length in zip(self.segments, lengths, strict=True):
+            segment.length = length
+        self._free = None
 
     def append(self, segment: Segment, new: Tokens) -> None:
         """Put new tokens of the segment's heads into its next free slots."""
         start, segment.length = segment.length, segment.length + new.count
-        for flat, tensor in zip(self.tensors(), new.tensors(), strict=True):
-            segment.room(flat)[:, :, start : segment.length] = tensor
+        self._free = None
+        room = segment.room.part(start, segment.length)
+        for slots, tensor in zip(room.tensors(), new.tensors(), strict=True):
+            slots.copy_(tensor)
+
+    def append_one(self, key: Tensor, value: Tensor, positions: Tensor) -> None:
+        """Put one new token, `(batch, kv_heads, 1, …)`, into the next free slot of every head.
+
+        One write a tensor, however many segments there are: this runs at each decode step.
+        """
+        if self._free is None:
+            self._free = self._first_free()
+        self.keys.index_copy_(1, self._free, key[:, :, 0])
+        self.values.index_copy_(1, self._free, value[:, :, 0])
+        self.positions.index_copy_(1, self._free, positions[:, :, 0])
+        for sums in self.sums.values():
+            sums.index_fill_(1, self._free, 0.0)
+        self._free += 1
+        for segment in self.segments:
+            segment.length += 1
+
+    def _first_free(self) -> Tensor:
+        """Flat index of the next free slot of each KV head, `(kv_heads,)`."""
+        free = {
+            head: segment.start + i * segment.capacity + segment.length
+            for segment in self.segments
+            for i, head in enumerate(segment.heads)
+        }
+        return torch.tensor([free[head] for head in sorted(free)], device=self.keys.device)
 
     def evict(self, segment: Segment, scores: Tensor, count: int) -> None:
         """Drop the `count` lowest-scored tokens of every head of a segment, in place.
@@ -133,18 +179,18 @@ class Slots:
             tail = torch.arange(kept, segment.length, device=scores.device)
             evicted = (victims.unsqueeze(-1) == tail).any(dim=-2)
             survivors = evicted.to(torch.uint8).sort(dim=-1, stable=True).indices + kept
-        for flat in self.tensors():
-            view = segment.filled(flat)
+        for view in segment.tokens().tensors():
             view.scatter_(2, _expand(victims, view), view.gather(2, _expand(survivors, view)))
         segment.length = kept
+        self._free = None
 
     def clone(self) -> "Slots":
         """A copy that shares no memory with this one, and that no snapshot relies on."""
-        twin = object.__new__(Slots)
-        twin.segments = [replace(segment, held=0) for segment in self.segments]
-        twin.keys, twin.values = self.keys.clone(), self.values.clone()
-        twin.positions = self.positions.clone()
-        twin.sums = {name: sums.clone() for name, sums in self.sums.items()}
+        shapes = [(segment.heads, segment.capacity) for segment in self.segments]
+        twin = Slots(shapes, self.keys, self.sums)
+        for mine, theirs in zip(twin.tensors(), self.tensors(), strict=True):
+            mine.copy_(theirs)
+        twin.set_lengths(segment.length for segment in self.segments)
         return twin
 
 

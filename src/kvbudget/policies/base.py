@@ -47,6 +47,10 @@ class Policy:
         """Tokens that each KV head of each full-attention layer may keep, `budget` on average."""
         return [[budget] * geometry.kv_heads for _ in geometry.layers]
 
+    def sums(self, layer: int) -> frozenset[str]:
+        """The attention sums that a layer's scores need."""
+        return self.signals
+
     def score(self, candidates: Candidates) -> Tensor:
         """Worth of each candidate, `(batch, heads, tokens)` float32; the highest are kept."""
         raise NotImplementedError(f"{type(self).__name__} must define score or score_layer")

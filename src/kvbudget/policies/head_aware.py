@@ -83,8 +83,6 @@ class HeadAware(Policy):
             profile["heads"], profile["kv_heads"], profile["thresholds"], gqa
         )
         self.rules: list[list[str]] | None = None  # [layer][KV head], chosen with the budgets
-        candidates = profile["rules"] if rule == "per-head" else [rule]
-        self.signals = frozenset(SIGNALS[name] for name in candidates if name in SIGNALS)
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         layers, kv_heads = len(geometry.layers), geometry.kv_heads
@@ -146,6 +144,9 @@ class HeadAware(Policy):
             for name in names
         ]  # fmt: skip
         return np.array(names)[np.argmin(at_budget, axis=0)].tolist()
+
+    def sums(self, layer: int) -> frozenset[str]:
+        return frozenset(SIGNALS[name] for name in self.rules[layer] if name in SIGNALS)
 
     def groups(self, layer: int, kv_heads: int) -> list[list[int]]:
         """KV heads of a layer that decide together: of one class, or all without a profile."""

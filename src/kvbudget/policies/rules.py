@@ -39,10 +39,13 @@ def window(candidates: Candidates) -> Tensor:
 
 def diversity(candidates: Candidates) -> Tensor:
     """How unlike the mean key a key is: 1 - cosine (KeyDiff, Park et al., 2025)."""
-    keys = normalize(candidates.keys.float(), dim=-1)
-    real = (candidates.positions >= 0).unsqueeze(-1)
-    mean = normalize((keys * real).sum(dim=-2, keepdim=True), dim=-1)
-    return _relative(1 - (keys * mean).sum(dim=-1), candidates)
+    keys = candidates.keys.float()
+    lengths = keys.norm(dim=-1).clamp(min=1e-12)
+    # Products with vectors, not normalized copies of all keys: this runs while decoding.
+    weights = (candidates.positions >= 0) / lengths
+    mean = normalize(weights.unsqueeze(-2) @ keys, dim=-1)
+    cosines = (keys @ mean.transpose(-1, -2)).squeeze(-1) / lengths
+    return _relative(1 - cosines, candidates)
 
 
 def _relative(values: Tensor, candidates: Candidates) -> Tensor:

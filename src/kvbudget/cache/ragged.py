@@ -1,0 +1,78 @@
+"""Attention of one decode step over the slots of a layer, whose heads hold unequally many tokens.
+
+`attend_slots` is one definition with two backends: a dense call for each segment of equally long
+heads, anywhere, and one variable-length kernel over the flat storage on CUDA.
+"""
+
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from kvbudget.attention import attend_one
+from kvbudget.cache.slots import Slots
+
+
+def attend_slots(
+    query: Tensor, slots: Slots, *, scaling: float, softcap: float | None, padded: bool
+) -> Tensor:
+    """Attention of a single query to every stored token of its KV head.
+
+    `query` is `(batch, query_heads, 1, head_dim)`; `padded` says that some stored tokens may be
+    padding. Returns the output, shaped like `query`.
+    """
+    heads = [head for segment in slots.segments for head in segment.heads]
+    grouped = query.view(query.shape[0], len(heads), -1, query.shape[-1])
+    order = None if heads == sorted(heads) else torch.tensor(heads, device=query.device)
+    if order is not None:  # as the storage orders its heads
+        grouped = grouped[:, order]
+    ragged = len(slots.segments) > 1
+    if ragged and softcap is None and not padded and _has_varlen_kernel(query):
+        output = _varlen(grouped, slots, scaling)
+    else:
+        output = _dense(grouped, slots, scaling, softcap, padded)
+    if order is not None:
+        output = output[:, order.argsort()]
+    return output.reshape(query.shape)
+
+
+def _dense(
+    grouped: Tensor, slots: Slots, scaling: float, softcap: float | None, padded: bool
+) -> Tensor:
+    """A dense call for each segment. `grouped` is `(batch, kv_heads, group, head_dim)`."""
+    outputs, start = [], 0
+    for segment in slots.segments:
+        held = segment.tokens()
+        stop = start + len(segment.heads)
+        valid = held.positions >= 0 if padded else None
+        own = grouped[:, start:stop]
+        terms = {"scaling": scaling, "softcap": softcap, "valid": valid}
+        outputs.append(attend_one(own, held.keys, held.values, **terms))
+        start = stop
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+
+def _has_varlen_kernel(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+
+
+def _varlen(grouped: Tensor, slots: Slots, scaling: float) -> Tensor:
+    """One kernel for all heads: to it, every KV head of every sequence is a sequence."""
+    batch, kv_heads, group, head_dim = grouped.shape
+    capacities = [segment.capacity for segment in slots.segments for _ in segment.heads]
+    lengths = [segment.length for segment in slots.segments for _ in segment.heads]
+    ends = torch.tensor([0, *accumulate(capacities * batch)], dtype=torch.int32)
+    output = varlen_attn(
+        grouped.reshape(batch * kv_heads, group, head_dim),
+        slots.keys.reshape(-1, 1, head_dim),
+        slots.values.reshape(-1, 1, head_dim),
+        torch.arange(batch * kv_heads + 1, dtype=torch.int32, device=grouped.device),
+        ends.to(grouped.device, non_blocking=True),
+        1,
+        max(lengths),
+        scale=scaling,
+        enable_gqa=True,
+        seqused_k=torch.tensor(lengths * batch, dtype=torch.int32, device=grouped.device),
+    )
+    return output.view(grouped.shape)
