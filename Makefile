@@ -33,10 +33,10 @@ lint: .venv/.installed-test
 	$(BIN)/snakemake --lint
 
 bench: MODEL ?= smollm2-135m
-bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MODEL=key STUDY=...]
+bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MODEL=key STUDY=... BENCH="--memory-at 20000"]
 	$(SNAKEMAKE) --quiet all -- results/models/$(MODEL).verified.json
 	$(BIN)/python -m kvbudget.bench --model-dir results/models/$(MODEL) \
-	    --verified results/models/$(MODEL).verified.json --out results/bench/$(MODEL).json
+	    --verified results/models/$(MODEL).verified.json --out results/bench/$(MODEL).json $(BENCH)
 
 lock: .venv/.installed ## Record the file hashes of a model: make lock MODEL=key [STUDY=...]
 	@test -n "$(MODEL)" || { echo "error: name the model: make lock MODEL=key [STUDY=...]" >&2; exit 2; }

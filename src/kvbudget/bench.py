@@ -4,6 +4,8 @@
 
 Times are medians of interleaved rounds: what is compared takes turns, so that a machine whose speed
 drifts slows all alike. Caches are filled with random keys and values, which cost what real ones do.
+Decode steps are measured in every dtype, prefill and memory in the first: a processor without
+half-precision instructions needs minutes for a half-precision prefill.
 """
 
 import argparse
@@ -28,7 +30,9 @@ from kvbudget.record import provenance, write_json
 
 METHODS = ("h2o", "streaming-llm", "head-aware")
 SHARE = "20%"
-CHUNK = 512  # tokens of a piece in bounded prefill
+BOUND = 512  # tokens of the budget in bounded prefill
+CHUNK = 512  # and of its pieces
+ALONE = 4  # tokens of a context that costs nothing beside the model's weights
 
 
 def interleaved(subjects: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
@@ -92,22 +96,61 @@ def read_bandwidth() -> float:
 
 
 def decode(model: PreTrainedModel, tokens: int, rounds: int) -> dict:
-    """Decode steps after `tokens` tokens: each method over transformers' full cache."""
-    methods = ("stock", "full", *METHODS)
-    caches = {method: filled(model, method, tokens) for method in methods}
-    times = interleaved({name: step(model, cache) for name, cache in caches.items()}, rounds)
+    """Decode steps after `tokens` tokens: each method over transformers' full cache, and over the
+    floor: reading the weights and the kept keys and values once, at the bandwidth measured here.
+
+    `"alone"` is the model with next to no context: what no cache can save.
+    """
+    caches = {name: filled(model, name, tokens) for name in ("stock", "full", *METHODS)}
+    subjects = {name: step(model, cache) for name, cache in caches.items()}
+    subjects["alone"] = step(model, filled(model, "full", ALONE))
+    times = interleaved(subjects, rounds)
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
     bandwidth = read_bandwidth()
     rows = {}
-    for name in ("full", *METHODS):
-        kept = caches[name].allocated_bytes()
+    for name in ("alone", "full", *METHODS):
+        kept = caches[name].allocated_bytes() if name in caches else 0
         rows[name] = {
             "step_ms": 1000 * times[name],
             "over_stock": times[name] / times["stock"],
             "over_floor": times[name] / ((weights + kept) / bandwidth),
             "cache_bytes": kept,
         }
-    return {"tokens": tokens, "stock_ms": 1000 * times["stock"], "methods": rows}
+    return {
+        "tokens": tokens,
+        "stock_ms": 1000 * times["stock"],
+        "read_gb_per_s": bandwidth / 1e9,
+        "methods": rows,
+        "profile": profile(subjects["head-aware"]),
+        "snapshot": snapshots(model, caches["head-aware"], rounds),
+    }
+
+
+def profile(subject: Callable[[], None], top: int = 5) -> dict[str, float]:
+    """Share of a step's operator time of the operators that take most of it."""
+    with torch.profiler.profile() as profiler:
+        subject()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return {event.key: event.self_cpu_time_total / total for event in events[:top]}
+
+
+def snapshots(model: PreTrainedModel, cache: BudgetedCache, rounds: int) -> dict[str, float]:
+    """Seconds to take a snapshot and to come back to it; and the time of the step after that,
+    which copies what it is about to overwrite, over the time of the next."""
+    run = step(model, cache)
+    state = cache.snapshot()
+    times = interleaved(
+        {
+            "snapshot_s": cache.snapshot,
+            "restore_s": lambda: cache.restore(state),
+            "first_step": run,
+            "next_step": run,
+        },
+        rounds,
+    )
+    times["copy"] = times.pop("first_step") / times.pop("next_step")
+    return times
 
 
 def prefills(model: PreTrainedModel, tokens: int, rounds: int) -> dict:
@@ -127,7 +170,7 @@ def release_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def bounded_memory(model: PreTrainedModel, lengths: list[int], budget: int) -> dict:
+def bounded_memory(model: PreTrainedModel, lengths: list[int], budget: int = BOUND) -> dict:
     """Peak process memory above the weights at several lengths, with bounded prefill."""
     model.set_attn_implementation(attention.NAME)
     rows = {}
@@ -137,12 +180,16 @@ def bounded_memory(model: PreTrainedModel, lengths: list[int], budget: int) -> d
             cache = make_cache(model, method, budget, prompt_tokens=length)
             release_freed_memory()
             memory.mark_peak()
-            before = memory.peak_rss_bytes()
+            before, largest = memory.peak_rss_bytes(), 0
+            watch = Stopwatch()
             for piece in ids.split(CHUNK, dim=1):
                 model(piece, past_key_values=cache, logits_to_keep=1)
+                largest = max(largest, cache.allocated_bytes())
             rows.setdefault(method, {})[length] = {
+                "seconds": watch.seconds(),
                 "rss_above_start": memory.peak_rss_bytes() - before,
                 "peak_cuda_bytes": memory.peak_cuda_bytes(),
+                "largest_cache_bytes": largest,
                 "cache_bytes": cache.allocated_bytes(),
                 "over_plan": cache.allocated_bytes() / cache.planned_bytes(model.dtype.itemsize),
             }
@@ -155,35 +202,38 @@ def bench(args: argparse.Namespace, dtype: str) -> dict:
     started = time.time()
     model, _ = load(args.model_dir, dtype)
     attach(model)
-    return {
-        "decode": [decode(model, tokens, args.rounds) for tokens in args.decode_at],
-        "prefill": prefills(model, args.prefill_at, 2),
-        "memory": bounded_memory(model, [2048, 4096, 8192], 512),
-        "provenance": provenance(model, json.loads(args.verified.read_text())["sha256"], started),
-    }
+    result = {"decode": [decode(model, tokens, args.rounds) for tokens in args.decode_at]}
+    if dtype == args.dtypes[0]:
+        result["prefill"] = [prefills(model, tokens, 2) for tokens in args.prefill_at]
+        result["memory"] = bounded_memory(model, args.memory_at)
+    sha256 = json.loads(args.verified.read_text())["sha256"]
+    return result | {"provenance": provenance(model, sha256, started)}
 
 
 def table(results: dict) -> str:
-    """The ratios, for reading."""
+    """The ratios, a line each, for reading."""
     lines = []
     for dtype, result in results.items():
         for each in result["decode"]:
             for name, row in each["methods"].items():
-                lines.append(
-                    f"{dtype:9} decode  {each['tokens']:6} {name:14} {row['step_ms']:8.1f} ms "
-                    f"{row['over_stock']:6.2f} x stock {row['over_floor']:6.2f} x floor"
-                )
-        for name, ratio in result["prefill"]["over_stock"].items():
-            tokens = result["prefill"]["tokens"]
-            lines.append(f"{dtype:9} prefill {tokens:6} {name:14} {ratio:20.2f} x stock")
-        for name, rows in result["memory"]["methods"].items():
+                figures = f"{row['step_ms']:.1f} ms, {row['over_stock']:.2f} x stock"
+                figures += f", {row['over_floor']:.2f} x floor"
+                lines.append((dtype, "decode", each["tokens"], name, figures))
+            figures = ", ".join(f"{name} {share:.0%}" for name, share in each["profile"].items())
+            lines.append((dtype, "operators", each["tokens"], "head-aware", figures))
+            cost = each["snapshot"]
+            figures = f"taken in {1000 * cost['snapshot_s']:.1f} ms, restored in "
+            figures += f"{1000 * cost['restore_s']:.1f} ms, next step {cost['copy']:.2f} x usual"
+            lines.append((dtype, "snapshot", each["tokens"], "head-aware", figures))
+        for each in result.get("prefill", []):
+            for name, ratio in each["over_stock"].items():
+                lines.append((dtype, "prefill", each["tokens"], name, f"{ratio:.2f} x stock"))
+        for name, rows in result.get("memory", {"methods": {}})["methods"].items():
             for length, row in rows.items():
-                lines.append(
-                    f"{dtype:9} memory  {length:6} {name:14} "
-                    f"{row['rss_above_start'] / 2**20:7.0f} MiB above start, "
-                    f"cache {row['over_plan']:.3f} x plan"
-                )
-    return "\n".join(lines)
+                figures = f"{row['rss_above_start'] / 2**20:.0f} MiB above start, cache "
+                figures += f"{row['cache_bytes'] / 2**20:.1f} MiB, {row['over_plan']:.3f} x plan"
+                lines.append((dtype, "memory", length, name, figures))
+    return "\n".join("{:9} {:9} {:6} {:14} {}".format(*line) for line in lines)
 
 
 def main() -> None:
@@ -192,7 +242,8 @@ def main() -> None:
     parser.add_argument("--verified", required=True, type=Path, help="of the model")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--decode-at", nargs="+", type=int, default=[4096, 8000])
-    parser.add_argument("--prefill-at", type=int, default=4096)
+    parser.add_argument("--prefill-at", nargs="*", type=int, default=[4096])
+    parser.add_argument("--memory-at", nargs="*", type=int, default=[2048, 4096, 8192])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()

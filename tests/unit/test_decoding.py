@@ -1,0 +1,173 @@
+"""Decode steps of one layer against naive references: lists of tokens, one head at a time."""
+
+import math
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from kvbudget.cache import ragged
+from kvbudget.cache.layer import BudgetedLayer, LayerOptions
+from kvbudget.cache.plan import Geometry, Plan
+from kvbudget.cache.ragged import attend_slots
+from kvbudget.cache.slots import Slots, Tokens
+from kvbudget.policies import make_policy
+from kvbudget.positions import rotate
+
+KV_HEADS, GROUP, DIM = 3, 2, 8
+PROMPT, STEPS, BUDGET = 30, 25, 12
+
+
+def drawn(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(1, *shape, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+class NaiveHead:
+    """One KV head as a list of `[position, key, value, attention received]`."""
+
+    def __init__(self, method: str, stride: int) -> None:
+        self.method, self.stride, self.tokens = method, stride, []
+
+    def see(self, queries, keys, values) -> torch.Tensor:
+        """Attend with `(GROUP, new, DIM)` queries, then evict. Returns outputs of that shape."""
+        known, new = len(self.tokens), keys.shape[0]
+        first = self.tokens[-1][0] + 1 if self.tokens else 0
+        for i in range(new):
+            self.tokens.append([first + i, keys[i], values[i], 0.0])
+        outputs = torch.zeros_like(queries)
+        for i in range(new):
+            visible = self.tokens[: known + i + 1]
+            for g in range(GROUP):
+                logits = [float(queries[g, i] @ token[1]) / math.sqrt(DIM) for token in visible]
+                weights = torch.tensor(logits).softmax(0).tolist()
+                for token, weight in zip(visible, weights, strict=True):
+                    outputs[g, i] += weight * token[2]
+                    token[3] += weight
+        excess = len(self.tokens) - BUDGET
+        if excess > 0 and (new > 1 or excess >= self.stride):
+            order = sorted(self.tokens, key=self._worth, reverse=True)[:BUDGET]
+            self.tokens = sorted(order, key=lambda token: token[0])
+        return outputs
+
+    def _worth(self, token) -> float:
+        position, key, _, received = token
+        newest = max(each[0] for each in self.tokens)
+        recent = {"h2o": BUDGET // 2, "streaming-llm": 1, "head-aware": 4}[self.method]
+        sinks = 0 if self.method == "h2o" else 4
+        if position < sinks or position > newest - recent:
+            return math.inf
+        if self.method == "h2o":
+            return received
+        if self.method == "streaming-llm":
+            return position
+        directions = torch.stack([each[1] / each[1].norm() for each in self.tokens])
+        return 1 - float(directions.mean(0) @ key / directions.mean(0).norm() / key.norm())
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("h2o", {}),
+        ("streaming-llm", {"positions": "absolute"}),
+        ("head-aware", {"safeguard": 1.0, "recent": 4}),
+    ],
+)
+def test_a_layer_decodes_as_naive_lists_do(method, options, stride):
+    geometry = Geometry((0,), KV_HEADS, KV_HEADS * GROUP, DIM)
+    plan = Plan(make_policy(method, **options), geometry, BUDGET)
+    layer = BudgetedLayer(0, KV_HEADS, LayerOptions(plan, stride))
+    heads = [NaiveHead(method, stride) for _ in range(KV_HEADS)]
+    for step, new in enumerate([PROMPT, *[1] * STEPS, 7, *[1] * STEPS]):
+        query = drawn(KV_HEADS * GROUP, new, seed=3 * step)
+        key, value = (drawn(KV_HEADS, new, seed=3 * step + i) for i in (1, 2))
+        layer.update(key, value)
+        output = layer.attend(query, 1 / math.sqrt(DIM), None, None)
+        for h, head in enumerate(heads):
+            own = slice(h * GROUP, (h + 1) * GROUP)
+            expected = head.see(query[0, own], key[0, h], value[0, h])
+            torch.testing.assert_close(output[0, own], expected, atol=1e-5, rtol=1e-5)
+        kept = [positions.tolist() for positions in layer.kept_positions()]
+        assert kept == [[token[0] for token in head.tokens] for head in heads]
+
+
+def ragged_slots(dtype=torch.float32) -> Slots:
+    """Two segments whose heads are not in order, with free slots that hold garbage."""
+    slots = Slots([((0, 2), 9), ((1,), 5)], torch.empty(2, DIM, dtype=dtype), ())
+    for flat in (slots.keys, slots.values):
+        flat.fill_(float("nan"))
+    for segment, count in zip(slots.segments, (6, 5), strict=True):
+        size = (2, len(segment.heads), count)
+        key, value = (torch.randn(*size, DIM).to(dtype) for _ in "kv")
+        slots.append(segment, Tokens(segment.heads, key, value, torch.zeros(size), {}))
+    return slots
+
+
+def by_head(query: torch.Tensor, slots: Slots) -> torch.Tensor:
+    output = torch.empty_like(query)
+    for held in slots.tokens():
+        for i, head in enumerate(held.heads):
+            for batch in range(query.shape[0]):
+                own = slice(head * GROUP, (head + 1) * GROUP)
+                weights = (query[batch, own, 0] @ held.keys[batch, i].T).softmax(-1)
+                output[batch, own, 0] = weights @ held.values[batch, i]
+    return output
+
+
+def test_ragged_heads_attend_each_to_their_own_tokens():
+    slots, query = ragged_slots(), torch.randn(2, KV_HEADS * GROUP, 1, DIM)
+    output = attend_slots(query, slots, scaling=1.0, softcap=None, padded=False)
+    torch.testing.assert_close(output, by_head(query, slots), atol=1e-5, rtol=1e-5)
+
+
+def varlen_by_its_documentation(
+    query, key, value, starts_q, starts_k, max_q, max_k, *, scale, enable_gqa, seqused_k
+):
+    """What `torch.nn.attention.varlen.varlen_attn` documents; its kernel runs on CUDA alone."""
+    assert enable_gqa and max_q == 1 and max_k == int(seqused_k.max())
+    assert starts_q.dtype == starts_k.dtype == seqused_k.dtype == torch.int32
+    output = torch.empty_like(query)
+    for i, used in enumerate(seqused_k.tolist()):
+        rows = slice(int(starts_q[i]), int(starts_q[i + 1]))
+        columns = slice(int(starts_k[i]), int(starts_k[i]) + used)
+        assert columns.stop <= int(starts_k[i + 1])
+        weights = (scale * query[rows, :, :] @ key[columns, 0].T).softmax(-1)
+        output[rows] = weights @ value[columns, 0]
+    return output
+
+
+def test_the_variable_length_backend_describes_the_same_heads(monkeypatch):
+    monkeypatch.setattr(ragged, "varlen_attn", varlen_by_its_documentation)
+    monkeypatch.setattr(ragged, "_has_varlen_kernel", lambda query: True)
+    slots, query = ragged_slots(), torch.randn(2, KV_HEADS * GROUP, 1, DIM)
+    output = attend_slots(query, slots, scaling=1.0, softcap=None, padded=False)
+    torch.testing.assert_close(output, by_head(query, slots), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA alone")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_kernel_on_cuda_equals_dense_calls(dtype, monkeypatch):
+    sizes = [((0, 2), 90), ((1,), 50)]
+    slots = Slots(sizes, torch.empty(2, 64, dtype=dtype, device="cuda"), ())
+    for segment, count in zip(slots.segments, (64, 50), strict=True):
+        size = (2, len(segment.heads), count)
+        key, value = (torch.randn(*size, 64, device="cuda", dtype=dtype) for _ in "kv")
+        slots.append(segment, Tokens(segment.heads, key, value, torch.zeros(size), {}))
+    query = torch.randn(2, KV_HEADS * GROUP, 1, 64, device="cuda", dtype=dtype)
+    terms = {"scaling": 0.125, "softcap": None, "padded": False}
+    kernel = attend_slots(query, slots, **terms)
+    monkeypatch.setattr(ragged, "_has_varlen_kernel", lambda query: False)
+    torch.testing.assert_close(kernel, attend_slots(query, slots, **terms), atol=2e-2, rtol=2e-2)
+
+
+def test_moved_keys_equal_keys_rotated_at_the_new_position():
+    frequencies = 10000 ** -(torch.arange(0, DIM, 2) / DIM)
+    raw = drawn(1, 5, seed=0)
+
+    def at(start: int) -> torch.Tensor:
+        angles = torch.arange(start, start + 5)[:, None] * frequencies
+        angles = torch.cat((angles, angles), dim=-1)[None]
+        return apply_rotary_pos_emb(raw, raw, angles.cos(), angles.sin())[1]
+
+    torch.testing.assert_close(rotate(at(3), 40, frequencies), at(43), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rotate(at(50), -47, frequencies), at(3), atol=1e-5, rtol=1e-5)
