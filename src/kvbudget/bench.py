@@ -14,7 +14,7 @@ import ctypes
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -170,44 +170,52 @@ def release_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def bounded_memory(model: PreTrainedModel, lengths: list[int], budget: int = BOUND) -> dict:
+def bounded_memory(
+    model: PreTrainedModel, method: str, lengths: list[int], budget: int = BOUND
+) -> dict[int, dict]:
     """Peak process memory above the weights at several lengths, with bounded prefill."""
     model.set_attn_implementation(attention.NAME)
     rows = {}
-    for method in METHODS:
-        for length in lengths:
-            ids = torch.randint(5, 90, (1, length), device=model.device)
-            cache = make_cache(model, method, budget, prompt_tokens=length)
-            release_freed_memory()
-            memory.mark_peak()
-            before, largest = memory.peak_rss_bytes(), 0
-            watch = Stopwatch()
-            for piece in ids.split(CHUNK, dim=1):
-                model(piece, past_key_values=cache, logits_to_keep=1)
-                largest = max(largest, cache.allocated_bytes())
-            rows.setdefault(method, {})[length] = {
-                "seconds": watch.seconds(),
-                "rss_above_start": memory.peak_rss_bytes() - before,
-                "peak_cuda_bytes": memory.peak_cuda_bytes(),
-                "largest_cache_bytes": largest,
-                "cache_bytes": cache.allocated_bytes(),
-                "over_plan": cache.allocated_bytes() / cache.planned_bytes(model.dtype.itemsize),
-            }
-    return {"budget": budget, "chunk": CHUNK, "methods": rows}
+    for length in lengths:
+        ids = torch.randint(5, 90, (1, length), device=model.device)
+        cache = make_cache(model, method, budget, prompt_tokens=length)
+        release_freed_memory()
+        memory.mark_peak()
+        before, largest = memory.peak_rss_bytes(), 0
+        watch = Stopwatch()
+        for piece in ids.split(CHUNK, dim=1):
+            model(piece, past_key_values=cache, logits_to_keep=1)
+            largest = max(largest, cache.allocated_bytes())
+        rows[length] = {
+            "seconds": watch.seconds(),
+            "rss_above_start": memory.peak_rss_bytes() - before,
+            "peak_cuda_bytes": memory.peak_cuda_bytes(),
+            "largest_cache_bytes": largest,
+            "cache_bytes": cache.allocated_bytes(),
+            "over_plan": cache.allocated_bytes() / cache.planned_bytes(model.dtype.itemsize),
+        }
+    return rows
 
 
 @torch.inference_mode()
-def bench(args: argparse.Namespace, dtype: str) -> dict:
-    """All measurements of one model in one dtype."""
+def bench(args: argparse.Namespace, dtype: str) -> Iterator[dict]:
+    """All measurements of one model in one dtype; what is known so far, after each of them."""
     started = time.time()
     model, _ = load(args.model_dir, dtype)
     attach(model)
-    result = {"decode": [decode(model, tokens, args.rounds) for tokens in args.decode_at]}
-    if dtype == args.dtypes[0]:
-        result["prefill"] = [prefills(model, tokens, 2) for tokens in args.prefill_at]
-        result["memory"] = bounded_memory(model, args.memory_at)
     sha256 = json.loads(args.verified.read_text())["sha256"]
-    return result | {"provenance": provenance(model, sha256, started)}
+    result: dict = {"decode": [], "prefill": [], "memory": {}}
+    for tokens in args.decode_at:
+        result["decode"].append(decode(model, tokens, args.rounds))
+        yield result
+    if dtype == args.dtypes[0]:
+        for tokens in args.prefill_at:
+            result["prefill"].append(prefills(model, tokens, 2))
+            yield result
+        for method in METHODS:
+            result["memory"][method] = bounded_memory(model, method, args.memory_at)
+            yield result
+    yield result | {"provenance": provenance(model, sha256, started)}
 
 
 def table(results: dict) -> str:
@@ -225,10 +233,10 @@ def table(results: dict) -> str:
             figures = f"taken in {1000 * cost['snapshot_s']:.1f} ms, restored in "
             figures += f"{1000 * cost['restore_s']:.1f} ms, next step {cost['copy']:.2f} x usual"
             lines.append((dtype, "snapshot", each["tokens"], "head-aware", figures))
-        for each in result.get("prefill", []):
+        for each in result["prefill"]:
             for name, ratio in each["over_stock"].items():
                 lines.append((dtype, "prefill", each["tokens"], name, f"{ratio:.2f} x stock"))
-        for name, rows in result.get("memory", {"methods": {}})["methods"].items():
+        for name, rows in result["memory"].items():
             for length, row in rows.items():
                 figures = f"{row['rss_above_start'] / 2**20:.0f} MiB above start, cache "
                 figures += f"{row['cache_bytes'] / 2**20:.1f} MiB, {row['over_plan']:.3f} x plan"
@@ -247,8 +255,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
-    results = {dtype: bench(args, dtype) for dtype in args.dtypes}
-    write_json(args.out, {"schema": 1, "model": args.model_dir.name, "results": results})
+    results = {}
+    for dtype in args.dtypes:
+        for so_far in bench(args, dtype):
+            results[dtype] = so_far
+            write_json(args.out, {"schema": 2, "model": args.model_dir.name, "results": results})
     print(table(results))
 
 

@@ -20,14 +20,14 @@ def test_all_measurements_of_a_tiny_model():
     result = {
         "decode": [decode(model, 200, 1)],
         "prefill": [prefills(model, 90, 1)],
-        "memory": bounded_memory(model, [90, 180], 40),
+        "memory": {name: bounded_memory(model, name, [90, 180], 40) for name in METHODS},
     }
     rows = result["decode"][0]["methods"]
     assert set(rows) == {"alone", "full", *METHODS}
     for name in METHODS:
         assert rows[name]["cache_bytes"] < 0.4 * rows["full"]["cache_bytes"]
         assert rows[name]["over_stock"] > 0
-        by_length = result["memory"]["methods"][name]
+        by_length = result["memory"][name]
         assert by_length[90]["cache_bytes"] == by_length[180]["cache_bytes"]
     assert sum(result["decode"][0]["profile"].values()) <= 1
     assert len(table({"float32": result}).splitlines()) == 5 + 2 + 4 + 2 * len(METHODS)

@@ -11,7 +11,7 @@ from kvbudget.cache.plan import Geometry, Plan
 from kvbudget.policies import make_policy
 from kvbudget.policies.base import Candidates
 from kvbudget.policies.head_aware import HeadAware
-from kvbudget.policies.rules import RULES
+from kvbudget.policies.rules import RULES, relative
 
 GEOMETRY = Geometry(layers=(0, 1, 2, 3), kv_heads=3, query_heads=6, head_dim=16)
 
@@ -100,6 +100,42 @@ def test_pooled_budgets_go_to_the_best_scores_of_the_group():
     assert policy.redistribute(0, scores, [8, 8]) == [8, 8]  # everything fits
 
 
+def test_snapkv_keeps_its_window_and_what_it_attended_to(model):
+    """By the definition, from eager attention: the last 32 queries, pooled over 7 neighbours."""
+    stock = tiny_model("llama")
+    stock.set_attn_implementation("eager")
+    output = stock(tokens(150), output_attentions=True)
+    for index, layer in enumerate(kept(model, tokens(150), method="snapkv", budget=70)):
+        attention = output.attentions[index][0].unflatten(0, (3, 2))[:, :, -32:].sum(dim=(1, 2))
+        for head, positions in enumerate(layer):
+            pooled = [attention[head, max(0, j - 3) : j + 4].max() for j in range(118)]
+            best = torch.stack(pooled).sort(descending=True, stable=True).indices[:38]
+            assert positions == [*best.sort().values.tolist(), *range(118, 150)]
+
+
+def test_keydiff_keeps_the_keys_least_like_the_mean(model):
+    cache = make_cache(model, "full")
+    model(tokens(60), past_key_values=cache)
+    for index, layer in enumerate(kept(model, tokens(60), method="keydiff", budget=16)):
+        (everything,) = cache.layers[index].slots.tokens()
+        keys = everything.keys[0] / everything.keys[0].norm(dim=-1, keepdim=True)
+        for head, positions in enumerate(layer):
+            cosines = torch.cosine_similarity(keys[head], keys[head].mean(0)[None], dim=-1)
+            best = cosines[:59].sort(stable=True).indices[:15]
+            assert positions == [*best.sort().values.tolist(), 59]
+
+
+@pytest.mark.parametrize("method", ["snapkv", "keydiff"])
+def test_adakv_spends_one_total_unevenly(model, method):
+    for layer in kept(model, tokens(90), method=method, budget=30, safeguard=0.2):
+        counts = [len(head) for head in layer]
+        assert sum(counts) == 3 * 30
+        assert min(counts) >= 0.2 * 30
+        assert len(set(counts)) > 1
+    with pytest.raises(UserError, match="safeguard must lie in"):
+        make_policy(method, safeguard=1.5)
+
+
 def test_pooled_budgets_refuse_a_batch():
     policy = HeadAware(allocation="uniform", safeguard=0.5)
     with pytest.raises(UserError, match="batches of one"):
@@ -151,15 +187,12 @@ def test_rules_rank_as_their_definitions_say():
         layer=0, seen=5, budgets=(3,),
     )  # fmt: skip
     assert RULES["recency"](candidates).argmax() == 4
-    assert RULES["attention"](candidates)[0, 0].tolist() == pytest.approx(
-        [x / 2.2 for x in (1, 5, 2, 3, 0)]
-    )
+    assert RULES["attention"](candidates)[0, 0].tolist() == [1, 5, 2, 3, 0]
     assert RULES["window"](candidates)[0, 0].unique().numel() == 1  # all within the neighbourhood
     assert RULES["diversity"](candidates).argmax() == 2
     for rule in RULES.values():
-        scores = rule(candidates)
-        assert (scores >= 0).all()
-        assert scores.mean() == pytest.approx(1)
+        assert (rule(candidates) >= 0).all()
+        assert relative(rule(candidates), candidates).mean() == pytest.approx(1)
 
 
 def test_padding_goes_first_and_the_newest_stays():

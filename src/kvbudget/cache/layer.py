@@ -11,10 +11,8 @@ from kvbudget.cache.plan import SINKS, Plan
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.slots import Segment, Slots, Tokens, select
 from kvbudget.errors import UserError
-from kvbudget.policies.base import Candidates
+from kvbudget.policies.base import OBSERVATION, Candidates
 from kvbudget.positions import rotate
-
-OBSERVATION = 32  # queries at the end of a prompt that the "window" signal sums over (SnapKV)
 
 
 @dataclass(frozen=True)

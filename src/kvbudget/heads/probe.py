@@ -13,9 +13,8 @@ from transformers import Cache, PreTrainedModel
 from kvbudget.attention import attend, attention_blocks, attention_sums
 from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.budgeted import SlidingLayer, layers_of
-from kvbudget.cache.layer import OBSERVATION
 from kvbudget.cache.plan import SINKS
-from kvbudget.policies.base import Candidates
+from kvbudget.policies.base import OBSERVATION, Candidates
 
 
 @dataclass

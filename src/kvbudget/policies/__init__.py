@@ -14,6 +14,8 @@ MODULES = {
     "full": "full:Full",
     "h2o": "h2o:H2O",
     "streaming-llm": "streaming_llm:StreamingLLM",
+    "snapkv": "snapkv:SnapKV",
+    "keydiff": "keydiff:KeyDiff",
     "head-aware": "head_aware:HeadAware",
 }
 

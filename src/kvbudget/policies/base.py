@@ -7,6 +7,8 @@ from torch import Tensor
 from kvbudget.cache.plan import SINKS, Geometry
 from kvbudget.cache.slots import Tokens
 
+OBSERVATION = 32  # queries at the end of a prompt that the "window" signal sums over (SnapKV)
+
 
 @dataclass
 class Candidates(Tokens):

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from kvbudget.cache.plan import SINKS, Geometry
 from kvbudget.errors import UserError
-from kvbudget.heads.allocate import by_class, round_to_sum, water_fill
+from kvbudget.heads.allocate import by_class, water_fill
 from kvbudget.heads.classify import classify
 from kvbudget.policies.base import Candidates, Policy
-from kvbudget.policies.rules import RULES, SIGNALS
+from kvbudget.policies.pooling import check_safeguard, pooled
+from kvbudget.policies.rules import RULES, SIGNALS, relative
 
 ALLOCATIONS = ("curves", "class", "uniform")
 SHRINKAGE = 0.2  # share of the mean in a head's weight
@@ -67,9 +68,9 @@ class HeadAware(Policy):
             raise UserError(f"rule must be per-head or one of {', '.join(RULES)}, not {rule!r}")
         if safeguard is None:
             safeguard = 0.5 if profile is None else 1.0
-        for name, value in (("group_mix", group_mix), ("safeguard", safeguard)):
-            if not 0 <= value <= 1:
-                raise UserError(f"{name} must lie in [0, 1], not {value!r}")
+        check_safeguard(safeguard)
+        if not 0 <= group_mix <= 1:
+            raise UserError(f"group_mix must lie in [0, 1], not {group_mix!r}")
         if profile is None and rule == "per-head":
             raise UserError(
                 "rule: per-head needs a profile; make one with python -m kvbudget.heads.profile, "
@@ -166,10 +167,10 @@ class HeadAware(Policy):
         ]
 
     def _own_scores(self, candidates: Candidates) -> Tensor:
+        if self.rule != "per-head":
+            return RULES[self.rule](candidates)
         names = [self.rules[candidates.layer][head] for head in candidates.heads]
-        by_rule = {name: RULES[name](candidates) for name in sorted(set(names))}
-        if len(by_rule) == 1:
-            return next(iter(by_rule.values()))
+        by_rule = {name: relative(RULES[name](candidates), candidates) for name in set(names)}
         return torch.stack([by_rule[name][:, i] for i, name in enumerate(names)], dim=1)
 
     def _mixed(self, candidates: list[Candidates], scores: list[Tensor]) -> list[Tensor]:
@@ -195,23 +196,4 @@ class HeadAware(Policy):
         return mixed
 
     def redistribute(self, layer: int, scores: list[Tensor], budgets: list[int]) -> list[int]:
-        if self.safeguard == 1:
-            return budgets
-        if scores[0].shape[0] > 1:
-            raise UserError(
-                "safeguard below 1 gives each sequence budgets of its own, which a batch cannot "
-                "share; use batches of one, or safeguard: 1"
-            )
-        given = np.array(budgets)
-        for group in self.groups(layer, len(budgets)):
-            pool = int(given[group].sum())
-            ranked = [scores[head][0].sort(descending=True, stable=True).values for head in group]
-            for head, own in zip(group, ranked, strict=True):
-                own[: int(self.safeguard * budgets[head])] = float("inf")
-            owners = torch.cat([torch.full(own.shape, i) for i, own in enumerate(ranked)])
-            best = torch.cat(ranked).cpu().sort(descending=True, stable=True).indices[:pool]
-            counts = np.bincount(owners[best].numpy(), minlength=len(group))
-            # Where the group keeps everything, what is left waits for the tokens to come.
-            left = pool - len(best)
-            given[group] = counts + round_to_sum(left * given[group] / pool, left)
-        return given.tolist()
+        return pooled(scores, budgets, self.groups(layer, len(budgets)), self.safeguard)

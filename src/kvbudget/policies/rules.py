@@ -1,7 +1,7 @@
 """Scoring rules that Head-Aware chooses among.
 
-Each rule maps candidates to scores relative to the head's mean: 1 is an average token. So heads of
-unlike rules, levels and numbers of tokens can pool a budget and vote together.
+Each rule maps candidates to scores of 0 or more, `(batch, heads, tokens)` float32. Within one rule
+the scores of heads are comparable as they are; across rules only `relative` to a head's mean.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ POOLING = 7  # tokens; SnapKV's neighbourhood, which keeps the words around a hi
 
 def recency(candidates: Candidates) -> Tensor:
     """Age: the later the better (StreamingLLM's rule)."""
-    return _relative((candidates.positions + 1).float(), candidates)
+    return (candidates.positions + 1).float()
 
 
 def attention(candidates: Candidates) -> Tensor:
     """All attention so far (H2O, Zhang et al., 2023)."""
-    return _relative(candidates.sums["attention"], candidates)
+    return candidates.sums["attention"]
 
 
 def window(candidates: Candidates) -> Tensor:
@@ -33,8 +33,7 @@ def window(candidates: Candidates) -> Tensor:
     pooled = max_pool1d(
         sums.gather(-1, order).flatten(0, 1), POOLING, stride=1, padding=POOLING // 2
     ).view_as(sums)
-    pooled = torch.empty_like(sums).scatter_(-1, order, pooled)
-    return _relative(pooled, candidates)
+    return torch.empty_like(sums).scatter_(-1, order, pooled)
 
 
 def diversity(candidates: Candidates) -> Tensor:
@@ -45,14 +44,14 @@ def diversity(candidates: Candidates) -> Tensor:
     weights = (candidates.positions >= 0) / lengths
     mean = normalize(weights.unsqueeze(-2) @ keys, dim=-1)
     cosines = (keys @ mean.transpose(-1, -2)).squeeze(-1) / lengths
-    return _relative(1 - cosines, candidates)
+    return 1 - cosines
 
 
-def _relative(values: Tensor, candidates: Candidates) -> Tensor:
-    """Values of 0 or more over their mean in each head, padding left out."""
+def relative(scores: Tensor, candidates: Candidates) -> Tensor:
+    """Scores over their mean in each head, padding left out: 1 is an average token."""
     real = candidates.positions >= 0
-    values = values.clamp(min=0) * real
-    return values * real.sum(dim=-1, keepdim=True) / values.sum(dim=-1, keepdim=True)
+    scores = scores.clamp(min=0) * real
+    return scores * real.sum(dim=-1, keepdim=True) / scores.sum(dim=-1, keepdim=True)
 
 
 RULES: dict[str, Callable[[Candidates], Tensor]] = {

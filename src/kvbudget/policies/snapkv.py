@@ -1,0 +1,29 @@
+"""SnapKV (Li et al., NeurIPS 2024), and AdaKV (Feng et al., 2024) over it."""
+
+from torch import Tensor
+
+from kvbudget.policies.base import OBSERVATION, Candidates, Policy
+from kvbudget.policies.pooling import check_safeguard, pooled
+from kvbudget.policies.rules import window
+
+
+class SnapKV(Policy):
+    """Keeps the observation window and what its queries attended to, with neighbours.
+
+    Args:
+        safeguard: 1 is SnapKV; below, the heads of a layer pool their budgets, and each keeps that
+            share of its own: AdaKV (0.2 as published).
+    """
+
+    signals = frozenset({"window"})
+
+    def __init__(self, safeguard: float = 1.0) -> None:
+        check_safeguard(safeguard)
+        self.safeguard = safeguard
+
+    def score(self, candidates: Candidates) -> Tensor:
+        recent = min(OBSERVATION, min(candidates.budgets) // 2)
+        return candidates.protect(window(candidates), recent=recent, sinks=0)
+
+    def redistribute(self, layer: int, scores: list[Tensor], budgets: list[int]) -> list[int]:
+        return pooled(scores, budgets, [range(len(budgets))], self.safeguard)
