@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--decode-at", nargs="+", type=int, default=[4096, 8000])
     parser.add_argument("--prefill-at", nargs="*", type=int, default=[4096])
     parser.add_argument("--memory-at", nargs="*", type=int, default=[2048, 4096, 8192])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
     results = {}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import max_pool1d, normalize
 
 from kvbudget.policies.base import Candidates
@@ -39,12 +40,11 @@ def window(candidates: Candidates) -> Tensor:
 def diversity(candidates: Candidates) -> Tensor:
     """How unlike the mean key a key is: 1 - cosine (KeyDiff, Park et al., 2025)."""
     keys = candidates.keys.float()
-    lengths = keys.norm(dim=-1).clamp(min=1e-12)
+    lengths = vector_norm(keys, dim=-1).clamp(min=1e-12)
     # Products with vectors, not normalized copies of all keys: this runs while decoding.
     weights = (candidates.positions >= 0) / lengths
     mean = normalize(weights.unsqueeze(-2) @ keys, dim=-1)
-    cosines = (keys @ mean.transpose(-1, -2)).squeeze(-1) / lengths
-    return 1 - cosines
+    return 1 - (keys @ mean.transpose(-1, -2)).squeeze(-1) / lengths
 
 
 def relative(scores: Tensor, candidates: Candidates) -> Tensor:
