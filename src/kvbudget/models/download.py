@@ -3,19 +3,13 @@
 import argparse
 import dataclasses
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
 from kvbudget.errors import UserError, run_cli
 from kvbudget.models import pypi
+from kvbudget.models.formats import ALLOWED, SOURCE, TEXT, WEIGHTS, check_no_remote_code
 from kvbudget.models.registry import Hub, Local, ModelScope, ModelSpec, Pypi, Random, parse
-
-#: The only files a model may consist of: tensors that cannot carry code, and text.
-ALLOWED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
-
-#: The file that says where the others came from.
-SOURCE = "source.json"
 
 
 def download(key: str, spec: ModelSpec, out: Path) -> None:
@@ -25,8 +19,11 @@ def download(key: str, spec: ModelSpec, out: Path) -> None:
         made = Path(scratch) / "model"
         made.mkdir()
         _FETCH[type(spec)](spec, made, Path(scratch))
-        if not any(made.glob("*.safetensors")) or not (made / "config.json").is_file():
-            raise UserError(f"{key}: its source holds no config.json with *.safetensors")
+        if not any(made.glob(WEIGHTS)) or not (made / "config.json").is_file():
+            raise UserError(
+                f"models: {key}: its source has no config.json with {WEIGHTS}; use one that has"
+                " (pickled weights, such as *.bin, can run code and are never read)"
+            )
         _check_context(key, spec, made)
         note_source(spec, made)
         for file in made.iterdir():
@@ -66,38 +63,28 @@ def _fetch_pypi(spec: Pypi, made: Path, scratch: Path) -> None:
 
 
 def _fetch_hub(spec: Hub, made: Path, scratch: Path) -> None:
-    from huggingface_hub import snapshot_download
+    from kvbudget.models import hub
 
-    try:
-        snapshot_download(
-            spec.repo, revision=spec.revision, local_dir=made, allow_patterns=list(ALLOWED)
-        )
-    except Exception as error:
-        raise _unreachable(spec.repo, spec.revision, "the Hugging Face hub", error) from error
-    shutil.rmtree(made / ".cache", ignore_errors=True)
+    # Text first: a model that would be refused is refused before gigabytes of weights.
+    check_no_remote_code(spec.repo, hub.snapshot(spec.repo, spec.revision, TEXT))
+    _link(hub.snapshot(spec.repo, spec.revision, ALLOWED), made)
 
 
 def _fetch_modelscope(spec: ModelScope, made: Path, scratch: Path) -> None:
-    try:
-        from modelscope import snapshot_download
-    except ImportError:
-        raise UserError("source modelscope needs a package: pip install '.[modelscope]'") from None
+    from kvbudget.models import modelscope
 
-    try:
-        snapshot_download(
-            spec.repo, revision=spec.revision, local_dir=str(made), allow_patterns=list(ALLOWED)
-        )
-    except Exception as error:
-        raise _unreachable(spec.repo, spec.revision, "ModelScope", error) from error
-    for extra in made.glob(".*"):
-        shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
+    _link(modelscope.snapshot(spec.repo, spec.revision, ALLOWED), made)
 
 
 def _fetch_local(spec: Local, made: Path, scratch: Path) -> None:
     source = Path(spec.path)
     if not source.is_dir():
         raise UserError(f"path {spec.path} is not a directory")
-    # Links, not copies: large models would otherwise be on disk twice.
+    _link(source, made)
+
+
+def _link(source: Path, made: Path) -> None:
+    """Links, not copies: large models would otherwise be on disk twice."""
     for pattern in ALLOWED:
         for file in source.glob(pattern):
             (made / file.name).symlink_to(file.resolve())
@@ -107,14 +94,6 @@ def _fetch_random(spec: Random, made: Path, scratch: Path) -> None:
     from kvbudget.models.random import write
 
     write(spec, made)
-
-
-def _unreachable(repo: str, revision: str, where: str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(
-        f"{repo} at {revision} could not be had from {where} ({reason}); check the network, the"
-        " names and, for gated models, that you are logged in"
-    )
 
 
 _FETCH = {

@@ -7,7 +7,6 @@ writes the small file that profiles and cells depend on, in place of the weights
 import argparse
 import json
 import struct
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from kvbudget.errors import UserError, run_cli
 from kvbudget.models import lock
-from kvbudget.models.download import ALLOWED, SOURCE
+from kvbudget.models.formats import SOURCE, check_formats, check_no_remote_code
 from kvbudget.models.load import load
 from kvbudget.models.registry import SOURCES
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 # Names of safetensors' types as torch writes them in a config.
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _SENTENCES = (
@@ -69,39 +67,6 @@ def verify(key: str, directory: Path, lock_file: Path) -> dict[str, Any]:
             "forward": "finite",
         },
     }
-
-
-def check_formats(key: str, directory: Path) -> None:
-    """Refuse any file that is neither safetensors nor text, pickles by name."""
-    for path in sorted(directory.rglob("*")):
-        if path.is_dir():
-            continue
-        name = path.relative_to(directory).as_posix()
-        if any(fnmatch(path.name, pattern) for pattern in _PICKLES):
-            raise UserError(
-                f"model {key}: {name} is a pickle, which can run code when it is read;"
-                " remove it and give the weights as safetensors"
-            )
-        if not any(fnmatch(name, pattern) for pattern in ALLOWED):
-            raise UserError(
-                f"model {key}: {name} is not a file a model may have ({', '.join(ALLOWED)});"
-                " remove it"
-            )
-
-
-def check_no_remote_code(key: str, directory: Path) -> None:
-    """Refuse configs that ask for Python code of the model's own."""
-    for path in sorted(directory.glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"model {key}: {path.name} is not JSON ({error})") from None
-        for word in ("auto_map", "trust_remote_code"):
-            if isinstance(content, dict) and content.get(word):
-                raise UserError(
-                    f"model {key}: {path.name} asks for code of its own ({word}), which is never"
-                    " run; use a model whose architecture transformers itself has"
-                )
 
 
 def check_lock(key: str, directory: Path, files: dict[str, str], lock_file: Path) -> bool:

