@@ -27,6 +27,10 @@ rule all:
     localrule: True
 
 
+onstart:
+    refuse_early()
+
+
 onsuccess:
     print(closing_line())
 

@@ -42,7 +42,7 @@ def code_digest(entry_modules: Iterable[str], *versions: str, root: Path = _ROOT
     """
     digest = hashlib.sha256()
     for module in sorted(reachable(entry_modules, root=root)):
-        digest.update(f"{module}\0{_normal_form(_module_file(module, root))}\0".encode())
+        digest.update(f"{module}\0{_normal_form(module_file(module, root))}\0".encode())
     for version in versions:
         digest.update(f"{version}\0".encode())
     return digest.hexdigest()
@@ -62,7 +62,7 @@ def reachable(entry_modules: Iterable[str], root: Path = _ROOT) -> set[str]:
     seen: set[str] = set()
     waiting = list(entry_modules)
     for module in waiting:
-        if _module_file(module, root) is None:
+        if module_file(module, root) is None:
             raise UserError(f"there is no module {module} in the package; check its name")
     while waiting:
         module = waiting.pop()
@@ -95,7 +95,8 @@ def lazy_table(file: Path, root: Path = _ROOT) -> dict[str, str]:
     raise UserError(f"{file} has no table of its modules ({' or '.join(sorted(_TABLES))})")
 
 
-def _module_file(module: str, root: Path) -> Path | None:
+def module_file(module: str, root: Path) -> Path | None:
+    """Where a module of this package lies, or None if there is no such module."""
     package, _, rest = module.partition(".")
     if package != PACKAGE:
         return None
@@ -109,7 +110,7 @@ def _module_file(module: str, root: Path) -> Path | None:
 
 def _imports(module: str, root: Path) -> Iterator[str]:
     """Modules of this package that the source of `module` imports, at any depth of its code."""
-    file = _module_file(module, root)
+    file = module_file(module, root)
     if file.is_dir():
         return
     is_package = file.name == "__init__.py"
@@ -128,13 +129,13 @@ def _imports(module: str, root: Path) -> Iterator[str]:
         else:
             continue
         for name in names:
-            if _module_file(name, root) is not None:
+            if module_file(name, root) is not None:
                 yield name
 
 
 def _lazy_imports(package: str, names: set[str], root: Path) -> list[str]:
     """Modules that a package's `__getattr__` imports, if any of `names` must come from there."""
-    file = _module_file(package, root)
+    file = module_file(package, root)
     if file is None or file.name != "__init__.py":
         return []
     tree = _parse(file, file.stat().st_mtime_ns)
@@ -143,7 +144,7 @@ def _lazy_imports(package: str, names: set[str], root: Path) -> list[str]:
     bound = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     bound |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
     bound |= {n.asname or n.name for n in ast.walk(tree) if isinstance(n, ast.alias)}
-    if all(name in bound or _module_file(f"{package}.{name}", root) for name in names):
+    if all(name in bound or module_file(f"{package}.{name}", root) for name in names):
         return []
     strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
     return sorted(s for s in strings if isinstance(s, str) and s.startswith(f"{PACKAGE}."))

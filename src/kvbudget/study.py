@@ -6,7 +6,6 @@ is planned, computed and reported cannot drift apart.
 """
 
 import argparse
-import difflib
 import functools
 import json
 import re
@@ -17,10 +16,11 @@ from typing import Any
 
 import jsonschema
 
-from kvbudget import provenance
-from kvbudget.cache.plan import MINIMUM
+from kvbudget import options, provenance, text
+from kvbudget.cache.plan import MINIMUM, SINKS
 from kvbudget.errors import UserError, run_cli
 from kvbudget.models import registry
+from kvbudget.options import suggest
 
 #: The package's own code: where policies and task kinds are looked up.
 _ROOT = Path(__file__).resolve().parent
@@ -30,6 +30,10 @@ PROFILED_POLICIES = frozenset({"head-aware"})
 MIN_LENGTH = 200
 #: Keys that only change what is printed: no cell depends on them.
 _PRESENTATION = frozenset({"title"})
+#: Keys of a method that the cache takes, whatever the policy.
+_OF_ANY_METHOD = frozenset({"policy", "title", "prefill_chunk", "stride"})
+#: Keys of a task that say what it is called and how much of it there is.
+_OF_ANY_TASK = frozenset({"kind", "title", "samples"})
 
 
 def canonical(value: Any) -> str:
@@ -57,7 +61,7 @@ class Cell:
 
     @property
     def needs_profile(self) -> bool:
-        return self.spec["method"]["policy"] in PROFILED_POLICIES
+        return _is_profiled(self.spec["method"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +159,15 @@ def expand(config: Mapping[str, Any]) -> Study:
     for key, spec in config["models"].items():
         registry.parse(key, spec)
     _known("haystack", config["haystack"], config["haystacks"], "haystacks")
+    for key, spec in config["haystacks"].items():
+        text.check(key, spec)
     for name, method in config["methods"].items():
         _known(f"methods: {name}: policy", method["policy"], policies(), "kvbudget.policies")
+        _check_method(name, method)
     for name, task in config["tasks"].items():
         _known(f"tasks: {name}: kind", task["kind"], task_kinds(), "kvbudget.tasks")
+        given = {key: value for key, value in task.items() if key not in _OF_ANY_TASK}
+        options.check(f"tasks: {name}", given, task_defaults(task["kind"]))
 
     cells: dict[str, Cell] = {}
     names: set[str] = set()
@@ -186,6 +195,19 @@ def task_kinds() -> dict[str, str]:
     return provenance.lazy_table(_ROOT / "tasks" / "__init__.py")
 
 
+@functools.cache
+def policy_parameters(policy: str) -> dict[str, Any]:
+    """Parameters that are a policy's own, with their defaults; its profile is not configured."""
+    known = options.parameters(provenance.module_file(policies()[policy], _ROOT))
+    return {name: default for name, default in known.items() if name != "profile"}
+
+
+@functools.cache
+def task_defaults(kind: str) -> dict[str, Any]:
+    """Options of a kind of task, with their defaults."""
+    return options.constant(provenance.module_file(task_kinds()[kind], _ROOT), "DEFAULTS")
+
+
 def budget_token(budget: str | int | None) -> str:
     """A budget as it stands in a path: `20p` for 20%, `256` for tokens, `full` for none."""
     if budget is None:
@@ -205,10 +227,12 @@ def _cells(config: Mapping[str, Any], experiment: Mapping[str, Any]) -> Iterable
         lengths = own_lengths.get(model, experiment["lengths"])
         for length in lengths:
             _check_length(where, config, model, length)
+        if any(_is_profiled(config["methods"][method]) for method in experiment["methods"]):
+            _check_length("profile", config, model, config["profile"].get("length", MIN_LENGTH))
         for task in experiment["tasks"]:
             for length in lengths:
                 for method in experiment["methods"]:
-                    for budget in _budgets(where, config, experiment, method, length):
+                    for budget in _budgets(where, config, experiment, task, method, length):
                         yield _cell(config, model, task, length, method, budget)
 
 
@@ -216,6 +240,7 @@ def _budgets(
     where: str,
     config: Mapping[str, Any],
     experiment: Mapping[str, Any],
+    task: str,
     method: str,
     length: int,
 ) -> list[str | int | None]:
@@ -223,17 +248,32 @@ def _budgets(
         return [None]
     if not experiment["budgets"]:
         raise UserError(f"{where}: budgets is empty, but method {method!r} needs one")
-    return [_budget(where, budget, length) for budget in experiment["budgets"]]
+    prompt = prompt_tokens(config["tasks"][task]["kind"], length)
+    least = least_budget(config["methods"][method])
+    return [
+        _budget(f"{where}: method {method!r}: budget {budget!r}", budget, length, prompt, least)
+        for budget in experiment["budgets"]
+    ]
 
 
-def _budget(where: str, budget: str | int, length: int) -> str | int:
+def prompt_tokens(kind: str, length: int) -> int:
+    """Tokens that are compressed; perplexity reads half of its text as the prompt."""
+    return length // 2 if kind == "perplexity" else length
+
+
+def least_budget(method: Mapping[str, Any]) -> int:
+    """Tokens that every head keeps: attention sinks, and as many recent ones as the method says."""
+    recent = method.get("recent", policy_parameters(method["policy"]).get("recent", 0))
+    return max(MINIMUM, SINKS + recent)
+
+
+def _budget(where: str, budget: str | int, length: int, prompt: int, least: int) -> str | int:
     """A budget in its one spelling: an int of tokens or a string such as `12.5%`."""
-    where = f"{where}: budget {budget!r}"
     if isinstance(budget, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)%", budget)):
         share = float(match[1])
         if not 0 < share <= 100:
             raise UserError(f"{where}: a share must be above 0% and at most 100%")
-        tokens = share / 100 * length
+        tokens = round(share / 100 * prompt)
         budget = f"{share:g}%"
     else:
         if not re.fullmatch(r"\d+", str(budget)):
@@ -244,12 +284,23 @@ def _budget(where: str, budget: str | int, length: int) -> str | int:
                 f"{where}: at length {length} nothing would be evicted; "
                 "use a smaller budget or a longer length"
             )
-    if tokens < MINIMUM:
+    if tokens < least:
         raise UserError(
-            f"{where}: at length {length} that is {tokens:g} tokens, under the {MINIMUM} that "
+            f"{where}: at length {length} that is {tokens} tokens, under the {least} that "
             "attention sinks and recent tokens take; use a larger budget or a longer length"
         )
     return budget
+
+
+def _check_method(name: str, method: Mapping[str, Any]) -> None:
+    """The schema knows the values of options; which of them a policy has is in its source."""
+    known = policy_parameters(method["policy"])
+    for key in method:
+        if key not in known and key not in _OF_ANY_METHOD:
+            raise UserError(
+                f"methods: {name}: policy {method['policy']!r} has no option {key!r}; it has "
+                f"{', '.join(known) or 'none'}"
+            )
 
 
 def _check_length(where: str, config: Mapping[str, Any], model: str, length: int) -> None:
@@ -284,7 +335,7 @@ def _cell(
         "budget": budget,
         "samples": samples,
     }
-    if spec["method"]["policy"] in PROFILED_POLICIES:
+    if _is_profiled(spec["method"]):
         spec["profile"] = config["profile"]
     return Cell(
         model=model,
@@ -299,8 +350,12 @@ def _cell(
     )
 
 
-def _named(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": name, **{k: v for k, v in options.items() if k not in _PRESENTATION}}
+def _named(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": name, **{k: v for k, v in entry.items() if k not in _PRESENTATION}}
+
+
+def _is_profiled(method: Mapping[str, Any]) -> bool:
+    return method["policy"] in PROFILED_POLICIES
 
 
 @functools.cache
@@ -333,13 +388,8 @@ def _known(where: str, key: str, table: Iterable[str], place: str) -> None:
     if key not in table:
         names = list(table)
         raise UserError(
-            f"{where}: there is no {key!r}{_suggest(key, names)}; {place} has {', '.join(names)}"
+            f"{where}: there is no {key!r}{suggest(key, names)}; {place} has {', '.join(names)}"
         )
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:
@@ -365,7 +415,7 @@ def _explain(error: jsonschema.ValidationError) -> str:
         unknown = next(key for key in error.instance if key not in known)
         return (
             f"config: unknown key {unknown!r} at {place}"
-            f"{_suggest(unknown, known)}; it knows {', '.join(known)}"
+            f"{suggest(unknown, known)}; it knows {', '.join(known)}"
         )
     if "propertyNames" in error.absolute_schema_path:
         return f"config: {place}: bad name {error.instance!r}; use {error.schema['description']}"

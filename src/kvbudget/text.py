@@ -32,7 +32,7 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     Raises:
         UserError: an unknown source or key, a file that is missing, empty or has another hash.
     """
-    _check(spec)
+    check(out.stem, spec)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as scratch:
         if spec["source"] == "pypi":
@@ -94,16 +94,21 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _check(spec: Mapping[str, Any]) -> None:
+def check(key: str, spec: Mapping[str, Any]) -> None:
+    """Raise UserError for an entry of `haystacks:` that lacks a key or has one too many."""
+    where = f"haystacks: {key}"
     source = spec.get("source")
     if source not in _SOURCES:
-        raise UserError(f"haystack: unknown source {source!r}; use one of {', '.join(_SOURCES)}")
+        raise UserError(f"{where}: unknown source {source!r}; use one of {', '.join(_SOURCES)}")
     required, optional = _SOURCES[source]
     given = set(spec) - {"source"}
     if missing := required - given:
-        raise UserError(f"haystack: source {source} needs the key {sorted(missing)[0]!r}")
+        raise UserError(f"{where}: source {source} needs the key {sorted(missing)[0]!r}")
     if unknown := given - required - optional:
-        raise UserError(f"haystack: unknown key {sorted(unknown)[0]!r} for source {source}")
+        raise UserError(
+            f"{where}: unknown key {sorted(unknown)[0]!r} for source {source}; it knows "
+            f"{', '.join(sorted(required | optional))}"
+        )
 
 
 def main() -> None:

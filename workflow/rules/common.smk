@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,6 +41,9 @@ TEXT = f"results/text/{HAYSTACK}.txt"
 LOCK = "workflow/models.lock.yaml"
 # Nothing that computes may reach for the network.
 OFFLINE = "HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1"
+# Jobs read it from the environment: a result does not count as another because of it.
+if STUDY.config["device"] != "auto":
+    os.environ["KVBUDGET_DEVICE"] = STUDY.config["device"]
 HAS_TEX = shutil.which("latexmk") is not None
 CONDA = str(ROOT / "environment.yml")
 
@@ -110,6 +114,32 @@ def code(*modules):
         raise WorkflowError(str(error)) from None
 
 
+def refuse_early():
+    """Tell at the start, once, what would make every measurement of this run fail."""
+    jobs = list(workflow.dag.needrun_jobs())
+    fetched = {job.wildcards.model for job in jobs if job.rule.name == "download_model"}
+    measured = {job.wildcards.model for job in jobs if job.rule.name in ("profile", "cell")}
+    for model in sorted(measured - fetched):
+        # Weights may be deleted once all is measured, so that their absence alone makes no job.
+        if not Path(f"results/models/{model}/source.json").exists():
+            raise WorkflowError(
+                f"results/models/{model} is gone, and there is something left to measure; get the "
+                f"model again: {again()} results/models/{model}/source.json"
+            )
+    # On a cluster, the jobs look for themselves.
+    if measured and STUDY.config["device"] == "cuda" and workflow.local_exec:
+        command = [sys.executable, "-m", "kvbudget.device"]
+        found = subprocess.run(command, capture_output=True, text=True)
+        if found.returncode:
+            raise WorkflowError(found.stderr.strip().splitlines()[-1])
+
+
+def again():
+    """The command that runs part of this study, completed by the name of a file."""
+    files = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
+    return shlex.join(["snakemake", *(["--configfile", *files] if files else []), "--cores", "1"])
+
+
 def closing_line():
     """What to tell at the end of a run that went well."""
     if HAS_TEX:
@@ -123,9 +153,7 @@ def closing_line():
 
 def failure_report(log):
     """Command that lists what failed, and how to run it again, in results/{study}/failures.md."""
-    files = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
-    again = " ".join(["snakemake", *(["--configfile", *files] if files else []), "--cores 1"])
     return (
         f"python -m kvbudget.failures --snakemake-log {shlex.quote(str(log[0]))} "
-        f"--rerun {shlex.quote(again)} --out {RESULTS}/failures.md"
+        f"--rerun {shlex.quote(again())} --out {RESULTS}/failures.md"
     )

@@ -1,7 +1,6 @@
 """What a model may consist of: tensors that cannot carry code, and text. Imports no torch."""
 
 import json
-from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 

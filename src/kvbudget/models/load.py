@@ -11,7 +11,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from kvbudget.device import device as default_device
 from kvbudget.errors import UserError
+from kvbudget.models.formats import SOURCE, WEIGHTS
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -24,17 +26,21 @@ def load(
     Args:
         directory: as `kvbudget.models.download` leaves it; nothing is fetched.
         dtype: `bfloat16`, `float16` or `float32`.
-        device: a torch device; by default the first CUDA device, or the CPU if there is none.
+        device: a torch device; by default what the config asks for (`kvbudget.device`).
 
     Raises:
-        UserError: the dtype is unknown or the directory holds no model.
+        UserError: the dtype is unknown, there is no such device, or the directory holds no model.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    if not (Path(directory) / "config.json").is_file():
-        raise UserError(f"{directory} holds no model (config.json is missing); download it first")
+    device = device or default_device()
+    for needed in ("config.json", WEIGHTS):
+        if not any(file.is_file() for file in Path(directory).glob(needed)):
+            raise UserError(
+                f"{directory} holds no model ({needed} is missing); remove the directory and get it"
+                f" with: snakemake --cores 1 {directory}/{SOURCE}"
+            )
     torch.set_num_threads(threads())
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True
     )

@@ -46,8 +46,8 @@ def download_wheels(packages: Sequence[str], directory: Path) -> None:
         remedy = (
             "offline (PIP_NO_INDEX) it takes wheels from a folder that PIP_FIND_LINKS names"
             if os.environ.get("PIP_NO_INDEX", "0") not in ("0", "")
-            else "check that this machine reaches a Python package index (proxy? PIP_INDEX_URL?) and"
-            " run the command again"
+            else "check that this machine reaches a Python package index (proxy? PIP_INDEX_URL?)"
+            " and run the command again"
         )
         raise UserError(f"pip could not download {', '.join(packages)} ({reason}); {remedy}")
 
