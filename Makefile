@@ -4,6 +4,12 @@
 PYTHON ?= python3
 STUDY ?= default
 
+# OFFLINE=1: nothing is fetched; only what is already on this machine is used.
+ifdef OFFLINE
+export HF_HUB_OFFLINE := 1
+export PIP_NO_INDEX := 1
+endif
+
 BIN := .venv/bin
 OVERLAY := $(if $(filter-out default,$(STUDY)),--configfile workflow/studies/$(STUDY).yaml)
 SNAKEMAKE := $(BIN)/snakemake $(OVERLAY) --cores 1
@@ -12,7 +18,7 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help paper test lint bench lock tex clean-paper clean-results clean-downloads clean-env
+.PHONY: help paper verify bundle unbundle audit test lint bench lock tex clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -20,6 +26,24 @@ help: ## Show the targets
 paper: ## Compute the study and build paper/main.pdf
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed tex
 	$(SNAKEMAKE) --resources gpu=1
+
+verify: .venv/.installed ## Name what of a finished study is stale, and why: make verify [STUDY=...]
+	$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json
+	$(BIN)/python -m kvbudget.verify --study results/$(STUDY)/study.json
+
+bundle: BUNDLE ?= results/$(STUDY).tar.gz
+bundle: .venv/.installed ## Archive the finished cells of a study: make bundle [STUDY=... BUNDLE=file]
+	$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json
+	$(BIN)/python -m kvbudget.bundle pack --study results/$(STUDY)/study.json --out "$(BUNDLE)"
+
+unbundle: .venv/.installed ## Put someone's finished cells into results/: make unbundle BUNDLE=file
+	@test -n "$(BUNDLE)" || { echo "error: name the file: make unbundle BUNDLE=file" >&2; exit 2; }
+	$(BIN)/python -m kvbudget.bundle unpack "$(BUNDLE)"
+
+# Not part of `make test`: it asks the package registry for advisories, which change by the day.
+audit: .venv/.installed ## Look the installed packages up in the database of known vulnerabilities
+	$(PIP) --editable '.[audit]'
+	$(BIN)/pip-audit --local --skip-editable --progress-spinner off
 
 test: ## Lint, then run all tests
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test tex

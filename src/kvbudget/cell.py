@@ -29,6 +29,7 @@ from kvbudget.errors import UserError, run_cli
 from kvbudget.measure import memory
 from kvbudget.measure.time import Stopwatch
 from kvbudget.models.load import load
+from kvbudget.models.pypi import file_sha256
 from kvbudget.record import provenance, write_json
 from kvbudget.tasks.base import Context, Question
 from kvbudget.text import read_passages
@@ -287,7 +288,8 @@ def run_cell(args: argparse.Namespace) -> dict:
         "schema": 1,
         **identity,
         **measured,
-        "provenance": provenance(model, verified["sha256"], started),
+        "provenance": provenance(model, verified["sha256"], started)
+        | {"text_sha256": file_sha256(args.text)},
     }
     write_json(args.out, record)
     side.unlink()

@@ -48,6 +48,15 @@ def code_digest(entry_modules: Iterable[str], *versions: str, root: Path = _ROOT
     return digest.hexdigest()
 
 
+def code_parts(entry_modules: Iterable[str], *versions: str, root: Path = _ROOT) -> dict[str, str]:
+    """What `code_digest` digests, one by one: sha256 by module, version by library."""
+    modules = {
+        module: hashlib.sha256(_normal_form(module_file(module, root)).encode()).hexdigest()
+        for module in sorted(reachable(entry_modules, root=root))
+    }
+    return modules | dict(version.split("==") for version in versions)
+
+
 def library_versions(*names: str) -> list[str]:
     """Installed versions as `name==version`, read from metadata without importing.
 

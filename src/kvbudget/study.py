@@ -1,15 +1,16 @@
 """A study: from the configuration to the list of cells to compute. Imports no torch.
 
 `python -m kvbudget.study --config JSON --out study.json` writes the expanded plan, which the
-analysis and the paper read. The Snakefile uses the same functions to know its targets, so what
-is planned, computed and reported cannot drift apart.
+analysis and the paper read, and beside it code/DIGEST.json: what each digest of code stands for, so
+that a later plan can tell which modules have changed. The Snakefile uses the same functions to know
+its targets, so what is planned, computed and reported cannot drift apart.
 """
 
 import argparse
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,12 @@ from kvbudget.options import suggest
 _ROOT = Path(__file__).resolve().parent
 #: Policies whose budgets come from a profile of the model's heads.
 PROFILED_POLICIES = frozenset({"head-aware"})
+#: What a profile is computed by.
+_PROFILE = ("kvbudget.heads.profile",)
 #: A needle, its surroundings and the chat template take this many tokens.
 MIN_LENGTH = 200
+#: Folders of results/ that are no study's.
+_SHARED = frozenset({"models", "text", "logs", "bench"})
 #: Keys that only change what is printed: no cell depends on them.
 _PRESENTATION = frozenset({"title"})
 #: Keys of a method that the cache takes, whatever the policy.
@@ -57,7 +62,12 @@ class Cell:
     @property
     def code(self) -> str:
         """Digest of the code this cell runs: the mechanism, its policy and its task."""
-        return _cell_code(self.spec["method"]["policy"], self.spec["task"]["kind"])
+        return _traced(provenance.code_digest, *self.entry_modules)
+
+    @property
+    def entry_modules(self) -> tuple[str, ...]:
+        policy, kind = self.spec["method"]["policy"], self.spec["task"]["kind"]
+        return ("kvbudget.cell", policies()[policy], task_kinds()[kind])
 
     @property
     def needs_profile(self) -> bool:
@@ -98,7 +108,17 @@ class Study:
 
     @property
     def profile_code(self) -> str:
-        return _profile_code()
+        return _traced(provenance.code_digest, *_PROFILE)
+
+    def codes(self) -> dict[str, dict[str, str]]:
+        """By digest of code: the digests of its modules and the versions of its libraries."""
+        entries = dict.fromkeys(cell.entry_modules for cell in self.cells)
+        if self.profiled_models:
+            entries[_PROFILE] = None
+        return {
+            _traced(provenance.code_digest, *modules): _traced(provenance.code_parts, *modules)
+            for modules in entries
+        }
 
     def plan(self) -> dict[str, Any]:
         """What `study.json` holds."""
@@ -156,6 +176,10 @@ def expand(config: Mapping[str, Any]) -> Study:
     Raises:
         UserError: naming what cannot be computed and what to change.
     """
+    if config["study"] in _SHARED:
+        raise UserError(
+            f"study: results/{config['study']} belongs to all studies; choose another name"
+        )
     for key, spec in config["models"].items():
         registry.parse(key, spec)
     _known("haystack", config["haystack"], config["haystacks"], "haystacks")
@@ -359,18 +383,9 @@ def _is_profiled(method: Mapping[str, Any]) -> bool:
 
 
 @functools.cache
-def _cell_code(policy: str, kind: str) -> str:
-    return provenance.code_digest(
-        ["kvbudget.cell", policies()[policy], task_kinds()[kind]],
-        *provenance.library_versions("torch", "transformers"),
-    )
-
-
-@functools.cache
-def _profile_code() -> str:
-    return provenance.code_digest(
-        ["kvbudget.heads.profile"], *provenance.library_versions("torch", "transformers")
-    )
+def _traced(function: Callable, *modules: str) -> Any:
+    """A digest of these modules, or its parts, with the libraries that results depend on."""
+    return function(modules, *provenance.library_versions("torch", "transformers"))
 
 
 def _current(path: Path, spec: dict[str, Any], code: str) -> bool:
@@ -432,11 +447,17 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="the validated configuration as JSON")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
-    plan = expand(json.loads(args.config)).plan()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    part = args.out.with_suffix(".part")
-    part.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(args.out)
+    study = expand(json.loads(args.config))
+    for digest, parts in study.codes().items():
+        _write(args.out.parent / "code" / f"{digest}.json", parts)
+    _write(args.out, study.plan())
+
+
+def _write(out: Path, content: Any) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(out)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def test_other_spec(study):
     cell = a_cell(study)
     edit(study, cell, lambda r: r["spec"].update(seed=2))
     message = refusal(study)
-    assert "differs in seed" in message and mended_by(message, cell)
+    assert "seed was 2, the plan has 1" in message and mended_by(message, cell)
 
 
 def test_other_weights(study):

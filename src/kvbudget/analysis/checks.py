@@ -34,7 +34,7 @@ def load(study: Study) -> tuple[list[Cell], list[Problem]]:
             continue
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-            found = [Problem(planned.path, reason) for reason in _faults(planned, record)]
+            found = [Problem(planned.path, reason) for reason in _faults(study, planned, record)]
         except ValueError as error:
             found = [Problem(planned.path, f"not JSON ({error})")]
         except (KeyError, TypeError, AttributeError) as error:
@@ -45,23 +45,50 @@ def load(study: Study) -> tuple[list[Cell], list[Problem]]:
     return cells, problems
 
 
-def _faults(planned: Planned, record: dict) -> Iterable[str]:
+def _faults(study: Study, planned: Planned, record: dict) -> Iterable[str]:
     if record["schema"] != SCHEMA:
         yield f"schema {record['schema']}, not {SCHEMA}"
         return
     if record["spec"] != planned.spec:
-        changed = sorted(
-            key
-            for key in planned.spec.keys() | record["spec"].keys()
-            if planned.spec.get(key) != record["spec"].get(key)
-        )
-        yield f"measured for another spec (differs in {', '.join(changed)})"
+        yield other_spec(record["spec"], planned.spec)
     if record["code"] != planned.code:
-        yield f"measured by other code ({record['code'][:12]}, the plan has {planned.code[:12]})"
+        yield other_code(study, record["code"], planned.code)
     if not record["samples"]:
         yield "no samples"
     yield from _not_finite(record)
     yield from _wrong_lengths(planned, record["samples"])
+
+
+def other_spec(found: dict, wanted: dict) -> str:
+    """What a record's spec says otherwise than the plan, key by key."""
+    old, new = dict(_flat(found)), dict(_flat(wanted))
+    changed = [
+        f"{key} was {old.get(key, 'absent')}, the plan has {new.get(key, 'none')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    return f"measured for another spec ({'; '.join(changed)})"
+
+
+def _flat(value: object, key: str = "") -> Iterable[tuple[str, object]]:
+    if not isinstance(value, dict):
+        yield key, json.dumps(value)
+        return
+    for name, item in value.items():
+        yield from _flat(item, f"{key}.{name}" if key else name)
+
+
+def other_code(study: Study, found: str, wanted: str) -> str:
+    """Which modules and libraries have changed since a record was measured, where it is known."""
+    try:
+        old, new = (
+            json.loads((study.file.parent / "code" / f"{digest}.json").read_text(encoding="utf-8"))
+            for digest in (found, wanted)
+        )
+    except (OSError, ValueError):
+        return f"measured by other code ({found[:12]}, the plan has {wanted[:12]})"
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return f"measured by other code ({', '.join(changed)} changed since)"
 
 
 def _not_finite(record: dict) -> Iterable[str]:

@@ -25,7 +25,8 @@ def download(key: str, spec: ModelSpec, out: Path) -> None:
                 " (pickled weights, such as *.bin, can run code and are never read)"
             )
         _check_context(key, spec, made)
-        note_source(spec, made)
+        (made / SOURCE).unlink(missing_ok=True)
+        (made / SOURCE).write_text(source_note(spec))
         for file in made.iterdir():
             if not file.is_symlink():
                 file.chmod(0o644)
@@ -34,14 +35,12 @@ def download(key: str, spec: ModelSpec, out: Path) -> None:
         made.rename(out)
 
 
-def note_source(spec: ModelSpec, directory: Path) -> None:
-    """Write where the model came from into its directory (`SOURCE`), for the integrity check."""
+def source_note(spec: ModelSpec) -> str:
+    """Content of the file that says where a model came from (`SOURCE`)."""
     note = {"source": spec.source} | dataclasses.asdict(spec)
     # Neither changes the files: a new title must not ask for a new entry in the lock.
     del note["title"], note["context"]
-    path = directory / SOURCE
-    path.unlink(missing_ok=True)
-    path.write_text(json.dumps(note, indent=1) + "\n")
+    return json.dumps(note, indent=1) + "\n"
 
 
 def _check_context(key: str, spec: ModelSpec, directory: Path) -> None:

@@ -13,7 +13,6 @@ from transformers import (
 
 from kvbudget.device import device as default_device
 from kvbudget.errors import UserError
-from kvbudget.models.formats import SOURCE, WEIGHTS
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -34,11 +33,11 @@ def load(
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     device = device or default_device()
-    for needed in ("config.json", WEIGHTS):
+    for needed in ("config.json", "*.safetensors"):
         if not any(file.is_file() for file in Path(directory).glob(needed)):
             raise UserError(
                 f"{directory} holds no model ({needed} is missing); remove the directory and get it"
-                f" with: snakemake --cores 1 {directory}/{SOURCE}"
+                f" with: snakemake --cores 1 {directory}/source.json"
             )
     torch.set_num_threads(threads())
     model = AutoModelForCausalLM.from_pretrained(
