@@ -3,37 +3,20 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
+from pipeline import TINY, snakemake
 
 pytestmark = pytest.mark.workflow
 
-REPO = Path(__file__).parents[2]
-TINY = "workflow/studies/tiny.yaml"
 CELLS = "results/tiny/cells/tiny-llama"
 H2O = {f"{CELLS}/niah_single/L800/h2o/B20p.json"}
 #: What has to run again whenever a cell changes.
 DEPENDENTS = {"aggregate", "tables", "figures", "numbers", "check_paper", "pdf", "all"}
-
-
-def snakemake(repo: Path, *arguments: str, configs: tuple[str, ...] = (TINY,)):
-    """Two cells at a time: what they time does not matter here."""
-    command = [sys.executable, "-m", "snakemake", "--configfile", *configs]
-    return subprocess.run(
-        [*command, "--resources", "gpu=2", "--cores", "2", *arguments],
-        cwd=repo,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
 
 
 def plan(repo: Path) -> tuple[Counter, set[str]]:
@@ -67,22 +50,6 @@ def away(path: Path):
         yield
     finally:
         hidden.rename(path)
-
-
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory) -> Path:
-    """A copy of what git would commit, with the tiny study finished in it."""
-    copy = tmp_path_factory.mktemp("repo")
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    names = subprocess.run(listing, cwd=REPO, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (REPO / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPO / name, copy / name)
-    result = snakemake(copy)
-    assert result.returncode == 0, result.stdout
-    assert f"The paper of study 'tiny' is {copy / 'paper/main.pdf'}" in result.stdout
-    return copy
 
 
 def test_the_paper_is_there_and_nothing_is_left_to_do(repo):
@@ -150,6 +117,47 @@ def test_records_of_other_code_run_again_where_snakemake_has_no_notes(repo):
 def test_weights_may_be_gone_once_the_cells_are_there(repo):
     with away(repo / "results/models/tiny-llama"):
         assert plan(repo) == (Counter(), set())
+
+
+def test_weights_that_are_gone_are_asked_for_before_anything_runs(repo):
+    (cell,) = H2O
+    with away(repo / "results/models/tiny-llama"), away(repo / cell):
+        result = snakemake(repo)
+    assert result.returncode != 0
+    again = "snakemake --configfile workflow/studies/tiny.yaml --cores 1"
+    assert f"get the model again: {again} results/models/tiny-llama/source.json" in result.stdout
+    assert "rule cell" not in result.stdout.partition("WorkflowError")[2]
+
+
+def test_a_gpu_that_is_asked_for_and_absent_stops_at_once(repo, monkeypatch):
+    (repo / "gpu.yaml").write_text("device: cuda\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (cell,) = H2O
+    with away(repo / cell):
+        result = snakemake(repo, configs=(TINY, "gpu.yaml"))
+    assert result.returncode != 0
+    assert "device: cuda is asked for, and there is no CUDA device" in result.stdout
+    # Nothing is left to measure: the paper can be built on a laptop.
+    assert (
+        "Nothing to be done"
+        in snakemake(repo, "--until", "cell", configs=(TINY, "gpu.yaml")).stdout
+    )
+
+
+def test_text_in_the_config_reaches_no_shell(repo):
+    path = "x'; touch pwned; $(touch pwned) `touch pwned` {touch} \\input{pwned}"
+    (repo / "hostile.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "study": "hostile",
+                "haystack": "h",
+                "haystacks": {"h": {"source": "file", "path": path}},
+            }
+        )
+    )
+    result = snakemake(repo, "results/text/h.txt", configs=(TINY, "hostile.yaml"))
+    assert f"haystack file {path} does not exist" in result.stdout
+    assert not list(repo.rglob("pwned"))
 
 
 def test_a_misspelt_key_stops_at_once_and_is_named(repo):

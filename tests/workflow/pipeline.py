@@ -1,0 +1,35 @@
+"""How tests run the pipeline: in a copy of the repository, with the `tiny` study."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).parents[2]
+TINY = "workflow/studies/tiny.yaml"
+
+
+def snakemake(repo: Path, *arguments: str, configs: tuple[str, ...] = (TINY,)):
+    """Two cells at a time: what they time does not matter here."""
+    command = [sys.executable, "-m", "snakemake", "--configfile", *configs]
+    return subprocess.run(
+        [*command, "--resources", "gpu=2", "--cores", "2", *arguments],
+        cwd=repo,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def copy_repository(to: Path) -> None:
+    """What git would commit, as a fresh clone has it."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(listing, cwd=REPO, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (REPO / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPO / name, to / name)
