@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,27 @@ def test_the_record_of_a_cell(home, tmp_path):
     assert record["timing"]["prefill_s"] > 0
     assert record["timing"]["decode_ms_per_token"] > 0
     assert record["provenance"]["versions"]["torch"]
+
+
+def test_a_cell_opens_no_connection(home, tmp_path):
+    """Not even where nothing in its environment says that it is offline."""
+    run = """
+import os, runpy, sys
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        os.write(2, f"{event} {arguments}".encode())
+        os._exit(9)  # an exception might be caught
+sys.addaudithook(refuse)
+runpy.run_module("kvbudget.cell", run_name="__main__", alter_sys=True)
+"""
+    out = tmp_path / "cell.json"
+    command = [sys.executable, "-c", run, "--spec", json.dumps(SPEC)]
+    command += ["--code", "digest", "--model-dir", str(home / "tiny"), "--out", str(out)]
+    command += ["--verified", str(home / "tiny.verified.json"), "--text", str(home / "text.txt")]
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_OFFLINE")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert out.exists()
 
 
 def test_a_small_share_of_a_long_prompt_is_no_small_budget_in_the_warm_up(home, tmp_path):

@@ -163,6 +163,12 @@ class TestRandom:
         assert [path.name for path in model.parent.iterdir()] == ["tiny"]
 
 
+@pytest.fixture
+def untrained(monkeypatch):
+    """Lets random weights pass for a model that someone has trained."""
+    monkeypatch.setattr(integrity, "_CHANCE", 2.0)
+
+
 class TestIntegrity:
     def test_a_file_that_is_cut_short(self, model):
         weights = model / "model.safetensors"
@@ -200,6 +206,26 @@ class TestIntegrity:
         with pytest.raises(UserError, match="not finite"):
             verify(model)
 
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+    def test_a_file_that_is_missing_or_damaged(self, model, name):
+        (model / name).write_text('{"model_type": "llam')
+        with pytest.raises(UserError, match=rf"{name} is not JSON"):
+            verify(model)
+        (model / name).unlink()
+        with pytest.raises(UserError, match=r"transformers cannot read its (config|weights and)"):
+            verify(model)
+
+    def test_an_architecture_that_transformers_lacks(self, model):
+        (model / "config.json").write_text('{"model_type": "rwkv99"}')
+        with pytest.raises(UserError, match=r"cannot read its config .*rwkv99"):
+            verify(model)
+
+    def test_the_tokenizer_of_another_model(self, model):
+        """Random weights stand for it: like a trained model with wrong ids, they do not read."""
+        (model / "source.json").write_text('{"source": "local"}')
+        with pytest.raises(UserError, match=r"by chance \(5\.\d nats a token, .*of another model"):
+            verify(model)
+
     def test_a_pickle(self, model):
         (model / "pytorch_model.bin").write_bytes(pickle.dumps({}))
         with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle"):
@@ -224,7 +250,7 @@ class TestIntegrity:
         with pytest.raises(UserError, match="259 tokens, the model embeds only 258"):
             verify(model)
 
-    def test_a_local_model_is_linked_and_needs_no_lock(self, model, tmp_path):
+    def test_a_local_model_is_linked_and_needs_no_lock(self, model, tmp_path, untrained):
         (model / "pytorch_model.bin").write_bytes(pickle.dumps({}))
         spec = parse("tiny", {"source": "local", "path": str(model)})
         download("tiny", spec, tmp_path / "linked")
@@ -242,7 +268,7 @@ class TestIntegrity:
 
 class TestLock:
     @pytest.fixture
-    def received(self, model) -> Path:
+    def received(self, model, untrained) -> Path:
         """The model as if it had come from a package index."""
         (model / "source.json").write_text(json.dumps(PYPI))
         return model
@@ -319,5 +345,20 @@ class TestLoad:
     def test_bad_input_is_named(self, model):
         with pytest.raises(UserError, match="dtype 'int8' is unknown"):
             load(model, "int8")
-        with pytest.raises(UserError, match="holds no model"):
+        again = "config.json is missing.*snakemake --cores 1 .*/absent/source.json"
+        with pytest.raises(UserError, match=again):
             load(model.parent / "absent", "float32")
+        (model / "model.safetensors").unlink()
+        with pytest.raises(UserError, match=r"holds no model \(\*\.safetensors is missing\)"):
+            load(model, "float32")
+
+    def test_a_device_that_is_not_there(self, model, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("KVBUDGET_DEVICE", "cuda")
+        with pytest.raises(UserError, match="device: cuda is asked for, and there is no CUDA"):
+            load(model, "float32")
+        monkeypatch.setenv("KVBUDGET_DEVICE", "gpu")
+        with pytest.raises(UserError, match="KVBUDGET_DEVICE is 'gpu'; use one of auto, cuda, cpu"):
+            load(model, "float32")
+        monkeypatch.setenv("KVBUDGET_DEVICE", "cpu")
+        assert load(model, "float32")[0].device.type == "cpu"

@@ -174,6 +174,32 @@ def change(config: dict, path: str, value: object) -> None:
         ("experiments/0/budgets", [500], r"budget 500: at length 500 nothing would be evicted"),
         ("experiments/0/budgets", [7], r"budget 7: at length 500 that is 7 tokens, under the 8"),
         ("experiments/0/budgets", ["1%"], r"budget '1%': at length 500 that is 5 tokens"),
+        ("experiments/0/budgets", [11], r"method 'ours': budget 11: .* under the 12"),
+        ("methods/ours/recent", 150, r"method 'ours': budget '20%': .* 100 tokens, under the 154"),
+        (
+            "tasks/needle/kind",
+            "perplexity",
+            r"tasks: needle: unknown option 'needles'; it has chunk",
+        ),
+        (
+            "tasks/needle/needels",
+            2,
+            r"tasks: needle: unknown option 'needels', did you mean 'needl",
+        ),
+        ("tasks/needle/needles", "two", r"tasks: needle: needles must be of type int, not 'two'"),
+        ("tasks/needle/needles", 0, r"tasks: needle: needles must be at least 1, not 0"),
+        ("methods/h2o/group_mix", 0.5, r"methods: h2o: policy 'h2o' has no option 'group_mix'"),
+        ("profile/lenght", 500, r"unknown key 'lenght' at profile, did you mean 'length'"),
+        ("profile/tasks", ["songs"], r"profile: tasks: number 1: 'songs' is not one of"),
+        ("profile/thresholds", {"retrieval": 0.1}, r"thresholds: 'induction' is a required"),
+        ("profile/length", 3000, r"profile: length 3000 is over the context of model 'm'"),
+        ("haystacks/h/pth", "y", r"haystacks: h: unknown key 'pth' for source file"),
+        ("haystacks/h/source", "web", r"haystacks: h: unknown source 'web'"),
+        ("device", "gpu", r"config: device: 'gpu' is not one of"),
+        ("study", "models", r"study: results/models belongs to all studies"),
+        (r"models/x; rm -rf ~ \\input{…}", {"source": "random"}, r"bad name 'x; rm -rf ~"),
+        ("experiments/0/name", "$(reboot)", r"name: '\$\(reboot\)' does not match"),
+        ("samples", {"contexts": 0}, r"samples: contexts: 0 is less than the minimum of 1"),
         ("experiments/0/budgets", ["0%"], r"budget '0%': a share must be above 0%"),
         ("experiments/0/budgets", ["120%"], r"budget '120%': a share must be above 0%"),
         ("experiments/0/budgets", ["many"], r"budget 'many': give tokens as in 256, or a share"),
@@ -186,6 +212,32 @@ def test_refuses_with_one_line_that_names_the_key(config, path, value, message):
     with pytest.raises(UserError, match=message) as error:
         expand(config)
     assert "\n" not in str(error.value)
+
+
+def test_perplexity_reads_half_of_its_text_as_the_prompt_that_a_share_is_of(config):
+    config["experiments"][0] |= {"tasks": ["ppl"], "lengths": [500], "budgets": ["4%"]}
+    with pytest.raises(UserError, match=r"'4%': at length 500 that is 10 tokens, under the 12"):
+        expand(config)
+
+
+def test_what_is_planned_is_what_the_modules_know():
+    from kvbudget.heads import calibration, profile
+    from kvbudget.policies import make_policy
+    from kvbudget.tasks import get
+
+    known = SCHEMA["properties"]["profile"]["properties"]
+    assert set(known) == set(profile.DEFAULTS)
+    assert known["tasks"]["items"]["enum"] == list(calibration.TASKS)
+    assert set(known["thresholds"]["properties"]) == set(profile.DEFAULTS["thresholds"])
+    for name in studies.policies():
+        make_policy(name, **studies.policy_parameters(name))
+    for kind in studies.task_kinds():
+        assert studies.task_defaults(kind) == get(kind).DEFAULTS
+
+
+def test_planning_imports_no_torch():
+    code = "import sys, kvbudget.study; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_refuses_two_experiments_of_one_name(config):

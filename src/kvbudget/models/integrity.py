@@ -6,7 +6,10 @@ writes the small file that profiles and cells depend on, in place of the weights
 
 import argparse
 import json
+import math
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,13 @@ from kvbudget.errors import UserError, run_cli
 from kvbudget.models import lock
 from kvbudget.models.formats import SOURCE, check_formats, check_no_remote_code
 from kvbudget.models.load import load
-from kvbudget.models.registry import SOURCES
+from kvbudget.models.registry import SOURCES, Random
 
 # Names of safetensors' types as torch writes them in a config.
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+#: Share of blind guessing's loss. Trained models stay well below (SmolLM2: 0.4), and above with the
+#: tokenizer of another model (Qwen2.5 with that of SmolLM2: 0.95).
+_CHANCE = 0.8
 _SENTENCES = (
     "In the beginning God created the heaven and the earth.",
     "One of the special magic numbers for quiet-harbor is: 8340162.",
@@ -42,14 +48,16 @@ def verify(key: str, directory: Path, lock_file: Path) -> dict[str, Any]:
     files = lock.hash_files(directory)
     locked = check_lock(key, directory, files, lock_file)
 
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    with _naming(key, "config"):
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
     headers = read_headers(key, directory)
     check_shapes(key, config, headers)
     dtypes = sorted({_DTYPES.get(header["dtype"], header["dtype"]) for header in headers.values()})
     dtype = dtypes[0] if len(dtypes) == 1 else "float32"
-    model, tokenizer = load(directory, dtype, device="cpu")
+    with _naming(key, "weights and tokenizer"):
+        model, tokenizer = load(directory, dtype, device="cpu")
     check_tokenizer(key, tokenizer, model.get_input_embeddings().num_embeddings)
-    check_forward(key, model, tokenizer)
+    nats = check_forward(key, model, tokenizer, trained=source_of(key, directory) != Random.source)
 
     return {
         "model": key,
@@ -64,9 +72,24 @@ def verify(key: str, directory: Path, lock_file: Path) -> dict[str, Any]:
             "tensors": len(headers),
             "parameters": model.num_parameters(),
             "tokenizer": "round trip",
-            "forward": "finite",
+            "nats_per_token": round(nats, 2),
         },
     }
+
+
+@contextmanager
+def _naming(key: str, what: str) -> Iterator[None]:
+    """Errors of transformers as one that names the model."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model {key}: transformers cannot read its {what} ({reason}); delete the model's"
+            " directory and download it again, or use a model whose architecture transformers has"
+        ) from error
 
 
 def check_lock(key: str, directory: Path, files: dict[str, str], lock_file: Path) -> bool:
@@ -74,14 +97,8 @@ def check_lock(key: str, directory: Path, files: dict[str, str], lock_file: Path
     if wanted := lock.read(lock_file).get(key):
         lock.compare(lock_file, key, wanted, files)
         return True
-    try:
-        source = json.loads((directory / SOURCE).read_text())["source"]
-        required = SOURCES[source].locked
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"model {key}: {directory / SOURCE} does not say where the model came from; delete"
-            " the model's directory and download it again"
-        ) from None
+    source = source_of(key, directory)
+    required = SOURCES[source].locked
     if required:
         raise UserError(
             f"model {key} (source {source}) is not in {lock_file}; if you trust what was"
@@ -89,6 +106,19 @@ def check_lock(key: str, directory: Path, files: dict[str, str], lock_file: Path
             f" --dir {directory} --lock {lock_file} --update-lock"
         )
     return False
+
+
+def source_of(key: str, directory: Path) -> str:
+    """Where the model says it came from; it is a key of `SOURCES`."""
+    try:
+        source = json.loads((directory / SOURCE).read_text())["source"]
+        SOURCES[source]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"model {key}: {directory / SOURCE} does not say where the model came from; delete"
+            " the model's directory and download it again"
+        ) from None
+    return source
 
 
 def read_headers(key: str, directory: Path) -> dict[str, dict[str, Any]]:
@@ -162,11 +192,26 @@ def check_tokenizer(key: str, tokenizer: PreTrainedTokenizerBase, rows: int) -> 
 
 
 @torch.no_grad()
-def check_forward(key: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """One forward pass over a sentence gives finite logits `(1, tokens, vocabulary)`."""
-    ids = torch.tensor([tokenizer.encode(_SENTENCES[0])], device=model.device)
-    if not torch.isfinite(model(input_ids=ids).logits).all():
+def check_forward(
+    key: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: bool
+) -> float:
+    """Mean negative log-likelihood of a token of some sentences, in nats; it must be finite.
+
+    A trained model must also do better than chance, which it does not with the tokenizer of another
+    model, nor with weights that were mixed up.
+    """
+    ids = torch.tensor([tokenizer.encode(" ".join(_SENTENCES))], device=model.device)
+    logits = model(input_ids=ids).logits[0]
+    if not torch.isfinite(logits).all():
         raise UserError(f"model {key}: a forward pass gives logits that are not finite")
+    nats = torch.nn.functional.cross_entropy(logits[:-1].float(), ids[0, 1:]).item()
+    chance = math.log(logits.shape[-1])
+    if trained and nats > _CHANCE * chance:
+        raise UserError(
+            f"model {key}: it reads plain sentences as if by chance ({nats:.1f} nats a token, blind"
+            f" guessing takes {chance:.1f}): the tokenizer or the weights are of another model"
+        )
+    return nats
 
 
 def _geometry(text: Any) -> dict[str, Any]:
