@@ -40,10 +40,12 @@ unbundle: .venv/.installed ## Put someone's finished cells into results/: make u
 	@test -n "$(BUNDLE)" || { echo "error: name the file: make unbundle BUNDLE=file" >&2; exit 2; }
 	$(BIN)/python -m kvbudget.bundle unpack "$(BUNDLE)"
 
-# Not part of `make test`: it asks the package registry for advisories, which change by the day.
+# No part of `make test`: it asks the package registry for advisories, which change by the day.
+# Strict, as a package that cannot be looked up must not count as a safe one.
 audit: .venv/.installed ## Look the installed packages up in the database of known vulnerabilities
 	$(PIP) --editable '.[audit]'
-	$(BIN)/pip-audit --local --skip-editable --progress-spinner off
+	$(BIN)/pip freeze --exclude-editable | sed 's/+.*//' | $(BIN)/pip-audit --strict --no-deps \
+	    --disable-pip --progress-spinner off --requirement /dev/stdin
 
 test: ## Lint, then run all tests
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test tex
