@@ -28,6 +28,7 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 #: Share of blind guessing's loss. Trained models stay well below (SmolLM2: 0.4), and above with the
 #: tokenizer of another model (Qwen2.5 with that of SmolLM2: 0.95).
 _CHANCE = 0.8
+_AGAIN = "delete the model's directory and download it again"
 _SENTENCES = (
     "In the beginning God created the heaven and the earth.",
     "One of the special magic numbers for quiet-harbor is: 8340162.",
@@ -87,8 +88,8 @@ def _naming(key: str, what: str) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"model {key}: transformers cannot read its {what} ({reason}); delete the model's"
-            " directory and download it again, or use a model whose architecture transformers has"
+            f"model {key}: transformers cannot read its {what} ({reason}); {_AGAIN}, or use a model"
+            " whose architecture transformers has"
         ) from error
 
 
@@ -115,8 +116,7 @@ def source_of(key: str, directory: Path) -> str:
         SOURCES[source]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"model {key}: {directory / SOURCE} does not say where the model came from; delete"
-            " the model's directory and download it again"
+            f"model {key}: {directory / SOURCE} does not say where the model came from; {_AGAIN}"
         ) from None
     return source
 
@@ -130,14 +130,16 @@ def read_headers(key: str, directory: Path) -> dict[str, dict[str, Any]]:
     tensors: dict[str, dict[str, Any]] = {}
     paths = sorted(directory.glob("*.safetensors"))
     if not paths:
-        raise UserError(f"model {key}: {directory} holds no *.safetensors")
+        raise UserError(f"model {key}: {directory} holds no *.safetensors; {_AGAIN}")
     for path in paths:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if length > size - 8:
-                raise UserError(f"model {key}: {path.name} is not a safetensors file, or cut short")
+                raise UserError(
+                    f"model {key}: {path.name} is not a safetensors file, or cut short; {_AGAIN}"
+                )
             try:
                 header = json.loads(file.read(length))
                 header.pop("__metadata__", None)
@@ -146,7 +148,8 @@ def read_headers(key: str, directory: Path) -> dict[str, dict[str, Any]]:
                 raise UserError(f"model {key}: {path.name} has no safetensors header") from None
         if 8 + length + end != size:
             raise UserError(
-                f"model {key}: {path.name} has {size} bytes, its header promises {8 + length + end}"
+                f"model {key}: {path.name} has {size} bytes, its header promises"
+                f" {8 + length + end}; {_AGAIN}"
             )
         for name, entry in header.items():
             tensors[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "file": path.name}
@@ -164,7 +167,9 @@ def check_shapes(key: str, config: Any, headers: dict[str, dict[str, Any]]) -> N
         if name not in headers:
             if name in tied:
                 continue
-            raise UserError(f"model {key}: tensor {name} is missing from the safetensors files")
+            raise UserError(
+                f"model {key}: tensor {name} is missing from the safetensors files; {_AGAIN}"
+            )
         if headers[name]["shape"] != shape:
             raise UserError(
                 f"model {key}: tensor {name} in {headers[name]['file']} has shape"

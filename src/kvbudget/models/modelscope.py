@@ -35,7 +35,7 @@ def snapshot(repo: str, revision: str, patterns: Sequence[str]) -> Path:
             local_files_only=is_offline_mode(),
         )
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         remedy = (
             "unset HF_HUB_OFFLINE, or copy its cache (MODELSCOPE_CACHE) from a machine that has it"
             if is_offline_mode()
