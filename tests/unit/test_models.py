@@ -65,7 +65,10 @@ class TestRegistry:
             ({**PYPI, "context": "8k"}, "context must be an integer"),
             ({"source": "hub", "repo": "a/b", "revision": "main"}, "revision"),
             ({"source": "hub", "repo": "b", "revision": HEX40}, "'b' must read owner/name"),
+            ({"source": "hub", "repo": "../b", "revision": HEX40}, "must read owner/name"),
             ({"source": "modelscope", "repo": "a/b", "revision": "master"}, "revision"),
+            ({"source": "modelscope", "repo": "a/b", "revision": "../../x"}, "revision"),
+            ({"source": "modelscope", "repo": "a/..", "revision": "v1"}, "must read owner/name"),
             ({"source": "local", "path": "models/x"}, "path must be absolute"),
             ({"source": "random", "architecture": "rwkv"}, "architecture"),
             ({"source": "random", "query_heads": 4, "kv_heads": 3}, "query_heads"),
@@ -116,6 +119,14 @@ class TestWheels:
             pypi.fetch(["nothing==1.0"], ["x"], HEX64, tmp_path / "x")
         assert "\n" not in str(caught.value)
         assert list(tmp_path.iterdir()) == []
+
+    def test_offline_the_error_names_the_folder_of_wheels(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+        with pytest.raises(
+            UserError, match=r"takes wheels from a folder that PIP_FIND_LINKS names"
+        ):
+            pypi.fetch(["nothing==1.0"], ["x"], HEX64, tmp_path / "x")
 
     def test_other_content_than_expected_is_refused(self, tmp_path, monkeypatch):
         # A real index: a folder with one wheel in it, which pip resolves without a network.

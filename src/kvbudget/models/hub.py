@@ -28,9 +28,7 @@ from kvbudget.errors import UserError
 WAITS = (2, 8, 30)
 
 
-def snapshot(
-    repo: str, revision: str, patterns: Sequence[str], waits: Sequence[float] = WAITS
-) -> Path:
+def snapshot(repo: str, revision: str, patterns: Sequence[str]) -> Path:
     """A directory of the client's cache with the files of `repo` that match `patterns`.
 
     Only files at the top of the repository count. `revision` is a full commit.
@@ -38,17 +36,18 @@ def snapshot(
     Raises:
         UserError: with the remedy; what has arrived by then is kept for the next run.
     """
-    for wait in (*waits, None):
+    waits = iter(WAITS)
+    while True:
         try:
             found = snapshot_download(
                 repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
             )
             return Path(found)
         except Exception as error:
-            if wait is None or not _passes(error):
+            wait = next(waits, None) if _passes(error) else None
+            if wait is None:
                 raise UserError(f"{repo} at {revision}: {_explain(repo, error)}") from error
         time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _passes(error: Exception) -> bool:

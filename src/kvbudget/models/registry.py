@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from kvbudget.errors import UserError
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+")
@@ -83,8 +84,11 @@ class ModelScope(ModelSpec):
     def validate(self) -> None:
         super().validate()
         _repository(self.repo)
-        if self.revision in ("", "master", "main"):
-            raise ValueError("revision must be a tag or commit, not a branch that moves")
+        # Its client makes a folder of that name.
+        if self.revision in ("master", "main") or not _NAME.fullmatch(self.revision):
+            raise ValueError(
+                "revision must be the name of a tag or a commit, not a branch that moves"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,5 +212,6 @@ def _packages(packages: tuple[str, ...]) -> None:
 
 
 def _repository(repo: str) -> None:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    owner, _, name = repo.partition("/")
+    if not (_NAME.fullmatch(owner) and _NAME.fullmatch(name)):
         raise ValueError(f"repo {repo!r} must read owner/name")
