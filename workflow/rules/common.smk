@@ -43,7 +43,7 @@ LOCK = "workflow/models.lock.yaml"
 OFFLINE = "HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1"
 # Jobs read it from the environment: a result does not count as another because of it.
 if STUDY.config["device"] != "auto":
-    os.environ["KVBUDGET_DEVICE"] = STUDY.config["device"]
+    os.environ.update(KVBUDGET_DEVICE=STUDY.config["device"])
 HAS_TEX = shutil.which("latexmk") is not None
 CONDA = str(ROOT / "environment.yml")
 
