@@ -22,12 +22,13 @@ rule cell:
         CONDA
     resources:
         gpu=1,
+        mem_mb=memory_mb,
     params:
         spec=lambda wildcards: canonical(cell_of(wildcards).spec),
         code=lambda wildcards: cell_of(wildcards).code,
         model=model_identity,
         profile=lambda wildcards, input: f"--profile {input.profile}" if input.profile else "",
     shell:
-        f"{OFFLINE} python -m kvbudget.cell --spec {{params.spec:q}} --code {{params.code}}"
+        f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.cell --spec {{params.spec:q}} --code {{params.code}}"
         f" --model-dir results/models/{{wildcards.model}} --verified {{input.verified}} --text {TEXT}"
         " {params.profile} --out {output} 2> {log}"

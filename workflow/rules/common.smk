@@ -21,7 +21,7 @@ for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.execut
     _rest = [os.environ[_variable]] if _variable in os.environ else []
     os.environ[_variable] = os.pathsep.join([str(_first), *_rest])
 
-from kvbudget import provenance
+from kvbudget import provenance, resources
 from kvbudget import study as studies
 from kvbudget.errors import UserError
 from kvbudget.study import canonical
@@ -44,6 +44,8 @@ OFFLINE = "HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1"
 # Jobs read it from the environment: a result does not count as another because of it.
 if STUDY.config["device"] != "auto":
     os.environ.update(KVBUDGET_DEVICE=STUDY.config["device"])
+# On a machine with several GPUs each job has one to itself.
+ON_ONE_GPU = "python -m kvbudget.lease"
 HAS_TEX = shutil.which("latexmk") is not None
 CONDA = str(ROOT / "environment.yml")
 
@@ -106,6 +108,12 @@ def model_identity(wildcards):
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
+def memory_mb(wildcards, input, attempt):
+    """Memory of a job that runs a model; more at each attempt, as too little ends in a kill."""
+    spec = cell_of(wildcards).spec if "length" in wildcards.keys() else STUDY.profile_spec
+    return attempt * resources.memory_mb(Path(input.verified), spec["dtype"], spec["length"])
+
+
 def code(*modules):
     """Digest of the code behind `python -m MODULE`; see kvbudget.provenance."""
     try:
@@ -116,6 +124,9 @@ def code(*modules):
 
 def refuse_early():
     """Tell at the start, once, what would make every measurement of this run fail."""
+    place = next(path for path in (Path(RESULTS), Path("results"), Path()) if path.exists())
+    if not os.access(place, os.W_OK):
+        raise WorkflowError(f"{place.resolve()} cannot be written; make it writable for you")
     jobs = list(workflow.dag.needrun_jobs())
     fetched = {job.wildcards.model for job in jobs if job.rule.name == "download_model"}
     measured = {job.wildcards.model for job in jobs if job.rule.name in ("profile", "cell")}
@@ -151,9 +162,21 @@ def closing_line():
     )
 
 
+def forget_failures():
+    """Remove the page of an earlier run's failures once none of them is left."""
+    if all(Path(path).exists() for path in CELLS):
+        Path(f"{RESULTS}/failures.md").unlink(missing_ok=True)
+
+
 def failure_report(log):
     """Command that lists what failed, and how to run it again, in results/{study}/failures.md."""
+    files = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
+    overlay = re.fullmatch(r"workflow/studies/([^/ ]+)\.yaml", files[0]) if files else None
+    if not files or (overlay and len(files) == 1):
+        rerun = f"make rerun STUDY={overlay[1] if overlay else 'default'} CELL=OUTPUT"
+    else:
+        rerun = f"{again()} OUTPUT"
     return (
         f"python -m kvbudget.failures --snakemake-log {shlex.quote(str(log[0]))} "
-        f"--rerun {shlex.quote(again())} --out {RESULTS}/failures.md"
+        f"--rerun {shlex.quote(rerun)} --out {RESULTS}/failures.md"
     )

@@ -15,12 +15,13 @@ rule profile:
         CONDA
     resources:
         gpu=1,
+        mem_mb=memory_mb,
     params:
         spec=canonical(STUDY.profile_spec),
         code=STUDY.profile_code,
         model=model_identity,
     shell:
-        f"{OFFLINE} python -m kvbudget.heads.profile --model {{wildcards.model}}"
+        f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.heads.profile --model {{wildcards.model}}"
         " --spec {params.spec:q} --code {params.code} --model-dir results/models/{wildcards.model}"
         f" --verified {{input.verified}} --text {TEXT}"
         " --out {output} 2> {log}"
