@@ -30,7 +30,7 @@ from kvbudget.measure import memory
 from kvbudget.measure.time import Stopwatch
 from kvbudget.models.load import load
 from kvbudget.models.pypi import file_sha256
-from kvbudget.record import provenance, write_json
+from kvbudget.record import provenance, replace_text, write_json
 from kvbudget.tasks.base import Context, Question
 from kvbudget.text import read_passages
 
@@ -185,7 +185,8 @@ def finished(side: Path, identity: dict) -> list[dict]:
     """Contexts that an earlier, interrupted run of the same cell has finished.
 
     The first line of the side file tells which cell it belongs to. What follows a line that was
-    cut off by a kill is dropped.
+    cut off by a kill is dropped. The side file is made anew, so that a process of the killed run
+    that is still alive goes on writing into the old one, which no one reads.
     """
     done: list[dict] = []
     try:
@@ -202,9 +203,7 @@ def finished(side: Path, identity: dict) -> list[dict]:
         if number:
             done.append(entry)
     side.parent.mkdir(parents=True, exist_ok=True)
-    part = side.with_suffix(".part")
-    part.write_text("".join(json.dumps(entry) + "\n" for entry in [identity, *done]))
-    part.replace(side)
+    replace_text(side, "".join(json.dumps(entry) + "\n" for entry in [identity, *done]))
     return done
 
 
@@ -292,7 +291,7 @@ def run_cell(args: argparse.Namespace) -> dict:
         | {"text_sha256": file_sha256(args.text)},
     }
     write_json(args.out, record)
-    side.unlink()
+    side.unlink(missing_ok=True)
     return record
 
 

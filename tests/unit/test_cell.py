@@ -172,6 +172,18 @@ def test_side_files_of_another_cell_are_not_taken(tmp_path):
     assert side.read_text() == '{"spec": 1, "code": "new"}\n'
 
 
+def test_a_cell_that_outlived_its_run_writes_where_no_one_reads(tmp_path):
+    side, identity = tmp_path / "cell.contexts.jsonl", {"spec": 1, "code": "c"}
+    assert finished(side, identity) == []
+    with side.open("a") as survivor:
+        survivor.write('{"samples": [1]}\n')
+        survivor.flush()
+        assert finished(side, identity) == [{"samples": [1]}]
+        survivor.write('{"samples": [2]}\n')
+    assert finished(side, identity) == [{"samples": [1]}]
+    assert list(tmp_path.iterdir()) == [side]
+
+
 @pytest.mark.parametrize("policy", ["full", "h2o"])
 def test_perplexity_reads_the_second_half_through_the_bounded_cache(home, tmp_path, policy):
     budget = None if policy == "full" else 100
