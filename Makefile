@@ -18,7 +18,8 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help paper verify bundle unbundle audit test lint bench lock tex clean-paper clean-results clean-downloads clean-env
+.PHONY: help paper status rerun report verify bundle unbundle audit test test-slurm soak lint \
+    bench lock tex slurm clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -26,6 +27,16 @@ help: ## Show the targets
 paper: ## Compute the study and build paper/main.pdf
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed tex
 	$(SNAKEMAKE) --resources gpu=1
+
+status: .venv/.installed ## How far a study is, also while it runs: make status [STUDY=...]
+	@$(BIN)/python -m kvbudget.status --study results/$(STUDY)/study.json
+
+rerun: .venv/.installed ## Run one cell again: make rerun CELL=results/.../B20p.json [STUDY=...]
+	@test -n "$(CELL)" || { echo "error: name the cell: make rerun CELL=path [STUDY=...]" >&2; exit 2; }
+	$(SNAKEMAKE) --resources gpu=1 --force -- $(CELL)
+
+report: .venv/.installed ## Write results/{study}/report.html of a finished study: make report [STUDY=...]
+	$(SNAKEMAKE) --report results/$(STUDY)/report.html
 
 verify: .venv/.installed ## Name what of a finished study is stale, and why: make verify [STUDY=...]
 	$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json
@@ -51,6 +62,13 @@ test: ## Lint, then run all tests
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test tex
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest
+
+test-slurm: ## Run cells through a Slurm that is started on this machine, as root
+	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test slurm
+	$(BIN)/pytest -m slurm
+
+soak: .venv/.installed-test ## Kill a small study 30 times; its results must be those of a quiet run
+	$(BIN)/pytest -m soak
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
@@ -95,15 +113,24 @@ clean-env: ## Remove the virtual environment
 	$(PIP) --editable '.[test]'
 	@touch $@
 
-# Installs TeX where that needs no questions; otherwise says what to install and goes on, and the
-# workflow builds everything up to the PDF.
+# $(call install,Name,command,packages,what is missing without them): through apt where that needs
+# no questions; otherwise says what to install and goes on.
+define install
+@if command -v $(2) > /dev/null; then exit 0; fi; \
+if ! command -v apt-get > /dev/null; then as=; \
+elif [ "$$(id -u)" = 0 ]; then as=env; \
+elif sudo -n true 2> /dev/null; then as='sudo -n env'; \
+else as=; fi; \
+if [ -n "$$as" ] && echo "Installing $(1): $(3)" && $$as apt-get update -qq && \
+    $$as DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(3) \
+    > /dev/null; then exit 0; fi; \
+echo "$(1) is missing and cannot be installed from here. For $(4) install: $(3)"
+endef
+
+# Without it, the workflow builds everything up to the PDF.
 tex:
-	@if command -v latexmk > /dev/null; then exit 0; fi; \
-	if ! command -v apt-get > /dev/null; then as=; \
-	elif [ "$$(id -u)" = 0 ]; then as=env; \
-	elif sudo -n true 2> /dev/null; then as='sudo -n env'; \
-	else as=; fi; \
-	if [ -n "$$as" ] && echo "Installing TeX: $(TEX)" && $$as apt-get update -qq && \
-	    $$as DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(TEX) \
-	    > /dev/null; then exit 0; fi; \
-	echo "TeX is missing and cannot be installed from here. For the PDF install: $(TEX)"
+	$(call install,TeX,latexmk,$(TEX),the PDF)
+
+# Nothing of it is started.
+slurm:
+	$(call install,Slurm,slurmctld,slurm-wlm munge,its tests)

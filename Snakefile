@@ -7,6 +7,9 @@ min_version("9.0")
 configfile: "config.yaml"
 
 
+report: "workflow/report/study.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/profiles.smk"
@@ -32,6 +35,7 @@ onstart:
 
 
 onsuccess:
+    forget_failures()
     print(closing_line())
 
 

@@ -19,6 +19,8 @@ rule plan:
         f"{RESULTS}/study.json",
     log:
         f"{LOGS}/plan.log",
+    # First of all, so that `make status` knows what is to be done.
+    priority: 1
     localrule: True
     conda:
         CONDA
@@ -37,7 +39,7 @@ rule aggregate:
         profiles=[STUDY.profile_path(model) for model in STUDY.profiled_models],
         models=expand("results/models/{model}.verified.json", model=STUDY.models),
     output:
-        CSV,
+        [report(file, caption="../report/csv.rst", category="Data") for file in CSV],
     log:
         f"{LOGS}/aggregate.log",
     localrule: True
