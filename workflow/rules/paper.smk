@@ -46,7 +46,10 @@ rule figures:
         study=f"{RESULTS}/study.json",
         csv=CSV,
     output:
-        FIGURE_FILES,
+        [
+            report(file, caption=f"../report/{Path(file).stem}.rst", category="Figures")
+            for file in FIGURE_FILES
+        ],
     log:
         f"{LOGS}/figures.log",
     localrule: True
@@ -111,7 +114,7 @@ rule pdf:
         numbers="paper/numbers.tex",
         check=CHECKED,
     output:
-        "paper/main.pdf",
+        report("paper/main.pdf", caption="../report/paper.rst", category="Paper"),
     log:
         f"{LOGS}/latexmk.log",
     localrule: True
