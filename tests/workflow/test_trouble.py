@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from kills import KINDS, Victim, outcome, outcomes
-from pipeline import TINY, copy_repository, snakemake
+from pipeline import TINY, snakemake
 
 pytestmark = pytest.mark.workflow
 
@@ -23,10 +24,10 @@ PLAN, PAGE = "results/trouble/study.json", "results/trouble/failures.md"
 
 
 @pytest.fixture(scope="module")
-def repo(tmp_path_factory) -> Path:
-    """A copy of the repository with a study of two cells, of which nothing is computed."""
-    copy = tmp_path_factory.mktemp("trouble")
-    copy_repository(copy)
+def repo(repo, tmp_path_factory) -> Path:
+    """A copy of the repository with models and texts, and a study of two cells to compute."""
+    copy = tmp_path_factory.mktemp("trouble") / "repo"
+    shutil.copytree(repo, copy)
     (copy / ".venv").symlink_to(sys.prefix)
     write_study(copy, CONFIG, contexts=6, experiments=[{"methods": ["h2o", "streaming-llm"]}])
     return copy
