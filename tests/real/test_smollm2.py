@@ -49,6 +49,11 @@ def test_it_is_the_model_of_the_lock_file_and_works(directory):
     shape = {"layers": 30, "query_heads": 9, "kv_heads": 3, "head_dim": 64, "context": 8192}
     assert {name: verified[name] for name in shape} == shape
     assert verified["chat_template"] is True
+    size = yaml.safe_load((ROOT / "config.yaml").read_text())["models"][KEY]["size"]
+    assert size["parameters"] == verified["checks"]["parameters"]
+    assert {name: size[name] for name in shape if name != "context"} == {
+        name: shape[name] for name in shape if name != "context"
+    }
 
 
 @torch.no_grad()

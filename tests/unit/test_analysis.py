@@ -3,21 +3,39 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
+from scipy import stats
 
 from kvbudget.analysis import schema
 from kvbudget.analysis.aggregate import aggregate
 from kvbudget.analysis.records import budget_token, load_study
-from kvbudget.analysis.statistics import Estimate, holm, mean_interval, paired_p, verdict
+from kvbudget.analysis.statistics import (
+    Estimate,
+    detectable,
+    effect_size,
+    holm,
+    mean_interval,
+    paired_p,
+    verdict,
+)
 from kvbudget.errors import UserError
 
 
 @pytest.fixture
 def study(tmp_path):
     return synthetic.make(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study that nobody changes, and its CSV files."""
+    study = synthetic.make(tmp_path_factory.mktemp("finished"))
+    return study, run(study)
 
 
 def run(study, **options):
@@ -74,6 +92,15 @@ def test_missing_cells_are_all_named(study):
     assert "--forcerun" not in message
 
 
+def test_no_cell_at_all(study):
+    plan = load_study(study)
+    for cell in plan.cells:
+        plan.record_file(cell).unlink()
+    assert refusal(study).count("no record") == len(plan.cells)
+    message = refusal(study, draft=True)
+    assert "has no finished cell" in message and plan.command([]) in message
+
+
 def test_a_draft_may_lack_cells(study):
     cell = a_cell(study)
     load_study(study).record_file(cell).unlink()
@@ -120,11 +147,42 @@ def test_nll_that_is_not_finite(study, value):
     assert "nll of" in message and mended_by(message, cell)
 
 
+def test_score_that_is_not_finite(study):
+    cell = a_cell(study)
+    edit(study, cell, lambda r: r["samples"][0].update(score=math.nan))
+    message = refusal(study)
+    assert "score of" in message and mended_by(message, cell)
+
+
+def test_bytes_that_are_missing(study):
+    cell = a_cell(study)
+    edit(study, cell, lambda r: r["memory"].update(cache_bytes_planned=None))
+    message = refusal(study)
+    assert "cache_bytes_planned is missing" in message and mended_by(message, cell)
+
+
+@pytest.mark.parametrize("kept", [0, 4])
+def test_fewer_contexts_than_planned(study, kept):
+    cell = a_cell(study)
+    edit(study, cell, lambda r: r.update(samples=r["samples"][:kept]))
+    message = refusal(study)
+    assert f"holds {kept // 2} contexts, the plan has 6" in message and mended_by(message, cell)
+
+
+def test_several_problems_are_named_in_one_refusal(study):
+    lacking, wrong = a_cell(study, "h2o"), a_cell(study, "full")
+    load_study(study).record_file(lacking).unlink()
+    edit(study, wrong, lambda r: r.update(code="other"))
+    message = refusal(study)
+    assert mended_by(message, lacking, force=False) and mended_by(message, wrong)
+
+
 @pytest.mark.parametrize("part, name", [("memory", "peak_rss_bytes"), ("timing", "prefill_s")])
 def test_costs_that_are_not_finite(study, part, name):
     cell = a_cell(study)
     edit(study, cell, lambda r: r[part].update({name: math.nan}))
-    assert f"{name} is nan" in refusal(study)
+    message = refusal(study)
+    assert f"{name} is nan" in message and mended_by(message, cell)
 
 
 def test_other_code(study):
@@ -155,7 +213,8 @@ def test_other_spec(study):
 def test_other_weights(study):
     cell = a_cell(study)
     edit(study, cell, lambda r: r["provenance"].update(model_sha256="b" * 64))
-    assert "measured with weights bbbb" in refusal(study)
+    message = refusal(study)
+    assert "measured with weights bbbb" in message and mended_by(message, cell)
 
 
 def test_other_questions(study):
@@ -191,16 +250,71 @@ def test_no_plan(tmp_path):
 # --- what comes out
 
 
-def test_every_table_is_written_and_read_back(study):
-    out = run(study)
+def test_every_table_is_written_and_read_back(finished):
+    _, out = finished
     for table, columns in schema.TABLES.items():
-        assert list(schema.read(out, table).columns) == list(columns)
+        assert list(schema.read(out, table).columns) == list(columns.columns)
 
 
-def test_cells_hold_what_the_record_says(study):
+def test_the_folder_says_what_every_column_means(finished):
+    text = (finished[1] / "README.md").read_text()
+    for table, columns in schema.TABLES.items():
+        section = text.split(f"## {table}.csv")[1].split("\n## ")[0]
+        for name, column in columns.columns.items():
+            assert f"| {name} | {column.dtype} | {column.description} |" in section
+            assert column.description
+
+
+def test_the_workflow_makes_every_table():
+    rule = (Path(__file__).parents[2] / "workflow/rules/aggregate.smk").read_text()
+    listed = re.search(r"^TABLES = \[(.*?)\]", rule, re.DOTALL | re.MULTILINE)[1]
+    assert re.findall(r'"(\w+)"', listed) == list(schema.TABLES)
+
+
+@pytest.mark.parametrize(
+    "spoil, named",
+    [
+        (lambda f: f.assign(metric="scor"), "metric"),
+        (lambda f: f.assign(p=1.5), "p"),
+        (lambda f: f.assign(difference=np.nan), "difference"),
+        (lambda f: f.assign(length=0), "length"),
+        (lambda f: f.assign(budget="20%"), "budget"),
+        (lambda f: pd.concat([f, f]), "unique"),
+        (lambda f: f.drop(columns="p"), "p"),
+        (lambda f: f.assign(more=1), "more"),
+        (lambda f: f.assign(n_contexts="many"), "n_contexts"),
+    ],
+)
+def test_a_spoilt_file_is_refused(finished, spoil, named, tmp_path):
+    whole = pd.read_csv(finished[1] / "comparisons.csv")
+    file = tmp_path / "comparisons.csv"
+    spoil(whole).to_csv(file, index=False)
+    with pytest.raises(UserError, match=named) as error:
+        schema.read(tmp_path, "comparisons")
+    assert str(file) in str(error.value)
+
+
+def test_pooled_comparisons_count_every_headline_context_once(finished):
+    _, out = finished
+    pooled, single = schema.read(out, "pooled"), schema.read(out, "comparisons")
+    names = ["model", "budget", "method", "reference", "kind", "metric"]
+    single = single[single["headline"]]
+    weighted = single.assign(total=single["difference"] * single["n_contexts"])
+    sums = weighted.groupby(names)[["total", "n_contexts"]].sum()
+    sums["places"] = weighted.groupby(names).size()
+    assert len(pooled) == len(sums)
+    joined = pooled.set_index(names).join(sums.add_suffix("_sum"))
+    assert (joined["n_contexts"] == joined["n_contexts_sum"]).all()
+    assert (joined["places"] == joined["places_sum"]).all()
+    expected = joined["total_sum"] / joined["n_contexts_sum"]
+    assert joined["difference"].to_numpy() == pytest.approx(expected.to_numpy())
+
+
+def test_cells_hold_what_the_record_says(finished):
+    study, out = finished
     cell = a_cell(study)
     record = json.loads(load_study(study).record_file(cell).read_text())
-    rows = schema.read(run(study), "cells")
+    rows = schema.read(out, "cells")
     mine = rows[
         (rows["task"] == cell.task)
         & (rows["length"] == cell.length)
@@ -215,8 +329,8 @@ def test_cells_hold_what_the_record_says(study):
     assert "peak_cuda_bytes" not in mine.index
 
 
-def test_comparisons_are_paired_by_context(study):
-    out = run(study)
+def test_comparisons_are_paired_by_context(finished):
+    study, out = finished
     frame = schema.read(out, "comparisons")
     row = frame[(frame["kind"] == "baseline") & (frame["metric"] == "nll")].iloc[0]
     plan = load_study(study)
@@ -240,8 +354,8 @@ def test_comparisons_are_paired_by_context(study):
     assert (frame["p_holm"] >= frame["p"]).all()
 
 
-def test_kinds_of_comparison(study):
-    frame = schema.read(run(study), "comparisons")
+def test_kinds_of_comparison(finished):
+    frame = schema.read(finished[1], "comparisons")
     pairs = frame.groupby("kind")[["method", "reference"]].agg(set)
     assert pairs.loc["baseline", "method"] == {"head-aware"}
     assert pairs.loc["baseline", "reference"] == {"h2o", "streaming-llm"}
@@ -258,16 +372,15 @@ def test_a_place_where_the_full_cache_fails_is_no_headline(study):
     assert frame.loc[frame["task"] == "perplexity", "headline"].all()
 
 
-def test_allocation_shares_have_mean_one(study):
-    frame = schema.read(run(study), "allocation")
+def test_allocation_shares_have_mean_one(finished):
+    frame = schema.read(finished[1], "allocation")
     means = frame.groupby(["task", "length", "method", "budget"])["share"].mean()
     assert means.to_numpy() == pytest.approx(1.0)
     assert set(frame["class"]) <= {"retrieval", "induction", "local"}
 
 
-def test_aggregation_is_reproducible(study):
-    out = run(study)
-    first = {file.name: file.read_bytes() for file in out.iterdir()}
+def test_aggregation_is_reproducible(finished, study):
+    first = {file.name: file.read_bytes() for file in finished[1].iterdir()}
     assert {file.name: file.read_bytes() for file in run(study).iterdir()} == first
 
 
@@ -295,6 +408,23 @@ def test_interval_covers_about_as_often_as_it_says():
         estimate = mean_interval(rng.normal(size=40), 1)
         hits += estimate.low <= 0 <= estimate.high
     assert 85 <= hits <= 100
+
+
+def test_effect_size_by_hand():
+    assert effect_size(np.array([1.0, 2.0, 3.0])) == pytest.approx(2.0)
+    assert math.isnan(effect_size(np.ones(5)))
+    assert math.isnan(effect_size(np.array([1.0])))
+
+
+def test_what_can_be_detected_is_found_about_as_often_as_it_says():
+    """A paired t test on made-up contexts with just that difference rejects in 80%."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2000, 12))
+    least = detectable(noise[0]) / noise[0].std(ddof=1)
+    found = stats.ttest_1samp(noise + least, 0, axis=1).pvalue < 0.05
+    assert 0.75 < found.mean() < 0.85
+    assert math.isnan(detectable(np.zeros(5)))
+    assert detectable(np.tile(noise[0], 4)) < detectable(noise[0]) / 1.9
 
 
 def test_permutation_is_exact_for_few_contexts():

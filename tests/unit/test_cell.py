@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from kvbudget import UserError, attach
-from kvbudget.cell import finished, run_cell
+from kvbudget.cell import Runner, finished, run_cell
 from kvbudget.heads.profile import make_profile
 from kvbudget.models import integrity
 from kvbudget.models.download import download
 from kvbudget.models.load import load
 from kvbudget.models.registry import Random
+from kvbudget.tasks import perplexity
 from kvbudget.text import build, read_passages
 
 SPEC = {
@@ -193,6 +195,28 @@ def test_perplexity_reads_the_second_half_through_the_bounded_cache(home, tmp_pa
     assert [sample["score"] for sample in record["samples"]] == [None, None]
     assert all(3 < sample["nll"] < 8 for sample in record["samples"])
     assert record["timing"]["decode_ms_per_token"] is None
+
+
+def test_chunks_change_nothing_for_a_cache_that_keeps_everything(home, tmp_path):
+    losses = []
+    for chunk in (16, 800):
+        task, full = PERPLEXITY | {"chunk": chunk}, {"name": "full", "policy": "full"}
+        args = arguments(home, tmp_path / f"{chunk}.json", task=task, method=full, budget=None)
+        losses.append([sample["nll"] for sample in run_cell(args)["samples"]])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@torch.inference_mode()
+def test_a_context_in_chunks_never_exceeds_the_budget(home):
+    model, tokenizer = load(home / "tiny", "float32")
+    method = {"name": "h2o", "policy": "h2o"}
+    runner = Runner(attach(model), tokenizer, perplexity, method, "20%", None, chunk=16)
+    ids = list(range(5, 205))
+    cache = runner.cache(len(ids))
+    for piece in runner.pieces(ids):
+        runner.read(cache, piece)
+        assert all(len(kept) <= 40 for layer in cache.budgeted for kept in layer.kept_positions())
+    assert cache.get_seq_length() == 200
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,8 @@ def change(config: dict, path: str, value: object) -> None:
         ("study", "a/b", r"config: study: 'a/b' does not match"),
         ("models/A B", {"source": "random"}, r"config: models: bad name 'A B'; use lower-case"),
         ("models/m/architecure", "llama", r"models: m: unknown key 'architecure'"),
+        ("models/m/size", {"layers": 1}, r"models: m: size: key 'parameters' is required"),
+        ("models/m/gated", "yes", r"models: m: gated must be true or false, not 'yes'"),
         ("haystack", "hh", r"haystack: there is no 'hh', did you mean 'h'"),
         (
             "methods/h2o/policy",

@@ -4,6 +4,7 @@ import itertools
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import tokenizers
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from kvbudget import tasks
 from kvbudget.errors import UserError
 from kvbudget.models.random import byte_tokenizer
-from kvbudget.tasks import base, niah, perplexity
+from kvbudget.tasks import base, cwe, fwe, niah, perplexity, vt
 
 SPLITS = tuple(base.SPLITS)
 CHATML = (
@@ -52,7 +53,8 @@ def subword() -> PreTrainedTokenizerFast:
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    words = [niah.INSTRUCTION, niah.NEEDLE, niah.QUESTION, niah.ANSWER_PREFIX]
+    words = [*niah.INSTRUCTION.values(), niah.NEEDLE, *niah.QUESTION.values(), vt.NOISE]
+    words += [*niah.ANSWER_PREFIX.values(), vt.QUESTION, vt.ANSWER_PREFIX, *cwe.words()[::9]]
     tokenizer.train_from_iterator(PASSAGES + words, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
@@ -131,7 +133,7 @@ class TestNeedles:
         text = decode(bytewise, context.ids)
         needle = re.search(r"One of the special magic numbers for (\S+) is: (\d{7})\.", text)
         key, value = needle.groups()
-        assert text.startswith(f"<s>{niah.INSTRUCTION}")
+        assert text.startswith(f"<s>{niah.INSTRUCTION[False]}")
         assert decode(bytewise, question.ids) == (
             f"\nWhat is the special magic number for {key} mentioned in the provided text?"
             f" The special magic number for {key} mentioned in the provided text is"
@@ -143,7 +145,7 @@ class TestNeedles:
     def test_the_chat_template_is_split_around_the_question(self, subword):
         (context,) = make("niah", subword, 600, contexts=1)
         (question,) = context.questions
-        assert decode(subword, context.ids).startswith(f"<s>user\n{niah.INSTRUCTION}")
+        assert decode(subword, context.ids).startswith(f"<s>user\n{niah.INSTRUCTION[False]}")
         assert context.ids.count(0) == 1  # the template wrote the BOS, nothing adds another
         head, _, prefix = decode(subword, question.ids).partition("</s>\n<s>assistant\n")
         assert head.startswith("\nWhat is the special magic number")
@@ -152,7 +154,7 @@ class TestNeedles:
     def test_needles_stand_between_passages_at_varied_depths(self, bytewise):
         depths = []
         for context in make("niah", bytewise, 4000, contexts=30):
-            text = decode(bytewise, context.ids).removeprefix(f"<s>{niah.INSTRUCTION}")
+            text = decode(bytewise, context.ids).removeprefix(f"<s>{niah.INSTRUCTION[False]}")
             before, _, after = text.partition("One of the special")
             depths.append(len(before) / len(text))
             haystack = before + after.partition(". ")[2]
@@ -186,10 +188,140 @@ class TestNeedles:
         with pytest.raises(UserError, match="needles must be at least 1"):
             make("niah", bytewise, 1000, needles=0)
 
-    def test_score(self):
-        assert niah.score(" 1234567.</s>", ["1234567"]) == 1
-        assert niah.score("123456", ["1234567"]) == 0
-        assert niah.score("ABC and d", ["abc", "x"]) == 0.5
+    def test_all_values_of_a_key_are_asked_for_as_in_ruler(self, bytewise):
+        (context,) = make("niah", bytewise, 1500, contexts=1, values=4)
+        (question,) = context.questions
+        text = decode(bytewise, context.ids)
+        assert text.startswith(f"<s>{niah.INSTRUCTION[True]}")
+        said = re.findall(r"One of the special magic numbers for (\S+) is: (\d{7})\.", text)
+        (key,) = {key for key, _ in said}
+        assert sorted(question.references) == sorted(value for _, value in said)
+        assert len(said) == 4
+        assert decode(bytewise, question.ids) == (
+            f"\nWhat are all the special magic numbers for {key} mentioned in the provided text?"
+            f" The special magic numbers for {key} mentioned in the provided text are"
+        )
+        a, b, c, d = question.references
+        assert decode(bytewise, question.answer_ids) == f" {a}, {b}, {c}, and {d}"
+
+    def test_several_keys_are_asked_for_at_once_and_none_twice(self, subword):
+        for context in make("niah", subword, 1500, needles=4, queries=2, questions=5):
+            text = decode(subword, context.ids)
+            hidden = dict(re.findall(r"numbers for (\S+) is: (\d{7})\.", text))
+            seen = []
+            for question in context.questions:
+                asked = decode(subword, question.ids)
+                keys = re.search(r"numbers for (\S+), and (\S+) mentioned", asked).groups()
+                assert question.references == [hidden[key] for key in keys]
+                assert abs(len(context.ids) + len(question.ids) - 1500) <= 15
+                seen += keys
+            assert sorted(seen) == sorted(hidden)
+
+    def test_more_queries_than_needles(self, bytewise):
+        with pytest.raises(UserError, match="4 queries need as many needles, not 2"):
+            make("niah", bytewise, 1000, needles=2, queries=4)
+
+
+class TestVariableTracking:
+    @pytest.mark.parametrize("chains, hops", [(1, 4), (2, 2)])
+    def test_the_prompt_reads_as_in_ruler(self, bytewise, chains, hops):
+        (context,) = make("vt", bytewise, 4000, contexts=1, questions=3, chains=chains, hops=hops)
+        assert len(context.questions) == chains
+        text = decode(bytewise, context.ids)
+        assert text.startswith(f"<s>{vt.INSTRUCTION}")
+        example, body = text.removeprefix("<s>").split(vt.INSTRUCTION)[1:]
+        assert re.search(r"(\d{5}), they are: [A-Z]{3}( [A-Z]{3})*\n\n$", example)
+        lines = body.split("\n")
+        for question in context.questions:
+            value = re.search(r"assigned the value (\d{5}) in", decode(bytewise, question.ids))[1]
+            names = question.references
+            assert decode(bytewise, question.ids) == (
+                f"\nQuestion: Find all variables that are assigned the value {value} in the text"
+                " above. Answer: According to the chain(s) of variable assignment in the text"
+                f" above, {hops + 1} variables are assigned the value {value}, they are:"
+            )
+            assert len(names) == hops + 1
+            steps = [f"VAR {names[0]} = {value}"]
+            steps += [f"VAR {b} = VAR {a}" for a, b in itertools.pairwise(names)]
+            places = [lines.index(step) for step in steps]
+            assert places == sorted(places)
+        assert lines.count(vt.NOISE) > 3
+
+    def test_a_length_that_cannot_hold_the_chain(self, bytewise):
+        with pytest.raises(UserError, match=r"300 tokens cannot hold 5 assignments") as error:
+            make("vt", bytewise, 300)
+        least = int(re.search(r"more than (\d+)", str(error.value))[1])
+        make("vt", bytewise, least + 40)
+
+
+class TestWords:
+    @pytest.mark.parametrize("length, often, seldom", [(1500, 6, 1), (4095, 6, 1), (5000, 30, 3)])
+    def test_common_words_occur_as_often_as_in_ruler(self, subword, length, often, seldom):
+        (context,) = make("cwe", subword, length, contexts=1)
+        (question,) = context.questions
+        text = decode(subword, context.ids)
+        example, body = text.split(cwe.INSTRUCTION)[1:]
+        counts = Counter(re.findall(r"\d+\. ([\w-]+)", body))
+        assert {counts[word] for word in question.references} == {often}
+        assert len(question.references) == 10
+        rest = [n for word, n in counts.items() if word not in question.references]
+        assert set(rest) == {seldom}
+        assert not counts.keys() & set(re.findall(r"\d+\. ([\w-]+)", example))
+        assert decode(subword, question.ids).startswith(cwe.QUESTION)
+        answer = decode(subword, question.answer_ids)
+        assert answer.startswith(f" 1. {question.references[0]} 2. ")
+
+    def test_frequent_words_follow_the_dots(self, subword):
+        (context,) = make("fwe", subword, 3000, contexts=1)
+        (question,) = context.questions
+        text = decode(subword, context.ids).split(fwe.INSTRUCTION)[1]
+        ranked = Counter(text.split(" ")).most_common(5)
+        assert [word for word, _ in ranked[:4]] == [fwe.DOTS, *question.references]
+        assert ranked[3][1] > ranked[4][1]
+        # A zeta distribution with exponent 2: the second is a quarter of the first.
+        assert ranked[1][1] == pytest.approx(ranked[0][1] / 4, rel=0.05)
+
+    @pytest.mark.parametrize("kind", ["cwe", "fwe"])
+    def test_a_length_that_holds_too_little(self, kind, bytewise):
+        with pytest.raises(UserError, match=f"{kind}: "):
+            make(kind, bytewise, 400)
+
+
+#: Strings whose score by RULER's `string_match_all` is known, in percent as it prints them.
+PARITY = [
+    (" 1234567.</s>", ["1234567"], 100.0),
+    ("123456", ["1234567"], 0.0),
+    ("ABC and d", ["abc", "x"], 50.0),
+    ("1. Apple 2. pear", ["apple", "PEAR", "plum"], 66.67),
+    ("", ["a", "b"], 0.0),
+    ("abcabc", ["abc", "abc"], 100.0),
+    ("12345678", ["1234567"], 100.0),  # a substring, not a word
+]
+
+
+@pytest.mark.parametrize("output, references, percent", PARITY)
+@pytest.mark.parametrize("task", [niah, vt, cwe, fwe])
+def test_scores_are_rulers(task, output, references, percent):
+    assert round(100 * task.score(output, references), 2) == percent
+
+
+LENGTHS = [1200, 4095, 10_000]
+SHAPES = [
+    ("niah", {"values": 4}),
+    ("niah", {"needles": 4, "queries": 4}),
+    ("vt", {}),
+    ("vt", {"chains": 2, "hops": 2}),
+    ("cwe", {}),
+    ("fwe", {}),
+]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("kind, options", SHAPES)
+def test_lengths_are_within_one_percent(kind, options, length, subword):
+    for context in make(kind, subword, length, contexts=1, **options):
+        for question in context.questions:
+            assert abs(len(context.ids) + len(question.ids) - length) <= 0.01 * length
 
 
 class TestPerplexity:
@@ -220,19 +352,26 @@ class TestPerplexity:
 @pytest.mark.parametrize("kind", list(tasks.KINDS))
 class TestSamples:
     def test_same_arguments_same_samples(self, kind, tokenizer):
-        assert make(kind, tokenizer, 800) == make(kind, tokenizer, 800)
+        assert make(kind, tokenizer, 2000, contexts=1) == make(kind, tokenizer, 2000, contexts=1)
 
-    def test_seed_and_length_change_them(self, kind, tokenizer):
-        one, other, longer = (
-            make(kind, tokenizer, length, seed=seed)
-            for length, seed in ((800, 1), (800, 2), (900, 1))
-        )
-        ids = [context.id for context in [*one, *other, *longer]]
+    def test_seed_length_and_split_change_them(self, kind, tokenizer):
+        made = [
+            make(kind, tokenizer, length, seed=seed, split=split, contexts=2)
+            for length, seed, split in (
+                (2000, 1, "test"),
+                (2000, 2, "test"),
+                (2100, 1, "test"),
+                (2000, 1, "calibration"),
+            )
+        ]
+        ids = [context.id for contexts in made for context in contexts]
         assert len(set(ids)) == len(ids)
-        for a, b, c in zip(one, other, longer, strict=True):
-            assert a.ids != b.ids
-            assert a.ids[:400] != c.ids[:400]
+        texts = [tuple(context.ids[-1000:]) for contexts in made for context in contexts]
+        assert len(set(texts)) == len(texts)
 
+
+@pytest.mark.parametrize("kind", ["niah", "perplexity"])
+class TestHaystack:
     def test_splits_share_no_passage(self, kind, tokenizer):
         """Passages carry their number: with many contexts, the ranges seen are disjoint."""
         seen = {}
@@ -274,15 +413,35 @@ def test_splits_share_no_key_and_no_value(bytewise):
     drawn = {}
     for split in SPLITS:
         rng = base.draws(split)
-        drawn[split] = [
-            needle
-            for _ in range(200)
-            for needle in niah.draw_needles(bytewise, 4, 10_000, split, rng)
-        ]
+        drawn[split] = {
+            "key": {
+                key
+                for _ in range(200)
+                for key in niah.draw_keys(bytewise, 4, 1, 10_000, split, rng)
+            },
+            "value": set(niah.draw_values(1000, split, rng)),
+        }
     for one, other in itertools.combinations(SPLITS, 2):
         for part in ("key", "value"):
-            mine, theirs = ({getattr(n, part) for n in drawn[s]} for s in (one, other))
-            assert not mine & theirs
-    values = [int(needle.value) for needles in drawn.values() for needle in needles]
-    assert min(values) >= 1_000_000
-    assert max(values) <= 9_999_999
+            assert not drawn[one][part] & drawn[other][part]
+    for values in drawn.values():
+        assert all(1_000_000 <= int(value) <= 9_999_999 for value in values["value"])
+
+
+@pytest.mark.parametrize("kind, length", [("vt", 2000), ("cwe", 4000), ("fwe", 2000)])
+def test_splits_share_no_word_and_no_variable(kind, length, subword):
+    seen = {}
+    for split in SPLITS:
+        text = " ".join(
+            decode(subword, context.ids) + " " + " ".join(context.questions[0].references)
+            for context in make(kind, subword, length, split=split, contexts=3)
+        )
+        pattern = {
+            "vt": r"VAR ([A-Z]+)",
+            "cwe": r"\d+\. ([\w-]+)",
+            "fwe": r"\b([a-z]{6})\b",
+        }[kind]
+        seen[split] = set(re.findall(pattern, text.replace(fwe.INSTRUCTION, "")))
+        assert len(seen[split]) > 20
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not seen[one] & seen[other]

@@ -78,9 +78,61 @@ def test_a_file_of_paragraphs(tmp_path):
     assert verified["lines"] == 2
 
 
+def test_a_parallel_text_has_a_translation_beside_each_passage(index, tmp_path):
+    database = index.pop("database")
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("INSERT INTO bible VALUES ('l', 1, 1, 1, '(1:1) Au  commencement')")
+        connection.execute("DELETE FROM bible WHERE bbName = 'l' AND bNumber = 2")
+        connection.commit()
+    archive = next(tmp_path.glob("*.whl"))
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.write(database, "verses/bible.db")
+        wheel.writestr("verses-1.0.dist-info/METADATA", "Name: verses\nVersion: 1.0\n")
+        wheel.writestr("verses-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    index |= {"version": "4", "translation": "l"}
+    index["sha256"] = hashlib.sha256(database.read_bytes()).hexdigest()
+    text.build(index, tmp_path / "pairs.txt")
+    assert text.read_pairs(tmp_path / "pairs.txt") == [
+        ("God's Spirit said, 'Let there be light.'", "Au commencement")
+    ]
+
+
+def test_one_column_is_no_parallel_text(tmp_path):
+    (tmp_path / "one.txt").write_text("alone\n")
+    with pytest.raises(UserError, match="not a parallel text"):
+        text.read_pairs(tmp_path / "one.txt")
+
+
+COMMIT = "0" * 40
+
+
+def test_a_data_set_until_there_are_enough_words(tmp_path, monkeypatch):
+    """A folder is read by the same function as a repository of the hub."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    books = [{"text": "One two.\n\n Three  four."}, {"text": "Five."}, {"text": "Six."}]
+    folder = tmp_path / "books"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps(book) + "\n" for book in books))
+    spec = {"source": "hub", "repo": str(folder), "revision": COMMIT, "split": "train"}
+    spec |= {"column": "text", "words": 5}
+    text.build(spec, tmp_path / "out.txt")
+    assert text.read_passages(tmp_path / "out.txt") == ["One two.", "Three four.", "Five."]
+    with pytest.raises(UserError, match="has columns text, not 'txt'"):
+        text.build(spec | {"column": "txt"}, tmp_path / "out.txt")
+    with pytest.raises(UserError, match="holds 6 words, fewer than 7"):
+        text.build(spec | {"words": 7}, tmp_path / "out.txt")
+    with pytest.raises(UserError, match="could not be had from the hub"):
+        text.build(spec | {"repo": str(tmp_path / "absent")}, tmp_path / "out.txt")
+
+
 @pytest.mark.parametrize(
     ("spec", "named"),
     [
+        (
+            {"source": "hub", "repo": "a/b", "revision": "main", "split": "s", "column": "c"}
+            | {"words": 1},
+            "full commit",
+        ),
         ({"source": "web"}, "unknown source 'web'"),
         ({"source": "file"}, "'path'"),
         ({"source": "file", "path": "x", "pth": "y"}, "unknown key 'pth'"),

@@ -3,6 +3,7 @@
 TABLES = [
     "cells",
     "comparisons",
+    "pooled",
     "heads",
     "allocation",
     "loss_curves",
@@ -40,6 +41,7 @@ rule aggregate:
         models=expand("results/models/{model}.verified.json", model=STUDY.models),
     output:
         [report(file, caption="../report/csv.rst", category="Data") for file in CSV],
+        f"{RESULTS}/csv/README.md",
     log:
         f"{LOGS}/aggregate.log",
     localrule: True

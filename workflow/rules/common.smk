@@ -24,6 +24,7 @@ for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.execut
 from kvbudget import provenance, resources
 from kvbudget import study as studies
 from kvbudget.errors import UserError
+from kvbudget.models import registry
 from kvbudget.study import canonical
 
 try:
@@ -83,10 +84,10 @@ def cell_of(wildcards):
 
 def model_spec(wildcards):
     """What decides a model's files: its entry without what only the study and the paper use."""
-    entry = dict(STUDY.config["models"][wildcards.model])
-    for key in ("title",) if entry["source"] == "random" else ("title", "context"):
-        entry.pop(key, None)
-    return canonical(entry)
+    entry = STUDY.config["models"][wildcards.model]
+    # A random model is made for its context.
+    ignored = set(registry.DESCRIPTIVE) - ({"context"} if entry["source"] == "random" else set())
+    return canonical({key: value for key, value in entry.items() if key not in ignored})
 
 
 def haystack_spec(wildcards):

@@ -7,7 +7,7 @@ import pandas as pd
 
 from kvbudget.analysis import checks, schema
 from kvbudget.analysis.cell_rows import cell_rows
-from kvbudget.analysis.comparison_rows import comparison_rows
+from kvbudget.analysis.comparison_rows import comparison_rows, pooled_rows
 from kvbudget.analysis.head_rows import allocation_rows, head_rows, load_profiles, loss_rows
 from kvbudget.analysis.provenance_rows import code_rows, model_rows, provenance_rows
 from kvbudget.analysis.records import load_study
@@ -21,7 +21,7 @@ def aggregate(
     profiles_dir: Path | None = None,
     draft: bool = False,
 ) -> None:
-    """Check a study and write all CSV files of `schema.TABLES` into `out`.
+    """Check a study and write all CSV files of `schema.TABLES`, and what they mean, into `out`.
 
     Args:
         study_file: the plan, results/{study}/study.json.
@@ -48,6 +48,7 @@ def aggregate(
     frames = {
         "cells": cell_rows(cells, study.seed),
         "comparisons": comparison_rows(study, cells),
+        "pooled": pooled_rows(study, cells),
         "heads": head_rows(profiles),
         "allocation": allocation_rows(cells, profiles),
         "loss_curves": loss_rows(profiles),
@@ -59,6 +60,7 @@ def aggregate(
     out.mkdir(parents=True, exist_ok=True)
     for table, frame in frames.items():
         schema.write(frame, table, out)
+    (out / "README.md").write_text(schema.dictionary(), encoding="utf-8")
 
 
 def main() -> None:

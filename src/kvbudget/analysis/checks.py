@@ -53,8 +53,9 @@ def _faults(study: Study, planned: Planned, record: dict) -> Iterable[str]:
         yield other_spec(record["spec"], planned.spec)
     if record["code"] != planned.code:
         yield other_code(study, record["code"], planned.code)
-    if not record["samples"]:
-        yield "no samples"
+    contexts = len({sample["context_id"] for sample in record["samples"]})
+    if contexts != planned.spec["samples"]["contexts"]:
+        yield f"holds {contexts} contexts, the plan has {planned.spec['samples']['contexts']}"
     yield from _not_finite(record)
     yield from _wrong_lengths(planned, record["samples"])
 

@@ -1,4 +1,4 @@
-"""comparisons.csv: head to head at equal bytes, paired by context."""
+"""comparisons.csv and pooled.csv: head to head at equal bytes, paired by context."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -7,30 +7,64 @@ import numpy as np
 import pandas as pd
 
 from kvbudget.analysis.records import FULL, OURS, Cell, Study
-from kvbudget.analysis.statistics import holm, mean_interval, paired_p, verdict
+from kvbudget.analysis.statistics import (
+    detectable,
+    effect_size,
+    holm,
+    mean_interval,
+    paired_p,
+    verdict,
+)
 
 HIGHER_IS_BETTER = {"score": True, "nll": False}
 HEADLINE_SCORE = 0.5
 
 
 def comparison_rows(study: Study, cells: list[Cell]) -> pd.DataFrame:
-    """Differences with interval, p and Holm's p.
+    """Differences with interval, effect size, p and Holm's p, a row a task and length.
 
     Every method is set against the full cache (`full`), ours against every baseline (`baseline`),
     and every variant of ours against ours (`ablation`). Holm's correction runs within one kind
     and metric.
     """
-    rows = [
-        _compare(study, kind, cell, reference, metric, headline)
-        for kind, cell, reference, headline in _pairs(study, cells)
-        for metric in HIGHER_IS_BETTER
-        if cell.by_context(metric)
-    ]
-    frame = pd.DataFrame(rows)
-    if frame.empty:
-        return frame
-    frame["p_holm"] = frame.groupby(["kind", "metric"])["p"].transform(lambda p: holm(p.to_numpy()))
-    return frame
+    rows = []
+    for kind, cell, reference, headline in _pairs(study, cells):
+        p = cell.planned
+        place = {"model": p.model, "task": p.task, "length": p.length}
+        for metric in HIGHER_IS_BETTER:
+            if cell.by_context(metric):
+                pair = _named(kind, cell, reference, metric)
+                test = _test(*_paired(cell, reference, metric), metric, study.seed)
+                rows.append({**place, **pair, **test, "headline": headline})
+    return _corrected(rows)
+
+
+def pooled_rows(study: Study, cells: list[Cell]) -> pd.DataFrame:
+    """The same comparisons over all headline tasks and lengths of a model and budget together.
+
+    Contexts stay the clusters: each counts once, whatever its task and length.
+    """
+    groups: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    for kind, cell, reference, headline in _pairs(study, cells):
+        for metric in HIGHER_IS_BETTER:
+            if headline and cell.by_context(metric):
+                pair = _named(kind, cell, reference, metric)
+                names = (("model", cell.planned.model), *pair.items())
+                groups[names].append(_paired(cell, reference, metric))
+    return _corrected(
+        [
+            {
+                **dict(names),
+                "places": len(places),
+                **_test(
+                    *map(np.concatenate, zip(*places, strict=True)),
+                    dict(names)["metric"],
+                    study.seed,
+                ),
+            }
+            for names, places in groups.items()
+        ]
+    )
 
 
 def _pairs(study: Study, cells: list[Cell]) -> Iterator[tuple[str, Cell, Cell, bool]]:
@@ -61,29 +95,39 @@ def _headline(full: Cell | None) -> bool:
     return not scores or float(np.mean(scores)) >= HEADLINE_SCORE
 
 
-def _compare(
-    study: Study, kind: str, cell: Cell, reference: Cell, metric: str, headline: bool
-) -> dict:
-    ours, theirs = cell.by_context(metric), reference.by_context(metric)
-    contexts = list(ours)
-    a = np.array([ours[c] for c in contexts])
-    b = np.array([theirs[c] for c in contexts])
-    estimate = mean_interval(a - b, study.seed)
-    p = cell.planned
+def _named(kind: str, cell: Cell, reference: Cell, metric: str) -> dict:
     return {
-        "model": p.model,
-        "task": p.task,
-        "length": p.length,
-        "budget": p.budget,
-        "method": p.method,
+        "budget": cell.planned.budget,
+        "method": cell.planned.method,
         "reference": reference.planned.method,
         "kind": kind,
         "metric": metric,
+    }
+
+
+def _paired(cell: Cell, reference: Cell, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values of both, `(contexts,)` each, in the same order of contexts."""
+    ours, theirs = cell.by_context(metric), reference.by_context(metric)
+    return np.array(list(ours.values())), np.array([theirs[context] for context in ours])
+
+
+def _test(a: np.ndarray, b: np.ndarray, metric: str, seed: int) -> dict:
+    estimate = mean_interval(a - b, seed)
+    return {
         "difference": estimate.value,
         "ci_low": estimate.low,
         "ci_high": estimate.high,
-        "p": paired_p(a, b, study.seed),
+        "effect": effect_size(a - b),
+        "p": paired_p(a, b, seed),
         "n_contexts": estimate.n,
-        "headline": headline,
+        "detectable": detectable(a - b),
         "verdict": verdict(estimate, HIGHER_IS_BETTER[metric]),
     }
+
+
+def _corrected(rows: list[dict]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    if not frame.empty:
+        families = frame.groupby(["kind", "metric"])["p"]
+        frame["p_holm"] = families.transform(lambda p: holm(p.to_numpy()))
+    return frame

@@ -1,150 +1,260 @@
 """The CSV files of a study: their columns, what each means, and typed reading and writing.
 
-This is the data dictionary. A file always has all its columns, even when it has no row, so that
-what reads it never has to ask.
+This is the data dictionary, and pandera holds every file to it when it is written and when it is
+read: columns, types, ranges, and one row a thing. A file always has all its columns, even when it
+has no row, so that what reads it never has to ask.
 """
 
 import hashlib
 from pathlib import Path
 
 import pandas as pd
+from pandera.errors import SchemaErrors
+from pandera.pandas import Check, Column, DataFrameSchema
 
 from kvbudget.errors import UserError
 
-AXES = {
-    "model": ("str", "key of the model in the config"),
-    "task": ("str", "name of the task in the config"),
-    "length": ("int64", "tokens of the prompt as the model reads it"),
-}
-_BUDGET = ("str", "mean cached tokens per KV head: 20p = 20% of the prompt, 256 = tokens, or full")
 
-TABLES: dict[str, dict[str, tuple[str, str]]] = {
-    "cells": {
-        **AXES,
-        "method": ("str", "name of the method in the config"),
-        "budget": _BUDGET,
-        "policy": ("str", "eviction policy behind the method"),
-        "metric": ("str", "score, nll, or a cost in bytes, seconds, milliseconds or tokens"),
-        "value": ("float64", "mean over contexts of the mean over their questions"),
-        "ci_low": ("float64", "95% bootstrap interval over contexts; empty for one context"),
-        "ci_high": ("float64", "95% bootstrap interval over contexts; empty for one context"),
-        "n_samples": ("int64", "questions measured"),
-        "n_contexts": ("int64", "independent contexts, the clusters of the statistics"),
-    },
-    "comparisons": {
-        **AXES,
-        "budget": _BUDGET,
-        "method": ("str", "the method compared"),
-        "reference": ("str", "what it is compared with"),
-        "kind": ("str", "full (against the full cache), baseline, or ablation"),
-        "metric": ("str", "score (higher is better) or nll (lower is better)"),
-        "difference": ("float64", "method minus reference, paired by context"),
-        "ci_low": ("float64", "95% bootstrap interval of the difference over contexts"),
-        "ci_high": ("float64", "95% bootstrap interval of the difference over contexts"),
-        "p": ("float64", "two-sided paired permutation test over contexts"),
-        "p_holm": ("float64", "p after Holm's correction within the same kind and metric"),
-        "n_contexts": ("int64", "pairs"),
-        "headline": ("bool", "the full cache scores at least 0.5 here, or there is no score"),
-        "verdict": (
-            "str",
-            "better, worse or unclear: the interval holds zero, or under 6 contexts",
-        ),
-    },
-    "heads": {
-        "model": AXES["model"],
-        "layer": ("int64", "index of the full-attention layer in the model"),
-        "query_head": ("int64", "query head"),
-        "kv_head": ("int64", "KV head that serves it"),
-        "class": ("str", "functional class of the KV head"),
-        "retrieval": ("float64", "retrieval score"),
-        "induction": ("float64", "induction score"),
-        "local": ("float64", "attention mass in the local window"),
-        "sink": ("float64", "attention mass on the sinks"),
-        "previous": ("float64", "attention to the previous token"),
-    },
-    "allocation": {
-        **AXES,
-        "method": ("str", "name of the method in the config"),
-        "budget": _BUDGET,
-        "layer": ("int64", "index of the full-attention layer in the model"),
-        "kv_head": ("int64", "KV head"),
-        "class": ("str", "functional class of the KV head, empty without a profile"),
-        "slots": ("float64", "mean tokens kept"),
-        "share": ("float64", "slots over the mean of all KV heads of the cell"),
-    },
-    "loss_curves": {
-        "model": AXES["model"],
-        "measure": ("str", "what is lost: attention mass or output norm"),
-        "rule": ("str", "scoring rule that chooses what to keep"),
-        "layer": ("int64", "index of the full-attention layer in the model"),
-        "kv_head": ("int64", "KV head"),
-        "class": ("str", "functional class of the KV head"),
-        "share": ("float64", "share of tokens kept"),
-        "loss": ("float64", "lost fraction, 0 to 1"),
-    },
-    "models": {
-        "model": AXES["model"],
-        "title": ("str", "name in print"),
-        "source": ("str", "where the weights come from"),
-        "sha256": ("str", "digest over all file hashes"),
-        "dtype": ("str", "number format of the study"),
-        "layers": ("int64", "layers"),
-        "query_heads": ("int64", "query heads a layer"),
-        "kv_heads": ("int64", "KV heads a layer"),
-        "head_dim": ("int64", "dimension of a head"),
-        "context": ("int64", "longest prompt the model can read, in tokens"),
-    },
-    "provenance": {
-        "item": ("str", "what: a library, the device, threads, a commit"),
-        "value": ("str", "its value in all cells, or the several values"),
-    },
-    "code_digests": {
-        "path": ("str", "path of the cell's record"),
-        "policy": ("str", "eviction policy"),
-        "kind": ("str", "kind of task"),
-        "code": ("str", "digest of the code that measured the cell"),
-    },
-    "missing": {
-        "path": ("str", "a planned cell without a record; only a draft has any"),
-    },
+def _text(description: str, *values: str) -> Column:
+    checks = Check.isin(values) if values else None
+    return Column("str", checks, description=description)
+
+
+def _count(description: str, least: int = 0) -> Column:
+    return Column("int64", Check.ge(least), description=description)
+
+
+def _number(description: str, *, empty: bool = False) -> Column:
+    return Column("float64", nullable=empty, description=description)
+
+
+def _share(description: str) -> Column:
+    return Column("float64", Check.in_range(0, 1), description=description)
+
+
+def _table(columns: dict[str, Column], key: list[str]) -> DataFrameSchema:
+    return DataFrameSchema(columns, strict=True, ordered=True, coerce=True, unique=key)
+
+
+MODEL = {"model": _text("key of the model in the config")}
+AXES = {
+    **MODEL,
+    "task": _text("name of the task in the config"),
+    "length": _count("tokens of the prompt as the model reads it", 1),
 }
+METHOD = {"method": _text("name of the method in the config")}
+BUDGET = {
+    "budget": Column(
+        "str",
+        Check.str_matches(r"^(full|\d+|\d+(\.\d+)?p)$"),
+        description="mean cached tokens per KV head: 20p (20% of the prompt), 256 (tokens) or full",
+    )
+}
+LAYER = {"layer": _count("index of the full-attention layer in the model")}
+KV_HEAD = {"kv_head": _count("KV head")}
+CLASS = {"class": _text("functional class of the KV head, empty without a profile")}
+PAIR = {
+    **BUDGET,
+    "method": _text("the method compared"),
+    "reference": _text("what it is compared with"),
+    "kind": _text(
+        "full (against the full cache), baseline, or ablation", "full", "baseline", "ablation"
+    ),
+    "metric": _text("score (higher is better) or nll (lower is better)", "score", "nll"),
+}
+TEST = {
+    "difference": _number("method minus reference, paired by context"),
+    "ci_low": _number(
+        "95% bootstrap interval of the difference over contexts; empty for one", empty=True
+    ),
+    "ci_high": _number(
+        "95% bootstrap interval of the difference over contexts; empty for one", empty=True
+    ),
+    "effect": _number(
+        "Cohen's d of pairs: difference over its standard deviation; empty if there is none",
+        empty=True,
+    ),
+    "p": _share("two-sided paired permutation test over contexts"),
+    "p_holm": _share("p after Holm's correction within the same table, kind and metric"),
+    "n_contexts": _count("pairs", 1),
+    "detectable": _number(
+        "difference that so many contexts show with 80% power (paired t test, 5%) at the variance"
+        " observed; empty if there is none",
+        empty=True,
+    ),
+    "verdict": _text(
+        "better, worse or unclear: the interval holds zero, or under 6 contexts",
+        "better",
+        "worse",
+        "unclear",
+    ),
+}
+
+TABLES: dict[str, DataFrameSchema] = {
+    "cells": _table(
+        {
+            **AXES,
+            **METHOD,
+            **BUDGET,
+            "policy": _text("eviction policy behind the method"),
+            "metric": _text("score, nll, or a cost in bytes, seconds, milliseconds or tokens"),
+            "value": _number("mean over contexts of the mean over their questions"),
+            "ci_low": _number("95% bootstrap interval over contexts; empty for one", empty=True),
+            "ci_high": _number("95% bootstrap interval over contexts; empty for one", empty=True),
+            "n_samples": _count("questions measured", 1),
+            "n_contexts": _count("independent contexts, the clusters of the statistics", 1),
+        },
+        [*AXES, *METHOD, *BUDGET, "metric"],
+    ),
+    "comparisons": _table(
+        {
+            **AXES,
+            **PAIR,
+            **TEST,
+            "headline": Column(
+                "bool", description="the full cache scores at least 0.5 here, or has no score"
+            ),
+        },
+        [*AXES, *PAIR],
+    ),
+    "pooled": _table(
+        {
+            **MODEL,
+            **PAIR,
+            "places": _count("headline tasks and lengths that are pooled", 1),
+            **TEST,
+        },
+        [*MODEL, *PAIR],
+    ),
+    "heads": _table(
+        {
+            **MODEL,
+            **LAYER,
+            "query_head": _count("query head"),
+            "kv_head": _count("KV head that serves it"),
+            **CLASS,
+            "retrieval": _number("retrieval score"),
+            "induction": _number("induction score"),
+            "local": _number("attention mass in the local window"),
+            "sink": _number("attention mass on the sinks"),
+            "previous": _number("attention to the previous token"),
+        },
+        [*MODEL, *LAYER, "query_head"],
+    ),
+    "allocation": _table(
+        {
+            **AXES,
+            **METHOD,
+            **BUDGET,
+            **LAYER,
+            **KV_HEAD,
+            **CLASS,
+            "slots": Column("float64", Check.ge(0), description="mean tokens kept"),
+            "share": _number("slots over the mean of all KV heads of the cell"),
+        },
+        [*AXES, *METHOD, *BUDGET, *LAYER, *KV_HEAD],
+    ),
+    "loss_curves": _table(
+        {
+            **MODEL,
+            "measure": _text("what is lost: attention mass or output norm"),
+            "rule": _text("scoring rule that chooses what to keep"),
+            **LAYER,
+            **KV_HEAD,
+            **CLASS,
+            "share": _share("share of tokens kept"),
+            "loss": _number("lost fraction"),
+        },
+        [*MODEL, "measure", "rule", *LAYER, *KV_HEAD, "share"],
+    ),
+    "models": _table(
+        {
+            **MODEL,
+            "title": _text("name in print"),
+            "source": _text("where the weights come from"),
+            "sha256": _text("digest over all file hashes"),
+            "dtype": _text("number format of the study"),
+            "layers": _count("layers"),
+            "query_heads": _count("query heads a layer"),
+            "kv_heads": _count("KV heads a layer"),
+            "head_dim": _count("dimension of a head"),
+            "context": _count("longest prompt the model can read, in tokens"),
+        },
+        [*MODEL],
+    ),
+    "provenance": _table(
+        {
+            "item": _text("what: a library, the device, threads, a commit"),
+            "value": _text("its value in all cells, or the several values"),
+        },
+        ["item"],
+    ),
+    "code_digests": _table(
+        {
+            "path": _text("path of the cell's record"),
+            "policy": _text("eviction policy"),
+            "kind": _text("kind of task"),
+            "code": _text("digest of the code that measured the cell"),
+        },
+        ["path"],
+    ),
+    "missing": _table(
+        {"path": _text("a planned cell without a record; only a draft has any")}, ["path"]
+    ),
+}
+
+
+def dictionary() -> str:
+    """The data dictionary as Markdown, for whoever opens the folder of the CSV files."""
+    lines = ["# What the columns mean", "", "Generated from `kvbudget.analysis.schema`.", ""]
+    for name, table in TABLES.items():
+        lines += [f"## {name}.csv", "", "One row per " + ", ".join(table.unique) + ".", ""]
+        lines += ["| column | type | meaning |", "|---|---|---|"]
+        lines += [f"| {c} | {col.dtype} | {col.description} |" for c, col in table.columns.items()]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def write(frame: pd.DataFrame, table: str, directory: Path) -> None:
-    """Write `{directory}/{table}.csv`, columns in the dictionary's order."""
-    columns = TABLES[table]
-    if frame.empty:
-        frame = pd.DataFrame(columns=list(columns))
-    frame = frame[list(columns)].astype({c: t for c, (t, _) in columns.items()})
-    frame.to_csv(directory / f"{table}.csv", index=False, lineterminator="\n")
+    """Write `{directory}/{table}.csv`, columns in the dictionary's order.
+
+    Raises:
+        UserError: the frame is not what the dictionary says.
+    """
+    columns = list(TABLES[table].columns)
+    frame = pd.DataFrame(columns=columns) if frame.empty else frame[columns]
+    path = directory / f"{table}.csv"
+    _valid(frame, table, path).to_csv(path, index=False, lineterminator="\n")
 
 
 def read(directory: Path, table: str) -> pd.DataFrame:
     """Read `{directory}/{table}.csv` with typed columns.
 
     Raises:
-        UserError: the file is absent or its columns are not the dictionary's.
+        UserError: the file is absent or is not what the dictionary says.
     """
     path = directory / f"{table}.csv"
-    columns = TABLES[table]
     if not path.exists():
         raise UserError(
             f"{path} is missing; run `snakemake --cores 1 --resources gpu=1` to make it"
         )
-    text = [c for c, (t, _) in columns.items() if t == "str"]
-    frame = pd.read_csv(
-        path,
-        dtype={c: t for c, (t, _) in columns.items()},
-        keep_default_na=False,
-        na_values={c: [""] for c in columns if c not in text},
-    )
-    if list(frame.columns) != list(columns):
-        raise UserError(
-            f"{path} has columns {list(frame.columns)}, not {list(columns)}; rebuild it"
-        )
-    return frame
+    # Text stays text: a method may be called `null`, a budget is `256`.
+    types = {c: "str" for c, col in TABLES[table].columns.items() if str(col.dtype) == "str"}
+    frame = pd.read_csv(path, dtype=types, keep_default_na=False)
+    return _valid(frame.replace({c: {"": None} for c in frame if c not in types}), table, path)
 
 
 def digest(directory: Path, table: str) -> str:
     """sha256 of one CSV file, as noted in everything made from it."""
     return hashlib.sha256((directory / f"{table}.csv").read_bytes()).hexdigest()
+
+
+def _valid(frame: pd.DataFrame, table: str, path: Path) -> pd.DataFrame:
+    try:
+        return TABLES[table].validate(frame, lazy=True)
+    except SchemaErrors as errors:
+        cases = errors.failure_cases.drop_duplicates(["column", "check"]).to_dict("records")
+        reasons = [f"{c['column']} fails {c['check']} ({c['failure_case']!r})" for c in cases]
+        raise UserError(
+            f"{path}: {'; '.join(reasons)}; delete it and run the command again"
+        ) from None

@@ -8,6 +8,7 @@ from scipy import stats
 
 RESAMPLES = 9999
 LEVEL = 0.95
+POWER = 0.8
 #: Fewer pairs than this can differ all in one direction by chance more often than the level allows
 #: (2 / 2^5 > 0.05), yet their bootstrap interval would be clear of zero: no verdict from them.
 LEAST_CONTEXTS = 6
@@ -44,6 +45,34 @@ def mean_interval(values: np.ndarray, seed: int) -> Estimate:
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Estimate(mean, float(interval.low), float(interval.high), len(values))
+
+
+def effect_size(differences: np.ndarray) -> float:
+    """Cohen's d of paired `(contexts,)` differences (Cohen, 1988): mean over standard deviation.
+
+    NaN where they do not vary.
+    """
+    deviation = _deviation(differences)
+    return float(np.mean(differences)) / deviation if deviation else np.nan
+
+
+def detectable(differences: np.ndarray) -> float:
+    """The least true difference that as many contexts, varying as these do, would show.
+
+    A two-sided paired t test at the level of the intervals finds it with a power of about `POWER`
+    (quantiles of t in place of those of its non-central form). NaN where nothing varies.
+    """
+    n, deviation = len(differences), _deviation(differences)
+    if not deviation:
+        return np.nan
+    quantiles = stats.t.ppf([(1 + LEVEL) / 2, POWER], n - 1)
+    return float(quantiles.sum() * deviation / np.sqrt(n))
+
+
+def _deviation(differences: np.ndarray) -> float:
+    """Standard deviation; 0 for one value, and for equal ones whatever rounding says."""
+    varies = len(differences) > 1 and np.ptp(differences) > 0
+    return float(np.std(differences, ddof=1)) if varies else 0.0
 
 
 def paired_p(a: np.ndarray, b: np.ndarray, seed: int) -> float:

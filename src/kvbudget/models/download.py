@@ -9,7 +9,16 @@ from pathlib import Path
 from kvbudget.errors import UserError, run_cli
 from kvbudget.models import pypi
 from kvbudget.models.formats import ALLOWED, SOURCE, TEXT, WEIGHTS, check_no_remote_code
-from kvbudget.models.registry import Hub, Local, ModelScope, ModelSpec, Pypi, Random, parse
+from kvbudget.models.registry import (
+    DESCRIPTIVE,
+    Hub,
+    Local,
+    ModelScope,
+    ModelSpec,
+    Pypi,
+    Random,
+    parse,
+)
 
 
 def download(key: str, spec: ModelSpec, out: Path) -> None:
@@ -38,8 +47,9 @@ def download(key: str, spec: ModelSpec, out: Path) -> None:
 def source_note(spec: ModelSpec) -> str:
     """Content of the file that says where a model came from (`SOURCE`)."""
     note = {"source": spec.source} | dataclasses.asdict(spec)
-    # Neither changes the files: a new title must not ask for a new entry in the lock.
-    del note["title"], note["context"]
+    # They do not change the files: a new title must not ask for a new entry in the lock.
+    for name in DESCRIPTIVE:
+        del note[name]
     return json.dumps(note, indent=1) + "\n"
 
 

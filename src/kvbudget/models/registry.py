@@ -15,6 +15,26 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+")
 
 ARCHITECTURES = ("llama", "qwen2", "gemma3")
+#: Keys of an entry that describe a model and do not change its files.
+DESCRIPTIVE = ("title", "context", "gated", "size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What a model's files would tell, for a forecast before they are there.
+
+    `sliding_layers` of the `layers` attend to the last `sliding_window` tokens alone. `download`
+    is in bytes; by default two a parameter.
+    """
+
+    parameters: int
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    sliding_layers: int = 0
+    sliding_window: int = 0
+    download: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +42,8 @@ class ModelSpec:
     """One entry of `models:`.
 
     `title` is the name printed in the paper, `context` the longest prompt the study may ask for,
-    in tokens (None: whatever the model's own config says).
+    in tokens (None: whatever the model's own config says). `gated` says that a licence must be
+    accepted first, and `size` is for forecasts.
     """
 
     source: ClassVar[str]
@@ -31,6 +52,8 @@ class ModelSpec:
 
     title: str | None = None
     context: int | None = None
+    gated: bool = False
+    size: Size | None = None
 
     def validate(self) -> None:
         """Raise ValueError with the offending key and the remedy."""
@@ -159,21 +182,10 @@ def parse(key: str, spec: Mapping[str, Any]) -> ModelSpec:
     if source not in SOURCES:
         raise UserError(f"{where}: unknown source {source!r}; use one of {', '.join(SOURCES)}")
     cls = SOURCES[source]
-    fields = {field.name: field for field in dataclasses.fields(cls)}
     given = {name: value for name, value in spec.items() if name != "source"}
-    for name in given:
-        if name not in fields:
-            raise UserError(
-                f"{where}: unknown key {name!r} for source {source}; it knows {', '.join(fields)}"
-            )
-    for name, field in fields.items():
-        if field.default is dataclasses.MISSING and name not in given:
-            raise UserError(f"{where}: key {name!r} is required for source {source}")
-    for name, value in given.items():
-        _check_type(where, name, value, fields[name].type)
-        if isinstance(value, list):
-            given[name] = tuple(value)
-    parsed = cls(**given)
+    if isinstance(given.get("size"), Mapping):
+        given["size"] = _make(f"{where}: size", Size, given["size"], "a size")
+    parsed = _make(where, cls, given, f"source {source}")
     try:
         parsed.validate()
     except ValueError as error:
@@ -181,11 +193,29 @@ def parse(key: str, spec: Mapping[str, Any]) -> ModelSpec:
     return parsed
 
 
+def _make(where: str, cls: type, given: Mapping[str, Any], what: str) -> Any:
+    """An instance of a dataclass from a mapping, each key checked."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in given:
+        if name not in fields:
+            raise UserError(
+                f"{where}: unknown key {name!r} for {what}; it knows {', '.join(fields)}"
+            )
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in given:
+            raise UserError(f"{where}: key {name!r} is required for {what}")
+    for name, value in given.items():
+        _check_type(where, name, value, fields[name].type)
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
 def _check_type(where: str, name: str, value: Any, annotation: Any) -> None:
     expected, right = {
         str: ("a string", isinstance(value, str)),
         str | None: ("a string", value is None or isinstance(value, str)),
         int: ("an integer", type(value) is int),
+        bool: ("true or false", isinstance(value, bool)),
+        Size | None: ("a mapping", value is None or isinstance(value, Size)),
         int | None: ("an integer", value is None or type(value) is int),
         tuple[str, ...]: ("a list of strings", isinstance(value, list | tuple)),
     }[annotation]

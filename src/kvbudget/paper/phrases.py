@@ -27,6 +27,7 @@ def derived(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:
     yield "summary/short", _short(src)
     yield "summary/full", _against_full(src)
     yield "summary/baselines", _against_baselines(src)
+    yield "summary/pooled", _pooled(src)
     yield "summary/losses", _losses(src)
     yield "summary/ablation", _ablation(src)
     yield "summary/headline", _headline_tasks(src)
@@ -194,6 +195,26 @@ def _baseline_titles(src: Source) -> Latex:
     return latex.listing(src.study.title("methods", m) for m in src.study.baselines)
 
 
+def _pooled(src: Source) -> Latex:
+    """Our method against each reference, all headline tasks and lengths together."""
+    frame = src.table("pooled")
+    frame = frame[(frame["method"] == src.study.ours) & (frame["kind"] != "ablation")]
+    if frame.empty:
+        return NO_OURS
+    texts = []
+    for row in frame.to_dict("records"):
+        title = latex.escape(src.study.title("methods", row["reference"]))
+        model = latex.escape(src.study.title("models", row["model"]))
+        texts.append(
+            f"{model} at {latex.budget(row['budget'])} against {title}: "
+            f"{latex.signed(row['difference'])} in {METRIC_TITLE[row['metric']]} "
+            f"({row['verdict']}, \\(d\\) = {latex.signed(row['effect'])})"
+        )
+    shown = "; ".join(texts[:12])
+    more = f"; and {len(texts) - 12} more in the appendix" if len(texts) > 12 else ""
+    return Latex(f"Over all headline tasks and lengths together: {shown}{more}.")
+
+
 def _losses(src: Source) -> Latex:
     frame = src.comparisons
     mine = frame[(frame["method"] == src.study.ours) & (frame["kind"] == "baseline")]
@@ -275,13 +296,25 @@ def _power(src: Source) -> Latex:
         if (frame["metric"] == metric).any()
     ]
     family = int(frame.groupby("metric").size().max())
+    shown = [
+        f"{latex.decimal(column.median())} in {title}"
+        for metric, title in METRIC_TITLE.items()
+        if not (column := frame.loc[frame["metric"] == metric, "detectable"].dropna()).empty
+    ]
+    visible = (
+        "At the variance observed, a comparison shows a true difference of "
+        f"{' and '.join(shown)} with 80\\% power (medians, before correction). "
+        if shown
+        else ""
+    )
     least = max(2 / 2**contexts, 1 / (RESAMPLES + 1))
     reach = "can" if family * least < ALPHA else "cannot"
     return Latex(
         f"With {contexts} contexts, half the width of the interval of a difference is in the "
-        f"median {' and '.join(widths)}. A permutation test of {contexts} pairs gives no \\(p\\) "
-        f"below {_tiny(least)}, and Holm's correction over {_count(family, 'comparison')} asks "
-        f"the best of them for \\(p<{_tiny(ALPHA / family)}\\), which it {reach} reach."
+        f"median {' and '.join(widths)}. {visible}A permutation test of {contexts} pairs gives "
+        f"no \\(p\\) below {_tiny(least)}, and Holm's correction over "
+        f"{_count(family, 'comparison')} asks the best of them for "
+        f"\\(p<{_tiny(ALPHA / family)}\\), which it {reach} reach."
     )
 
 

@@ -19,6 +19,10 @@ COSTS = {
 }
 
 
+#: What stands for the task where all are taken together.
+_TOGETHER = "all headline tasks"
+
+
 def experiment_table(src: Source, experiment: dict) -> str:
     """LaTeX of one experiment: a float of quality and one of cost for each model."""
     keys = layout.experiment_cells(src.study, experiment)
@@ -157,22 +161,37 @@ def statistics_table(src: Source) -> str:
     frame = src.comparisons
     against = frame[(frame["method"] == ours) & frame["kind"].isin(["full", "baseline"])]
     variants = frame[frame["kind"] == "ablation"]
+    pooled = src.table("pooled").assign(task=_TOGETHER, headline=True)
+    pooled = pooled.rename(columns={"places": "length"})
+    pooled = pooled[(pooled["method"] == ours) & pooled["kind"].isin(["full", "baseline"])]
     title = latex.escape(src.study.title("methods", ours)) if ours else ""
     common = (
-        r" Differences are paired by context, with 95\% bootstrap intervals in "
-        r"brackets and \(p\) of a paired permutation test after Holm's correction over all "
-        r"comparisons of the same kind and metric in the study. "
+        r" Differences are paired by context, with 95\% bootstrap intervals in brackets, \(d\) is "
+        r"the difference over its standard deviation, and \(p\) that of a paired permutation test "
+        r"after Holm's correction over all comparisons of the same kind and metric, the pooled "
+        r"ones by themselves. "
         rf"\(n\) = {_span(sorted(set(frame['n_contexts'])))} contexts. "
         r"\(\dagger\): the full cache scores below one half, so the row is no headline."
     )
-    floats = _statistics(src, against, "reference", rf"{title} minus each reference.{common}")
+    floats = _statistics(
+        src,
+        pooled,
+        "reference",
+        rf"{title} minus each reference, over all headline tasks and lengths (places) together; "
+        rf"each context counts once.{common}",
+        place="places",
+    )
+    floats += _statistics(src, against, "reference", rf"{title} minus each reference.{common}")
     floats += _statistics(src, variants, "method", rf"Each variant minus {title}.{common}")
     for number, entry in enumerate(floats, 1):
         entry["label"] = f"tab:statistics-{number}"
-    return latex.render("statistics.tex.j2", notes=_notes(src, "comparisons"), floats=floats)
+    notes = _notes(src, "comparisons", "pooled")
+    return latex.render("statistics.tex.j2", notes=notes, floats=floats)
 
 
-def _statistics(src: Source, frame: pd.DataFrame, named: str, caption: str) -> list[dict]:
+def _statistics(
+    src: Source, frame: pd.DataFrame, named: str, caption: str, place: str = "tokens"
+) -> list[dict]:
     study = src.study
     rows = []
     axes = ["model", "task", "length", "budget", named]
@@ -189,16 +208,21 @@ def _statistics(src: Source, frame: pd.DataFrame, named: str, caption: str) -> l
         for metric in ("score", "nll"):
             row = by_metric.get(metric)
             if row is None:
-                cells += [Latex(latex.DASH)] * 2
+                cells += [Latex(latex.DASH)] * 3
                 continue
             cells.append(
                 layout.with_interval(row["difference"], row["ci_low"], row["ci_high"], signed=True)
             )
-            cells.append(latex.decimal(row["p_holm"], 3))
+            cells += [latex.signed(row["effect"]), latex.decimal(row["p_holm"], 3)]
         rows.append(Row(study.title("models", model), cells))
     head = {"reference": "reference", "method": "variant"}[named]
     return [
-        {"rows": piece, "head": head, "caption": Latex(caption + (" (Continued.)" if i else ""))}
+        {
+            "rows": piece,
+            "head": head,
+            "place": place,
+            "caption": Latex(caption + (" (Continued.)" if i else "")),
+        }
         for i, piece in enumerate(layout.chunks(rows, layout.ROWS_A_FLOAT))
     ]
 

@@ -15,7 +15,13 @@ from types import ModuleType
 from kvbudget.errors import UserError
 
 # Names, not imports: a cell's digest then covers the one task that it runs, and no other.
-KINDS = {"niah": "kvbudget.tasks.niah", "perplexity": "kvbudget.tasks.perplexity"}
+KINDS = {
+    "niah": "kvbudget.tasks.niah",
+    "vt": "kvbudget.tasks.vt",
+    "cwe": "kvbudget.tasks.cwe",
+    "fwe": "kvbudget.tasks.fwe",
+    "perplexity": "kvbudget.tasks.perplexity",
+}
 
 
 def get(kind: str) -> ModuleType:

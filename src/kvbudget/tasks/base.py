@@ -72,6 +72,21 @@ def draws(*parts: Any) -> random.Random:
     return random.Random(hashlib.sha256(text.encode()).digest())
 
 
+def own(split: str, items: Sequence[Any]) -> Sequence[Any]:
+    """Those of `items` (any slice-able sequence) that belong to a split, dealt out in turn."""
+    check_split(split)
+    return items[list(SPLITS).index(split) :: len(SPLITS)]
+
+
+def spell(number: int, alphabet: str, letters: int) -> str:
+    """A number below `len(alphabet) ** letters` as a word: no two numbers give the same."""
+    word = ""
+    for _ in range(letters):
+        number, rest = divmod(number, len(alphabet))
+        word += alphabet[rest]
+    return word
+
+
 def split_passages(passages: Sequence[str], split: str) -> Sequence[str]:
     """The passages that belong to a split: no two splits share one."""
     check_split(split)
@@ -122,6 +137,14 @@ def prompt_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[in
     return encode(tokenizer, head), encode(tokenizer, tail)
 
 
+def ask(tokenizer: PreTrainedTokenizerBase, question: str, prefix: str) -> list[int]:
+    """Token ids of a question, the end of the user's turn and the first words of the answer."""
+    if not tokenizer.chat_template:
+        return encode(tokenizer, f"{question} {prefix}")
+    _, tail = prompt_frame(tokenizer)
+    return encode(tokenizer, question) + tail + encode(tokenizer, prefix)
+
+
 def passages_within(
     tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], tokens: int
 ) -> int:
@@ -137,8 +160,8 @@ def passages_within(
     return len(passages)
 
 
-def string_match(output: str, references: Sequence[str]) -> float:
-    """Share of `references` found in `output`, case ignored (RULER's `string_match_all`)."""
+def string_match_all(output: str, references: Sequence[str]) -> float:
+    """Share of `references` found in `output`, case ignored: RULER's score of all tasks here."""
     found = sum(reference.lower() in output.lower() for reference in references)
     return found / len(references)
 
@@ -154,22 +177,22 @@ def fit(count: Callable[[str], int], words: Sequence[str], target: int, slack: i
     """
     if not words or count(" ".join(words)) < target:
         raise UserError(f"the haystack is too short for a prompt of {target} tokens")
-    enough = _first(len(words), lambda n: count(" ".join(words[:n])) >= target)
-    shorter, longer = " ".join(words[: enough - 1]), " ".join(words[:enough])
-    best = min((shorter, longer), key=lambda text: abs(count(text) - target))
+    near = closest(lambda number: count(" ".join(words[:number])), target, len(words))
+    best = " ".join(words[:near])
     if abs(count(best) - target) <= slack:
         return best
-    cuts = range(len(shorter), len(longer) + 1)
-    return min((longer[:cut] for cut in cuts), key=lambda text: abs(count(text) - target))
+    around = " ".join(words[: near + 1])
+    cuts = range(len(" ".join(words[: max(0, near - 1)])), len(around) + 1)
+    return min((around[:cut] for cut in cuts), key=lambda text: abs(count(text) - target))
 
 
-def _first(end: int, true: Callable[[int], bool]) -> int:
-    """The least n in [0, end] for which `true`, which stays true once it is."""
+def closest(count: Callable[[int], int], target: int, end: int) -> int:
+    """The n in [0, end] for which `count(n)`, which does not fall, is nearest to `target`."""
     low, high = 0, end
     while low < high:
         middle = (low + high) // 2
-        if true(middle):
+        if count(middle) >= target:
             high = middle
         else:
             low = middle + 1
-    return low
+    return min((max(0, low - 1), low), key=lambda number: abs(count(number) - target))

@@ -2,13 +2,17 @@
 
 Instruction, needle, question and answer prefix are RULER's words for numeric values; so is the
 number of digits. The haystack is running text, needles stand between its passages, and keys are
-an adjective and a noun. Each question asks for one needle (RULER's `niah_single` with one needle,
-`niah_multikey` with more), and several questions may be asked of one context.
+an adjective and a noun. RULER's four tasks are options of this one, several questions may be asked
+of one context, and no question asks for a key that another one asks for:
+
+    niah_single      one key, one value
+    niah_multikey    needles: 4                 one of several keys is asked for
+    niah_multivalue  values: 4                  a key has several values, all are asked for
+    niah_multiquery  needles: 4, queries: 4     several keys are asked for at once
 """
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,17 +21,27 @@ from kvbudget.errors import UserError
 from kvbudget.tasks import base
 from kvbudget.tasks.base import Context, Question
 
-DEFAULTS = {"needles": 1}
+#: Keys of a context, values of each key, and keys that one question asks for.
+DEFAULTS = {"needles": 1, "values": 1, "queries": 1}
 
-INSTRUCTION = (
-    "A special magic number is hidden within the following text. Make sure to memorize it."
-    " I will quiz you about the number afterwards.\n"
-)
+# RULER's wording for one answer and for several.
+INSTRUCTION = {
+    False: "A special magic number is hidden within the following text. Make sure to memorize it."
+    " I will quiz you about the number afterwards.\n",
+    True: "Some special magic numbers are hidden within the following text. Make sure to memorize"
+    " it. I will quiz you about the numbers afterwards.\n",
+}
 NEEDLE = "One of the special magic numbers for {key} is: {value}."
-QUESTION = "\nWhat is the special magic number for {key} mentioned in the provided text?"
-ANSWER_PREFIX = "The special magic number for {key} mentioned in the provided text is"
+QUESTION = {
+    False: "\nWhat is the special magic number for {keys} mentioned in the provided text?",
+    True: "\nWhat are all the special magic numbers for {keys} mentioned in the provided text?",
+}
+ANSWER_PREFIX = {
+    False: "The special magic number for {keys} mentioned in the provided text is",
+    True: "The special magic numbers for {keys} mentioned in the provided text are",
+}
 
-#: Tokens beyond the reference that a model may write before and after the number.
+#: Tokens beyond the reference that a model may write around each number.
 _SPARE_TOKENS = 4
 #: Passages on each side of the estimate among which the haystack may be cut to length.
 _SPARE_PASSAGES = 8
@@ -54,15 +68,6 @@ _NOUNS = (
 )
 
 
-@dataclass(frozen=True)
-class Needle:
-    key: str
-    value: str
-
-    def __str__(self) -> str:
-        return NEEDLE.format(key=self.key, value=self.value)
-
-
 def make(
     tokenizer: PreTrainedTokenizerBase,
     passages: Sequence[str],
@@ -74,40 +79,53 @@ def make(
     split: str,
     options: Mapping[str, Any],
 ) -> list[Context]:
-    """Contexts of `options["needles"]` needles each, and questions about them.
+    """Contexts of `needles` keys with `values` values each, and questions for `queries` keys each.
 
-    Context and question together have `length` tokens, within 1%. There is one question a needle:
-    a context gets `min(questions, needles)` of them, each for another key. The context is the
-    same whatever is asked, and whatever the number of questions.
+    Context and question together have `length` tokens, within 1%. A context gets as many
+    questions as its keys allow, at most `questions`. The context is the same whatever is asked,
+    and whatever the number of questions.
 
     Raises:
         UserError: `length` cannot hold the needles, or the haystack is too short.
     """
     options = base.options_of(options, DEFAULTS)
-    if options["needles"] < 1:
-        raise UserError("niah: needles must be at least 1")
+    count, values, queries = (options[name] for name in DEFAULTS)
+    for name in DEFAULTS:
+        if options[name] < 1:
+            raise UserError(f"niah: {name} must be at least 1")
+    if queries > count:
+        raise UserError(f"niah: {queries} queries need as many needles, not {count}")
+    many = values * queries > 1
     text = base.split_passages(passages, split)
     made = []
     for index in range(contexts):
-        identity = f"niah-{options['needles']}/{split}/L{length}/s{seed}/{index}"
+        identity = f"niah-{count}-{values}-{queries}/{split}/L{length}/s{seed}/{index}"
         rng = base.draws(identity)
-        needles = draw_needles(tokenizer, options["needles"], length, split, rng)
-        asked = [_question_ids(tokenizer, needle.key) for needle in needles]
-        # Within the slack of `draw_needles` they are equally long; aim at the middle.
-        middle = (max(map(len, asked)) + min(map(len, asked))) // 2
+        keys = draw_keys(tokenizer, count, queries, length, split, rng)
+        numbers = iter(draw_values(count * values, split, rng))
+        hidden = {key: [next(numbers) for _ in range(values)] for key in keys}
+        needles = [NEEDLE.format(key=key, value=value) for key in keys for value in hidden[key]]
+        # The keys make all questions about equally long.
+        room = length - len(_ask(tokenizer, keys[:queries], many))
         start = base.start_passage(text, index, contexts, rng) if text else 0
         ids = _context_ids(
-            tokenizer, base.passages_from(text, start), needles, length - middle, length, rng
+            tokenizer,
+            base.passages_from(text, start),
+            INSTRUCTION[many],
+            needles,
+            room,
+            length,
+            rng,
         )
-        chosen = base.draws(identity, "questions").sample(
-            range(len(needles)), min(questions, len(needles))
-        )
+        asked = base.draws(identity, "questions").sample(keys, count)
+        groups = [asked[i * queries : (i + 1) * queries] for i in range(count // queries)]
         made.append(
             Context(
                 id=identity,
                 ids=ids,
                 questions=[
-                    _question(tokenizer, f"{identity}/q{i}", needles[i], asked[i]) for i in chosen
+                    _question(tokenizer, f"{identity}/{'+'.join(group)}", group, hidden, many)
+                    for group in groups[:questions]
                 ],
             )
         )
@@ -115,42 +133,47 @@ def make(
 
 
 def score(output: str, references: list[str]) -> float:
-    """RULER's `string_match_all`: the share of references found in the output."""
-    return base.string_match(output, references)
+    """The share of references found in the output."""
+    return base.string_match_all(output, references)
 
 
-def draw_needles(
-    tokenizer: PreTrainedTokenizerBase, count: int, length: int, split: str, rng: random.Random
-) -> list[Needle]:
-    """Needles of distinct keys and values that only this split can draw.
+def draw_keys(
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    queries: int,
+    length: int,
+    split: str,
+    rng: random.Random,
+) -> list[str]:
+    """Distinct keys that only this split can draw.
 
-    Questions about them differ by at most half a percent of `length` tokens, so that one context
-    fits all of them.
+    Questions about `queries` of them differ by at most a quarter of a percent of `length` tokens
+    from each other's mean, so that one context fits all of them.
     """
-    splits = list(base.SPLITS)
-    nouns = _NOUNS.split()[splits.index(split) :: len(splits)]
+    nouns = base.own(split, _NOUNS.split())
     keys = [f"{adjective}-{noun}" for adjective in _ADJECTIVES.split() for noun in nouns]
     rng.shuffle(keys)
-    first = len(_question_ids(tokenizer, keys[0]))
-    slack = int(base.TOLERANCE / 4 * length)
+    first = len(_ask(tokenizer, keys[:1], False))
+    slack = int(base.TOLERANCE / 4 * length) // queries
     alike = []
     for key in keys:
-        if abs(len(_question_ids(tokenizer, key)) - first) <= slack:
+        if abs(len(_ask(tokenizer, [key], False)) - first) <= slack:
             alike.append(key)
         if len(alike) == count:
-            break
-    else:
-        raise UserError(f"niah: {count} needles of one length are not to be had; ask for fewer")
-    # Seven digits, the remainder by the number of splits tells the split.
-    low, high = 1_000_000 // len(splits) + 1, 9_999_999 // len(splits)
-    values = [n * len(splits) + splits.index(split) for n in rng.sample(range(low, high), count)]
-    return [Needle(key, str(value)) for key, value in zip(alike, values, strict=True)]
+            return alike
+    raise UserError(f"niah: {count} needles of one length are not to be had; ask for fewer")
+
+
+def draw_values(count: int, split: str, rng: random.Random) -> list[str]:
+    """Distinct numbers of seven digits that only this split can draw."""
+    return list(map(str, rng.sample(base.own(split, range(1_000_000, 10_000_000)), count)))
 
 
 def _context_ids(
     tokenizer: PreTrainedTokenizerBase,
     passages: Sequence[str],
-    needles: Sequence[Needle],
+    instruction: str,
+    needles: Sequence[str],
     target: int,
     length: int,
     rng: random.Random,
@@ -159,9 +182,9 @@ def _context_ids(
     head, _ = base.prompt_frame(tokenizer)
 
     def encode_body(body: str) -> list[int]:
-        return head + base.encode(tokenizer, INSTRUCTION + body)
+        return head + base.encode(tokenizer, instruction + body)
 
-    bare = len(encode_body(" ".join(map(str, needles)) + " "))
+    bare = len(encode_body(" ".join(needles) + " "))
     if bare >= target:
         raise UserError(
             f"niah: a prompt of {length} tokens cannot hold {len(needles)} needles and the"
@@ -175,7 +198,7 @@ def _context_ids(
     last = max(*places, whole - spare)
     pieces: list[str] = []
     for number in range(last + 1):
-        pieces += [str(n) for place, n in zip(places, needles, strict=True) if place == number]
+        pieces += [n for place, n in zip(places, needles, strict=True) if place == number]
         if number < last:
             pieces.append(passages[number])
     front = "".join(f"{piece} " for piece in pieces)
@@ -186,22 +209,31 @@ def _context_ids(
     return encode_body(front + rest)
 
 
-def _question_ids(tokenizer: PreTrainedTokenizerBase, key: str) -> list[int]:
-    question, prefix = QUESTION.format(key=key), ANSWER_PREFIX.format(key=key)
-    if not tokenizer.chat_template:
-        return base.encode(tokenizer, f"{question} {prefix}")
-    _, tail = base.prompt_frame(tokenizer)
-    return base.encode(tokenizer, question) + tail + base.encode(tokenizer, prefix)
+def _ask(tokenizer: PreTrainedTokenizerBase, keys: Sequence[str], many: bool) -> list[int]:
+    listed = _listing(keys)
+    return base.ask(
+        tokenizer, QUESTION[many].format(keys=listed), ANSWER_PREFIX[many].format(keys=listed)
+    )
 
 
 def _question(
-    tokenizer: PreTrainedTokenizerBase, identity: str, needle: Needle, ids: list[int]
+    tokenizer: PreTrainedTokenizerBase,
+    identity: str,
+    keys: Sequence[str],
+    hidden: Mapping[str, Sequence[str]],
+    many: bool,
 ) -> Question:
-    answer = base.encode(tokenizer, f" {needle.value}")
+    references = [value for key in keys for value in hidden[key]]
+    answer = base.encode(tokenizer, f" {_listing(references)}")
     return Question(
         id=identity,
-        ids=ids,
-        references=[needle.value],
+        ids=_ask(tokenizer, keys, many),
+        references=references,
         answer_ids=answer,
-        max_new_tokens=len(answer) + _SPARE_TOKENS,
+        max_new_tokens=len(answer) + _SPARE_TOKENS * len(references),
     )
+
+
+def _listing(items: Sequence[str]) -> str:
+    """Items as RULER writes several: `a, b, and c`."""
+    return f"{', '.join(items[:-1])}, and {items[-1]}" if len(items) > 1 else items[0]

@@ -1,8 +1,9 @@
-"""Perplexity of running text, read through a cache that stays within its budget.
+"""Perplexity of running text, read through a cache that stays within its budget throughout.
 
-The first half of the text is the context. The second half is the answer: it is fed piece by piece
-(`chunk` tokens, by whoever runs the cell) through the same bounded cache, and its mean negative
-log-likelihood a token is the result. Nothing is generated, nothing is scored as right or wrong.
+The first half of the text is the context, the second half is the answer. Both are fed piece by
+piece (`chunk` tokens, by whoever runs the cell) through the same bounded cache, and the answer's
+mean negative log-likelihood a token is the result. Nothing is generated, nothing is scored as
+right or wrong. `length` is the amount of text; a model's context is its only limit.
 """
 
 from collections.abc import Mapping, Sequence

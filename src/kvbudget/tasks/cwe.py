@@ -1,0 +1,119 @@
+"""Common words, after RULER (Hsieh et al., 2024; NVIDIA/RULER, common_words_extraction.py).
+
+A numbered list of words in which ten occur more often than the others; the question asks for the
+ten. Wording, numbers and the solved example in front are RULER's, and so are the words
+(`wonderwords`), of which each split has its own. The list is the context, so there is one question.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from wonderwords import RandomWord
+
+from kvbudget.errors import UserError
+from kvbudget.tasks import base
+from kvbudget.tasks.base import Context, Question
+
+DEFAULTS: dict[str, Any] = {}
+
+INSTRUCTION = (
+    "Below is a numbered list of words. In these words, some appear more often than others."
+    " Memorize the ones that appear most often.\n"
+)
+QUESTION = "\nQuestion: What are the 10 most common words in the above list?"
+ANSWER_PREFIX = "Answer: The top 10 words that appear most often in the list are:"
+
+COMMON = 10
+#: Occurrences of a common and of another word in the list, then words in the solved example and
+#: their occurrences; RULER has other numbers below 4,096 tokens.
+_LONG, _SHORT = (30, 3, 40, 10, 3), (6, 1, 20, 3, 1)
+_SHORT_BELOW = 4096
+_NEW_TOKENS = 120
+
+
+def make(
+    tokenizer: PreTrainedTokenizerBase,
+    passages: Sequence[str],
+    *,
+    length: int,
+    contexts: int,
+    questions: int,
+    seed: int,
+    split: str,
+    options: Mapping[str, Any],
+) -> list[Context]:
+    """Contexts of one list each, with one question.
+
+    Context and question together have `length` tokens, within 1%. Neither the haystack nor
+    `questions` has a say.
+
+    Raises:
+        UserError: `length` cannot hold the common words, or takes more words than there are.
+    """
+    base.options_of(options, DEFAULTS)
+    mine = base.own(split, words())
+    return [
+        _context(tokenizer, f"cwe/{split}/L{length}/s{seed}/{index}", mine, length)
+        for index in range(contexts)
+    ]
+
+
+def _context(
+    tokenizer: PreTrainedTokenizerBase, identity: str, mine: Sequence[str], length: int
+) -> Context:
+    often, seldom, solved, *occurrences = _SHORT if length < _SHORT_BELOW else _LONG
+    drawn = base.draws(identity).sample(mine, len(mine))
+    example, rest = drawn[:solved], drawn[solved:]
+    front = f"{_listed(example, *occurrences, identity)}{QUESTION} {ANSWER_PREFIX}"
+    front += f"{_answer(example)}\n"
+    head, _ = base.prompt_frame(tokenizer)
+    asked = base.ask(tokenizer, QUESTION, ANSWER_PREFIX)
+
+    def ids(number: int) -> list[int]:
+        """The context with the first `number` words of the rest."""
+        listed = _listed(rest[:number], often, seldom, identity)
+        return head + base.encode(tokenizer, front + listed)
+
+    room = length - len(asked)
+    # An entry takes two tokens or more: a number and a word.
+    most = min(len(rest), room // (2 * seldom))
+    number = base.closest(lambda number: len(ids(number)), room, most)
+    made = ids(number)
+    if number < COMMON or abs(len(made) - room) > base.TOLERANCE * length:
+        raise UserError(
+            f"cwe: {COMMON} to {len(rest)} words do not make a prompt of {length} tokens; with this"
+            f" tokenizer they make at least {len(ids(COMMON)) + len(asked)}"
+        )
+    answer = base.encode(tokenizer, _answer(rest))
+    question = Question(
+        id=f"{identity}/q",
+        ids=asked,
+        references=rest[:COMMON],
+        answer_ids=answer,
+        max_new_tokens=max(_NEW_TOKENS, len(answer)),
+    )
+    return Context(identity, made, [question])
+
+
+def score(output: str, references: list[str]) -> float:
+    """The share of references found in the output."""
+    return base.string_match_all(output, references)
+
+
+@functools.cache
+def words() -> tuple[str, ...]:
+    """RULER's nouns, adjectives and verbs, sorted; single words without capitals."""
+    return tuple(sorted(set(RandomWord().filter(regex="[a-z-]+"))))
+
+
+def _listed(chosen: Sequence[str], often: int, seldom: int, identity: str) -> str:
+    """Instruction and numbered list, in which the first words of `chosen` are the common ones."""
+    entries = [*chosen[:COMMON]] * often + [*chosen[COMMON:]] * seldom
+    base.draws(identity, "order").shuffle(entries)
+    return INSTRUCTION + " ".join(f"{i}. {word}" for i, word in enumerate(entries, 1))
+
+
+def _answer(chosen: Sequence[str]) -> str:
+    return "".join(f" {i}. {word}" for i, word in enumerate(chosen[:COMMON], 1))

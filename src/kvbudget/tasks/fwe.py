@@ -1,0 +1,113 @@
+"""Frequent words, after RULER (Hsieh et al., 2024; NVIDIA/RULER, freq_words_extraction.py).
+
+A text of made-up words whose frequencies follow a zeta distribution. The most frequent one is
+written as dots and is noise; the question asks for the three after it. Wording and numbers are
+RULER's. The text is the context, so there is one question.
+"""
+
+import math
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from kvbudget.errors import UserError
+from kvbudget.tasks import base
+from kvbudget.tasks.base import Context, Question
+
+DEFAULTS: dict[str, Any] = {}
+
+INSTRUCTION = (
+    "Read the following coded text and track the frequency of each coded word."
+    " Find the three most frequently appeared coded words. "
+)
+QUESTION = (
+    "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three"
+    " most frequently appeared words in the above coded text?"
+)
+ANSWER_PREFIX = (
+    "Answer: According to the coded text above, the three most frequently appeared words are:"
+)
+
+DOTS = "..."
+_LETTERS = 6
+_ASKED = 3
+#: Tokens of the prompt for each word of the vocabulary.
+_TOKENS_A_WORD = 50
+_NEW_TOKENS = 50
+
+
+def make(
+    tokenizer: PreTrainedTokenizerBase,
+    passages: Sequence[str],
+    *,
+    length: int,
+    contexts: int,
+    questions: int,
+    seed: int,
+    split: str,
+    options: Mapping[str, Any],
+) -> list[Context]:
+    """Contexts of one coded text each, with one question.
+
+    Context and question together have `length` tokens, within 1%. Neither the haystack nor
+    `questions` has a say.
+
+    Raises:
+        UserError: `length` is too short for three words to differ in frequency.
+    """
+    base.options_of(options, DEFAULTS)
+    codes = base.own(split, range(len(string.ascii_lowercase) ** _LETTERS))
+    return [
+        _context(tokenizer, f"fwe/{split}/L{length}/s{seed}/{index}", codes, length)
+        for index in range(contexts)
+    ]
+
+
+def _context(
+    tokenizer: PreTrainedTokenizerBase, identity: str, codes: Sequence[int], length: int
+) -> Context:
+    drawn = base.draws(identity).sample(codes, length // _TOKENS_A_WORD - 1)
+    vocabulary = [DOTS, *(base.spell(code, string.ascii_lowercase, _LETTERS) for code in drawn)]
+    head, _ = base.prompt_frame(tokenizer)
+    asked = base.ask(tokenizer, QUESTION, ANSWER_PREFIX)
+
+    def ids(number: int) -> list[int]:
+        """The context of about `number` words."""
+        return head + base.encode(tokenizer, INSTRUCTION + _text(vocabulary, number, identity))
+
+    number = base.closest(lambda number: len(ids(number)), length - len(asked), length)
+    counts = frequencies(number, _ASKED + 2)
+    if len(set(counts)) < len(counts):
+        raise UserError(
+            f"fwe: in a prompt of {length} tokens the most frequent words occur equally often; use"
+            " a longer length"
+        )
+    frequent = vocabulary[1 : _ASKED + 1]
+    answer = base.encode(tokenizer, f" {', '.join(frequent)}")
+    question = Question(
+        id=f"{identity}/q",
+        ids=asked,
+        references=frequent,
+        answer_ids=answer,
+        max_new_tokens=max(_NEW_TOKENS, len(answer)),
+    )
+    return Context(identity, ids(number), [question])
+
+
+def score(output: str, references: list[str]) -> float:
+    """The share of references found in the output."""
+    return base.string_match_all(output, references)
+
+
+def frequencies(number: int, ranks: int) -> list[int]:
+    """Occurrences of each rank among about `number` words: number / (rank² ζ(2))."""
+    return [int(number / (rank**2 * math.pi**2 / 6)) for rank in range(1, ranks + 1)]
+
+
+def _text(vocabulary: Sequence[str], number: int, identity: str) -> str:
+    counts = frequencies(number, len(vocabulary))
+    text = [word for word, n in zip(vocabulary, counts, strict=True) for _ in range(n)]
+    base.draws(identity, "order").shuffle(text)
+    return " ".join(text)

@@ -1,0 +1,109 @@
+"""What a study costs, from its plan alone and from its first finished cells."""
+
+import datetime
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_study import expand, load
+
+from kvbudget import forecast
+from kvbudget.analysis.records import load_study
+from kvbudget.models.registry import Size
+
+START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """The full study's plan as a file."""
+    file = tmp_path / "results" / "full" / "study.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(expand(load("full")).plan()))
+    return file
+
+
+def finish(study, cells, seconds):
+    """Leave the part of a record that a forecast reads."""
+    for cell in cells:
+        file = study.record_file(cell)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        end = START + datetime.timedelta(seconds=seconds(cell))
+        when = {"started": START.isoformat(), "finished": end.isoformat()}
+        file.write_text(json.dumps({"provenance": when}))
+
+
+def test_the_full_study_before_anything_is_there(planned, tmp_path):
+    """In a process of its own, which shows that no torch is needed."""
+    code = (
+        "import sys; from kvbudget import forecast; forecast.main();"
+        "sys.exit('torch' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, "--study", planned, "--models", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    print(run.stdout)
+    assert f"{len(load_study(planned).cells)} cells, valid" in run.stdout
+    assert re.search(r"llama3.1-8b +meta-llama/Llama-3.1-8B-Instruct +yes +no +16.1", run.stdout)
+    assert "HF_TOKEN" in run.stdout
+    assert "https://huggingface.co/google/gemma-2-9b-it" in run.stdout
+    assert "Hours: unknown" in run.stdout
+
+
+def test_memory_by_hand():
+    llama = Size(parameters=8, layers=32, query_heads=32, kv_heads=8, head_dim=128)
+    assert forecast.cache_bytes(llama, 20_000, 2) == 20_000 * 131_072
+    slid = Size(
+        parameters=8, layers=4, query_heads=4, kv_heads=1, head_dim=2, sliding_layers=3,
+        sliding_window=10,
+    )  # fmt: skip
+    assert forecast.cache_bytes(slid, 100, 2) == (100 + 3 * 10) * 2 * 2 * 2
+
+
+def test_hours_follow_from_finished_cells(planned, tmp_path):
+    study = load_study(planned)
+    known = forecast.sizes(study, tmp_path)
+    law = np.array([12.0, 9.0, 30.0, 50.0])
+
+    def seconds(cell):
+        return float(forecast.work(cell, known[cell.model]) @ law)
+
+    assert forecast.fit(study, known) is None
+    finish(study, study.cells[:3], seconds)
+    assert forecast.fit(study, known) is None
+    finish(study, study.cells[::7], seconds)
+    costs = forecast.fit(study, known)
+    assert costs.error < 0.02
+    for cell in study.cells:
+        assert costs.hours(cell, known[cell.model]) == pytest.approx(seconds(cell) / 3600, rel=0.1)
+    text = forecast.report(study, tmp_path)
+    assert "unknown" not in text
+    assert f"fitted on {costs.cells} finished cells" in text
+
+
+def test_a_model_of_unknown_size_is_said_to_be(planned, tmp_path):
+    plan = json.loads(planned.read_text())
+    del plan["config"]["models"]["llama3.1-8b"]["size"]
+    planned.write_text(json.dumps(plan))
+    text = forecast.report(load_study(planned), tmp_path)
+    assert re.search(r"llama3.1-8b .* unknown", text)
+    assert "Downloads: at least 26.7 GB" in text
+
+
+def test_a_verified_model_needs_no_size_and_no_download(planned, tmp_path):
+    plan = json.loads(planned.read_text())
+    size = plan["config"]["models"]["qwen2.5-3b"].pop("size")
+    planned.write_text(json.dumps(plan))
+    verified = {name: size[name] for name in ("layers", "query_heads", "kv_heads", "head_dim")}
+    verified |= {"checks": {"parameters": size["parameters"]}, "context": 32768}
+    verified |= {"layer_types": ["full_attention"] * size["layers"]}
+    (tmp_path / "qwen2.5-3b.verified.json").write_text(json.dumps(verified))
+    text = forecast.report(load_study(planned), tmp_path)
+    assert re.search(r"qwen2.5-3b .* no +yes +0 +6.17", text)
+    assert "Downloads: 36.5 GB" in text
