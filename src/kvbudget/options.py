@@ -15,8 +15,10 @@ from kvbudget.errors import UserError
 def constant(file: Path, name: str) -> Any:
     """Value of a module's constant, written as a literal. Raises KeyError if there is none."""
     for node in ast.parse(file.read_bytes()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return ast.literal_eval(node.value)
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if ast.unparse(target) == name:
+                return ast.literal_eval(node.value)
     raise KeyError(f"{file} has no constant {name}")
 
 

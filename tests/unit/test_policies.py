@@ -167,6 +167,12 @@ def test_a_heavier_head_gets_no_less(profile):
     assert causal[3, 1] > equal[3, 1]
 
 
+def test_weights_that_are_all_zero_count_equally(profile):
+    equal = HeadAware(profile, weights="equal").budgets(GEOMETRY, 100, 1000)
+    profile["weights"] = np.zeros((4, 3)).tolist()
+    assert HeadAware(profile).budgets(GEOMETRY, 100, 1000) == equal
+
+
 def test_the_rule_of_a_head_is_the_one_that_loses_least(profile):
     curves = profile["loss"]["output"]
     for name in curves:

@@ -126,7 +126,8 @@ class HeadAware(Policy):
         causal = np.array(self.profile["weights"])
         mean = causal.mean()
         # Few heads carry nearly all of the weight, measured on few prompts: shrink to the mean.
-        return (1 - SHRINKAGE) * (causal / mean if mean > 0 else 1) + SHRINKAGE
+        weights = causal / mean if mean > 0 else np.ones_like(causal)
+        return (1 - SHRINKAGE) * weights + SHRINKAGE
 
     def _losses(self) -> dict[str, np.ndarray]:
         """Loss curves `(layers, kv_heads, shares)` of each rule that may be chosen."""
