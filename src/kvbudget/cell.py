@@ -30,7 +30,6 @@ from kvbudget.measure import memory
 from kvbudget.measure.time import Stopwatch
 from kvbudget.models.load import load
 from kvbudget.models.pypi import file_sha256
-from kvbudget.orphan import check_run
 from kvbudget.record import provenance, replace_text, write_json
 from kvbudget.tasks.base import Context, Question
 from kvbudget.text import read_passages
@@ -285,11 +284,7 @@ def run_cell(args: argparse.Namespace) -> dict:
     runner.read(runner.cache(len(prompt)), prompt[:WARM_UP])
     side = args.out.with_suffix(".contexts.jsonl")
     identity = {"spec": spec, "code": args.code}
-    parts = []
-    for part in results(runner, contexts, side, identity):
-        check_run(args.run)
-        parts.append(part)
-    measured = summarise(parts)
+    measured = summarise(list(results(runner, contexts, side, identity)))
     measured["timing"]["load_s"] = load_s
     measured["allocation"]["layers"] = list(runner.cache().plan.geometry.layers)
     record = {
@@ -313,7 +308,6 @@ def main() -> None:
     parser.add_argument("--text", required=True, type=Path, help="the haystack")
     parser.add_argument("--profile", type=Path, help="of the model's heads")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--run", type=int, help="process id of the run that it belongs to")
     args = parser.parse_args()
     try:
         run_cell(args)

@@ -49,7 +49,6 @@ def home(tmp_path_factory) -> Path:
 def arguments(home: Path, out: Path, **changes) -> argparse.Namespace:
     profile = changes.pop("profile", None)
     return argparse.Namespace(
-        run=None,
         spec={**SPEC, **changes},
         code="digest",
         model_dir=home / "tiny",

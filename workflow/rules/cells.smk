@@ -31,4 +31,4 @@ rule cell:
     shell:
         f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.cell --spec {{params.spec:q}} --code {{params.code}}"
         f" --model-dir results/models/{{wildcards.model}} --verified {{input.verified}} --text {TEXT}"
-        " {params.profile} --out {output} --run $PPID 2> {log}"
+        " {params.profile} --out {output} 2> {log}"
