@@ -35,7 +35,7 @@ onstart:
 
 
 onsuccess:
-    forget_failures()
+    tidy()
     print(closing_line())
 
 

@@ -5,7 +5,8 @@
 
 Question-agnostic: the context is read and compressed before any question arrives, and every
 question is asked of the same compressed context. Contexts are appended to a side file as they
-finish, so a killed cell goes on where it stopped.
+finish, so a killed cell goes on where it stopped. The side file outlives the cell, as Snakemake
+deletes the record of a job whose end it did not see; once it has, the workflow removes the file.
 """
 
 import argparse
@@ -295,7 +296,6 @@ def run_cell(args: argparse.Namespace) -> dict:
         | {"text_sha256": file_sha256(args.text)},
     }
     write_json(args.out, record)
-    side.unlink(missing_ok=True)
     return record
 
 

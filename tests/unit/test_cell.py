@@ -67,7 +67,7 @@ def outcome(record: dict) -> list:
 def test_the_record_of_a_cell(home, tmp_path):
     record = run_cell(arguments(home, tmp_path / "cell.json"))
     assert json.loads((tmp_path / "cell.json").read_text()) == record
-    assert not (tmp_path / "cell.contexts.jsonl").exists()
+    assert (tmp_path / "cell.contexts.jsonl").read_bytes().count(b"\n") == 1 + 2
     assert (record["schema"], record["spec"], record["code"]) == (1, SPEC, "digest")
     assert len(record["samples"]) == 4
     assert len({sample["context_id"] for sample in record["samples"]}) == 2

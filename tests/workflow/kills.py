@@ -34,6 +34,14 @@ def outcomes(cells: Path) -> dict[str, str]:
     }
 
 
+def _read(path: Path) -> bytes:
+    """What a file holds; nothing if it is not there, or is just being removed."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 @dataclass
 class Victim:
     """A study in a copy of the repository, which is run and killed.
@@ -55,7 +63,7 @@ class Victim:
     lost: int = 0
     rounds: int = 0
     process: subprocess.Popen | None = None
-    finished: dict[Path, bytes] = field(default_factory=dict)
+    finished: dict[str, tuple[bool, bytes]] = field(default_factory=dict)
 
     @property
     def cells(self) -> Path:
@@ -96,8 +104,8 @@ class Victim:
                 continue
             self.kills[kind] += 1
             self.look()
-            sides = (lines for path, lines in self.finished.items() if path.suffix == ".jsonl")
-            self.kept += sum(max(lines.count(b"\n") - 1, 0) for lines in sides)
+            left = (lines for done, lines in self.finished.values() if not done)
+            self.kept += sum(max(lines.count(b"\n") - 1, 0) for lines in left)
 
     def _strike(self, kind: str, longest: float) -> bool:
         if not self.running():
@@ -124,16 +132,18 @@ class Victim:
     def look(self) -> None:
         """Every record on disk is whole, and what was finished at the last look still is."""
         now = {}
-        for path in self.cells.rglob("B*.json*"):
-            now[path] = content = path.read_bytes()
-            if path.suffix == ".json":
-                outcome(content.decode())  # raises if it is not whole
-            else:
-                now[path] = content[: content.rfind(b"\n") + 1]
-        for path, before in self.finished.items():
-            record = path.with_name(path.name.replace(".contexts.jsonl", ".json"))
-            if record not in now and not now.get(path, b"").startswith(before):
-                self.lost += 1
+        for target in self.targets:
+            # In this order: the side file goes after the record has come.
+            lines = _read((self.repo / target).with_suffix(".contexts.jsonl"))
+            record = _read(self.repo / target)
+            if record:
+                outcome(record.decode())  # raises if it is not whole
+            now[target] = (bool(record), lines[: lines.rfind(b"\n") + 1])
+        for target, (was_done, before) in self.finished.items():
+            done, lines = now[target]
+            # A record whose end Snakemake did not see is made again, from its contexts.
+            kept = lines.startswith(before) and (before or not was_done)
+            self.lost += not (done or kept)
         self.finished = now
 
     def finish(self) -> None:
@@ -145,6 +155,9 @@ class Victim:
         self.look()
 
     def wipe(self) -> None:
+        for process in self.measuring():
+            process.kill()
+            process.wait()
         shutil.rmtree(self.cells)
         self.finished = {}
 

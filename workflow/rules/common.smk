@@ -163,8 +163,11 @@ def closing_line():
     )
 
 
-def forget_failures():
-    """Remove the page of an earlier run's failures once none of them is left."""
+def tidy():
+    """After a good end, remove what only a run that stops in the middle needs."""
+    for job in workflow.dag.jobs:
+        if job.rule.name == "cell":
+            Path(job.output[0]).with_suffix(".contexts.jsonl").unlink(missing_ok=True)
     if all(Path(path).exists() for path in CELLS):
         Path(f"{RESULTS}/failures.md").unlink(missing_ok=True)
 
