@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--model-dir", required=True, type=Path)
     parser.add_argument("--verified", required=True, type=Path, help="of the model")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--decode-at", nargs="+", type=int, default=[4096, 8000])
+    parser.add_argument("--decode-at", nargs="*", type=int, default=[4096, 8000])
     parser.add_argument("--prefill-at", nargs="*", type=int, default=[4096])
     parser.add_argument("--memory-at", nargs="*", type=int, default=[2048, 4096, 8192])
     parser.add_argument("--rounds", type=int, default=15)
