@@ -167,9 +167,7 @@ def _probabilities(
 ) -> Tensor:
     """Attention probabilities of a single query, `(batch, kv_heads, group, tokens)` float32."""
     # In float32 for accuracy, and because half-precision products of few rows are slow on CPU.
-    logits = (grouped.float() * scaling) @ key.float().transpose(-1, -2)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    logits = _capped((grouped.float() * scaling) @ key.float().transpose(-1, -2), softcap)
     if valid is not None:
         logits = logits.masked_fill(~valid.unsqueeze(2), float("-inf"))
     return logits.softmax(dim=-1)
@@ -221,8 +219,7 @@ def attention_blocks(
         block = folded[:, :, :, rows]
         # The query heads of a KV head as rows of one product, or keys would be copied for each.
         logits = (block.flatten(2, 3) @ transposed[..., :end]).view(*block.shape[:-1], end)
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
+        logits = _capped(logits, softcap)
         own = slice(0 if valid is not None else end - block.shape[3], None)  # what is hidden
         logits[..., own].masked_fill_(~mask[..., own].unsqueeze(2), float("-inf"))
         yield rows, end, logits.softmax(dim=-1)
@@ -260,7 +257,12 @@ def _softcapped(
     """Attention with tanh-capped logits (Gemma 2), which SDPA does not offer."""
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    logits = softcap * torch.tanh((query @ key.transpose(-1, -2)) * scaling / softcap)
+    logits = _capped((query @ key.transpose(-1, -2)) * scaling, softcap)
     # Not -inf: the row of a padding query in a sliding layer sees nothing, and would be NaN.
     logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
     return logits.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits with Gemma 2's soft cap, where there is one."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -22,18 +22,17 @@ def attend_slots(
     `query` is `(batch, query_heads, 1, head_dim)`; `padded` says that some stored tokens may be
     padding. Returns the output, shaped like `query`.
     """
-    heads = [head for segment in slots.segments for head in segment.heads]
-    grouped = query.view(query.shape[0], len(heads), -1, query.shape[-1])
-    order = None if heads == sorted(heads) else torch.tensor(heads, device=query.device)
-    if order is not None:  # as the storage orders its heads
-        grouped = grouped[:, order]
+    kv_heads = sum(len(segment.heads) for segment in slots.segments)
+    grouped = query.view(query.shape[0], kv_heads, -1, query.shape[-1])
+    if slots.order is not None:
+        grouped = grouped[:, slots.order]
     ragged = len(slots.segments) > 1
     if ragged and softcap is None and not padded and _has_varlen_kernel(query):
         output = _varlen(grouped, slots, scaling)
     else:
         output = _dense(grouped, slots, scaling, softcap, padded)
-    if order is not None:
-        output = output[:, order.argsort()]
+    if slots.order is not None:
+        output = output[:, slots.order.argsort()]
     return output.reshape(query.shape)
 
 

@@ -86,6 +86,7 @@ class Slots:
         keys, values: `(batch, slots, head_dim)`.
         positions: `(batch, slots)` int32, the token's position in its sequence; -1 for padding.
         sums: signal → `(batch, slots)` float32, the attention that the token received so far.
+        order: KV heads as the storage has them, `(kv_heads,)`; None if that is their own order.
     """
 
     def __init__(
@@ -109,6 +110,8 @@ class Slots:
             ]
             self.segments.append(Segment(heads, start, Tokens.of(heads, room, self.sums)))
             start = stop
+        heads = [head for segment in self.segments for head in segment.heads]
+        self.order = None if heads == sorted(heads) else torch.tensor(heads, device=like.device)
         self._free: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
