@@ -43,6 +43,13 @@ class Context:
     questions: list[Question]
 
 
+def question(
+    identity: str, ids: list[int], references: list[str], answer_ids: list[int], new_tokens: int
+) -> Question:
+    """A question with room for `new_tokens` of output, or for the whole answer if that is more."""
+    return Question(identity, ids, references, answer_ids, max(new_tokens, len(answer_ids)))
+
+
 def options_of(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """`defaults` overlaid with a task's options.
 

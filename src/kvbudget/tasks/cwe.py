@@ -14,7 +14,7 @@ from wonderwords import RandomWord
 
 from kvbudget.errors import UserError
 from kvbudget.tasks import base
-from kvbudget.tasks.base import Context, Question
+from kvbudget.tasks.base import Context
 
 DEFAULTS: dict[str, Any] = {}
 
@@ -87,13 +87,7 @@ def _context(
             f" tokenizer they make at least {len(ids(COMMON)) + len(asked)}"
         )
     answer = base.encode(tokenizer, _answer(rest))
-    question = Question(
-        id=f"{identity}/q",
-        ids=asked,
-        references=rest[:COMMON],
-        answer_ids=answer,
-        max_new_tokens=max(_NEW_TOKENS, len(answer)),
-    )
+    question = base.question(f"{identity}/q", asked, rest[:COMMON], answer, _NEW_TOKENS)
     return Context(identity, made, [question])
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kvbudget.errors import UserError
 from kvbudget.tasks import base
-from kvbudget.tasks.base import Context, Question
+from kvbudget.tasks.base import Context
 
 DEFAULTS: dict[str, Any] = {}
 
@@ -86,13 +86,7 @@ def _context(
         )
     frequent = vocabulary[1 : _ASKED + 1]
     answer = base.encode(tokenizer, f" {', '.join(frequent)}")
-    question = Question(
-        id=f"{identity}/q",
-        ids=asked,
-        references=frequent,
-        answer_ids=answer,
-        max_new_tokens=max(_NEW_TOKENS, len(answer)),
-    )
+    question = base.question(f"{identity}/q", asked, frequent, answer, _NEW_TOKENS)
     return Context(identity, ids(number), [question])
 
 

@@ -170,10 +170,5 @@ def _question(
     tokenizer: PreTrainedTokenizerBase, identity: str, value: str, names: Sequence[str]
 ) -> Question:
     answer = base.encode(tokenizer, f" {' '.join(names)}")
-    return Question(
-        id=f"{identity}/{value}",
-        ids=base.ask(tokenizer, *_wording(value, names)),
-        references=list(names),
-        answer_ids=answer,
-        max_new_tokens=max(_NEW_TOKENS, len(answer)),
-    )
+    asked = base.ask(tokenizer, *_wording(value, names))
+    return base.question(f"{identity}/{value}", asked, list(names), answer, _NEW_TOKENS)
