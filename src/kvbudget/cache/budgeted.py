@@ -14,6 +14,7 @@ from transformers.cache_utils import (
 from kvbudget import attention
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions, LayerSnapshot
 from kvbudget.cache.plan import Geometry, Plan
+from kvbudget.cache.quantize import Quantizer
 from kvbudget.errors import UserError
 from kvbudget.policies import make_policy
 from kvbudget.positions import inverse_frequencies
@@ -133,6 +134,7 @@ def make_cache(
     profile: dict | None = None,
     prefill_chunk: int | None = None,
     stride: int | None = None,
+    bits: int | None = None,
     prompt_tokens: int | None = None,
     **options,
 ) -> BudgetedCache:
@@ -148,6 +150,8 @@ def make_cache(
             exceeds the budget by more; None attends to the whole prompt before evicting.
         stride: tokens that may gather above the budget before a decode step evicts them at once;
             None is 1/256 of the budget.
+        bits: of a stored number (2, 4 or 8), which lets the bytes of the budget hold more tokens:
+            an unquantised number counts 16 bits. None stores keys and values as they are.
         prompt_tokens: length of the prompt, where it comes in several forward passes; by default
             the first forward pass is the prompt.
         options: of the method, see `kvbudget.policies`.
@@ -167,16 +171,21 @@ def make_cache(
     if profile is not None:
         options["profile"] = profile
     policy = make_policy(method, **options)
-    plan = Plan(policy, geometry_of(model), budget, prompt_tokens)
+    geometry = geometry_of(model)
+    codec = None if bits is None else Quantizer(bits, geometry.head_dim)
+    if codec is not None and policy.relative_positions:
+        raise UserError(
+            "bits: keys that move inside the cache cannot be quantised; use positions: absolute"
+        )
+    plan = Plan(policy, geometry, budget, prompt_tokens, codec)
     if not plan.geometry.layers:
         raise UserError(
             "every layer of this model has a sliding window, so there is no cache to budget; set "
             "sliding_window: null in its config.json if it was trained without one"
         )
     moves_keys = policy.relative_positions or policy.phi is not None
-    shared = LayerOptions(
-        plan, stride, prefill_chunk, inverse_frequencies(model) if moves_keys else None
-    )
+    frequencies = inverse_frequencies(model) if moves_keys else None
+    shared = LayerOptions(plan, stride, prefill_chunk, frequencies, codec)
     layers = layers_of(model, lambda index: BudgetedLayer(index, plan.geometry.kv_heads, shared))
     return BudgetedCache(layers, plan)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from kvbudget.attention import attend, attention_received, attention_sums
 from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.plan import SINKS, Plan
+from kvbudget.cache.quantize import Coding, Quantizer
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.slots import Segment, Slots, Tokens, select
 from kvbudget.errors import UserError
@@ -25,12 +26,14 @@ class LayerOptions:
             which spreads the cost of scoring over as many steps; None is 1/256 of the budget.
         prefill_chunk: tokens after which a long forward pass evicts; None attends to all first.
         frequencies: inverse frequencies of the rotary embedding, where keys are moved.
+        codec: quantises keys and values; None keeps them as they are.
     """
 
     plan: Plan
     stride: int | None = None
     prefill_chunk: int | None = None
     frequencies: Tensor | None = None
+    codec: Quantizer | None = None
 
 
 @dataclass
@@ -101,8 +104,24 @@ class BudgetedLayer(AttendingLayer):
         if shift := plan.target_shift(self.seen):
             query = rotate(query, shift, self.options.frequencies)
             key = rotate(key, shift, self.options.frequencies)
+        codec = self.options.codec
+        if codec is not None:
+            query, key, value = codec.turn(query), codec.turn(key), codec.turn(value)
         if self.slots is None:
             self._begin(key)
+        output = self._attend(query, key, value, positions, scaling, softcap)
+        return output if codec is None else codec.turn_back(output)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions: Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        new = key.shape[2]
         if new == 1 and self.seen > 0:
             return self._decode(query, key, value, positions, scaling, softcap)
         step = self.options.prefill_chunk or new
@@ -118,7 +137,9 @@ class BudgetedLayer(AttendingLayer):
         plan = self.options.plan
         self.planned = self.budgets = plan.budgets()[self.index]
         self.stride = self.options.stride or max(1, (plan.tokens() or 0) // 256)
-        self.slots = Slots([(tuple(range(self.kv_heads)), 0)], like, self.policy.sums(self.index))
+        codec, heads = self.options.codec, tuple(range(self.kv_heads))
+        coding = None if codec is None else Coding.of(codec, like)
+        self.slots = Slots([(heads, 0)], like, self.policy.sums(self.index), coding)
 
     def _positions(self, key: Tensor, padding: Tensor | None) -> Tensor:
         """Positions of the new tokens in their sequences, `(batch, kv_heads, new)` int32."""
@@ -252,6 +273,7 @@ class BudgetedLayer(AttendingLayer):
             ((tuple(heads), capacity) for (capacity, _, _), heads in shapes.items()),
             everything[0].keys,
             self.slots.sums,
+            self.slots.coding,
         )
         for segment, (_, kept, _) in zip(slots.segments, shapes, strict=True):
             parts = [

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from kvbudget.errors import UserError
 
-if TYPE_CHECKING:  # a policy imports this module
+if TYPE_CHECKING:  # a policy imports this module, which the study does without torch
+    from kvbudget.cache.quantize import Quantizer
     from kvbudget.policies.base import Policy
 
 SINKS = 4  # attention sinks (Xiao et al., 2024) that every bounded method keeps
@@ -69,6 +70,7 @@ class Plan:
         geometry: the heads that the budget is spread over.
         budget: tokens, a share of the prompt, or None for no bound.
         prompt_tokens: length of the prompt; by default the first forward pass is the prompt.
+        codec: quantises what is kept, so that the bytes of the budget hold more tokens.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Plan:
         geometry: Geometry,
         budget: int | str | None,
         prompt_tokens: int | None = None,
+        codec: Quantizer | None = None,
     ) -> None:
         self.policy, self.geometry, self.budget = policy, geometry, budget
+        self._codec = codec
         self._given = prompt_tokens
         self.reset()
 
@@ -112,7 +116,8 @@ class Plan:
             if tokens is None:
                 self._budgets = [[UNBOUNDED] * kv_heads] * layers
             else:
-                self._budgets = self.policy.budgets(self.geometry, tokens, self.prompt_tokens)
+                kept = self._codec.slots(tokens) if self._codec else tokens
+                self._budgets = self.policy.budgets(self.geometry, kept, self.prompt_tokens)
         return self._budgets
 
     def target_shift(self, seen: int) -> int:

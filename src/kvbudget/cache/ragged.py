@@ -26,7 +26,7 @@ def attend_slots(
     grouped = query.view(query.shape[0], kv_heads, -1, query.shape[-1])
     if slots.order is not None:
         grouped = grouped[:, slots.order]
-    ragged = len(slots.segments) > 1
+    ragged = len(slots.segments) > 1 and slots.coding is None
     if ragged and softcap is None and not padded and _has_varlen_kernel(query):
         output = _varlen(grouped, slots, scaling)
     else:

@@ -1,10 +1,12 @@
 """Ragged key-value storage of one layer: every KV head owns a fixed number of slots."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from kvbudget.cache.quantize import Coding
 
 
 @dataclass
@@ -52,12 +54,16 @@ class Segment:
         heads: KV head indices.
         start: first slot of the first head in the flat storage.
         room: all slots of the heads, as views of the flat storage; the first `length` are filled.
-        held: how many of them snapshots rely on.
+        coding: how keys and values are stored; None as they are.
+        dtype: of keys and values that are attended to.
+        held: how many of the slots snapshots rely on.
     """
 
     heads: tuple[int, ...]
     start: int
     room: Tokens
+    coding: Coding | None
+    dtype: torch.dtype
     length: int = 0
     held: int = 0
 
@@ -66,9 +72,18 @@ class Segment:
         """Slots of each head."""
         return self.room.count
 
-    def tokens(self) -> Tokens:
-        """The tokens in the filled slots, as views of the storage."""
+    def stored(self) -> Tokens:
+        """What the filled slots hold, as views of the storage."""
         return self.room.part(0, self.length)
+
+    def tokens(self) -> Tokens:
+        """The tokens in the filled slots; keys and values are views unless they are quantised."""
+        held = self.stored()
+        if self.coding is None:
+            return held
+        heads = list(self.heads)
+        keys, values = self.coding.decode(held.keys, held.values, heads, self.dtype)
+        return replace(held, keys=keys, values=values)
 
 
 class Slots:
@@ -81,22 +96,30 @@ class Slots:
         shapes: `(heads, capacity)` of each segment.
         like: keys `(batch, …, head_dim)` whose dtype and device the storage takes.
         signals: names of the attention sums to keep.
+        coding: quantises keys and values, which come and go turned by it; None stores them as
+            they are.
 
     Attributes:
-        keys, values: `(batch, slots, head_dim)`.
+        keys, values: `(batch, slots, head_dim)`, or rows of bytes `(batch, slots, width)`.
         positions: `(batch, slots)` int32, the token's position in its sequence; -1 for padding.
         sums: signal → `(batch, slots)` float32, the attention that the token received so far.
         order: KV heads as the storage has them, `(kv_heads,)`; None if that is their own order.
     """
 
     def __init__(
-        self, shapes: Iterable[tuple[tuple[int, ...], int]], like: Tensor, signals: Iterable[str]
+        self,
+        shapes: Iterable[tuple[tuple[int, ...], int]],
+        like: Tensor,
+        signals: Iterable[str],
+        coding: Coding | None = None,
     ) -> None:
         shapes = list(shapes)
         batch, head_dim = like.shape[0], like.shape[-1]
         slots = sum(len(heads) * capacity for heads, capacity in shapes)
-        self.keys = like.new_empty(batch, slots, head_dim)
-        self.values = like.new_empty(batch, slots, head_dim)
+        self.coding, self._like = coding, like.new_empty(batch, 0, head_dim)
+        width, dtype = (coding.codec.width, torch.uint8) if coding else (head_dim, like.dtype)
+        self.keys = like.new_empty(batch, slots, width, dtype=dtype)
+        self.values = torch.empty_like(self.keys)
         self.positions = like.new_empty(batch, slots, dtype=torch.int32)
         self.sums = {
             name: like.new_empty(batch, slots, dtype=torch.float32) for name in sorted(signals)
@@ -108,7 +131,8 @@ class Slots:
             room = [
                 flat[:, start:stop].unflatten(1, (len(heads), capacity)) for flat in self.tensors()
             ]
-            self.segments.append(Segment(heads, start, Tokens.of(heads, room, self.sums)))
+            room = Tokens.of(heads, room, self.sums)
+            self.segments.append(Segment(heads, start, room, coding, like.dtype))
             start = stop
         heads = [head for segment in self.segments for head in segment.heads]
         self.order = None if heads == sorted(heads) else torch.tensor(heads, device=like.device)
@@ -120,10 +144,11 @@ class Slots:
 
     def allocated_bytes(self) -> int:
         """Bytes of the storage that really exists."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+        extra = [self.coding.centre] if self.coding else []
+        return sum(each.numel() * each.element_size() for each in [*self.tensors(), *extra])
 
     def tokens(self) -> list[Tokens]:
-        """All tokens, a segment each, as views of the storage."""
+        """All tokens, a segment each."""
         return [segment.tokens() for segment in self.segments]
 
     def set_lengths(self, lengths: Iterable[int]) -> None:
@@ -136,6 +161,9 @@ class Slots:
         """Put new tokens of the segment's heads into its next free slots."""
         start, segment.length = segment.length, segment.length + new.count
         self._free = None
+        if self.coding is not None:
+            keys, values = self.coding.encode(new.keys, new.values, list(segment.heads))
+            new = replace(new, keys=keys, values=values)
         room = segment.room.part(start, segment.length)
         for slots, tensor in zip(room.tensors(), new.tensors(), strict=True):
             slots.copy_(tensor)
@@ -147,6 +175,8 @@ class Slots:
         """
         if self._free is None:
             self._free = self._first_free()
+        if self.coding is not None:
+            key, value = self.coding.encode(key, value, list(range(key.shape[1])))
         self.keys.index_copy_(1, self._free, key[:, :, 0])
         self.values.index_copy_(1, self._free, value[:, :, 0])
         self.positions.index_copy_(1, self._free, positions[:, :, 0])
@@ -182,7 +212,7 @@ class Slots:
             tail = torch.arange(kept, segment.length, device=scores.device)
             evicted = (victims.unsqueeze(-1) == tail).any(dim=-2)
             survivors = evicted.to(torch.uint8).sort(dim=-1, stable=True).indices + kept
-        for view in segment.tokens().tensors():
+        for view in segment.stored().tensors():
             view.scatter_(2, _expand(victims, view), view.gather(2, _expand(survivors, view)))
         segment.length = kept
         self._free = None
@@ -190,7 +220,7 @@ class Slots:
     def clone(self) -> "Slots":
         """A copy that shares no memory with this one, and that no snapshot relies on."""
         shapes = [(segment.heads, segment.capacity) for segment in self.segments]
-        twin = Slots(shapes, self.keys, self.sums)
+        twin = Slots(shapes, self._like, self.sums, self.coding)
         for mine, theirs in zip(twin.tensors(), self.tensors(), strict=True):
             mine.copy_(theirs)
         twin.set_lengths(segment.length for segment in self.segments)

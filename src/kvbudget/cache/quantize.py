@@ -1,0 +1,125 @@
+"""Keys and values in few bits, so that the same bytes hold more tokens.
+
+Each vector is turned by one fixed rotation, which spreads outlying channels over all of them
+(QuaRot, Ashkboos et al., 2024), and stored as integers between its own least and greatest number.
+A vector is complete in itself, so slots can be overwritten and moved one by one, which formats that
+share a scale among tokens do not allow. Attention needs no turning back of keys: queries turned
+alike give the same products, and what attention makes of turned values is turned back at the end.
+
+Keys of one head have much in common, in some models far more than what tells them apart, so what
+is stored of a key is its difference to a mean key.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvbudget.errors import UserError
+
+BITS = (2, 4, 8)
+SCALE = torch.float16  # of a vector's step and least number
+NUMBER_BYTES = 2  # of the unquantised numbers that a budget is counted in
+INDEX_BYTES = 4  # of a token's position
+
+
+class Quantizer:
+    """Vectors of one length to and from bytes.
+
+    Args:
+        bits: of a number, one of `BITS`.
+        head_dim: numbers of a vector.
+
+    Raises:
+        UserError: other bits, or a head dimension that they do not fill bytes with.
+    """
+
+    def __init__(self, bits: int, head_dim: int) -> None:
+        if bits not in BITS:
+            raise UserError(f"bits must be one of {', '.join(map(str, BITS))}, not {bits!r}")
+        if head_dim * bits % 8:
+            raise UserError(f"{bits} bits do not fill bytes at a head dimension of {head_dim}")
+        self.bits, self.head_dim = bits, head_dim
+        self.per_byte = 8 // bits
+        self.codes = head_dim // self.per_byte  # bytes
+        self.width = self.codes + 2 * SCALE.itemsize  # bytes of a row
+        self._rotation = rotation(head_dim)
+
+    def slots(self, tokens: int) -> int:
+        """Quantised tokens in the bytes of `tokens` unquantised ones, positions included.
+
+        Unquantised numbers count 2 bytes, whatever a run computes in: float32 must be no excuse
+        for more tokens.
+        """
+        return tokens * 2 * self.head_dim * NUMBER_BYTES // (2 * self.width + INDEX_BYTES)
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Vectors in the turned basis, in which keys, values and queries meet."""
+        return x @ self._rotation.to(x)
+
+    def turn_back(self, x: Tensor) -> Tensor:
+        """Vectors from the turned basis."""
+        return x @ self._rotation.T.to(x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Turned vectors `(…, head_dim)` to rows of bytes `(…, width)`."""
+        x = x.float()
+        least = x.amin(dim=-1, keepdim=True).to(SCALE)
+        step = ((x.amax(dim=-1, keepdim=True) - least) / (2**self.bits - 1)).to(SCALE)
+        levels = (x - least) / step.float().where(step > 0, 1.0)  # 0 where all numbers are equal
+        levels = levels.round().clamp(0, 2**self.bits - 1).to(torch.uint8)
+        codes = levels[..., : self.codes]
+        for place, part in enumerate(levels.split(self.codes, dim=-1)[1:], start=1):
+            codes = codes | (part << place * self.bits)
+        return torch.cat((codes, torch.cat((least, step), dim=-1).view(torch.uint8)), dim=-1)
+
+    def decode(self, rows: Tensor) -> Tensor:
+        """Rows of bytes `(…, width)` to turned vectors `(…, head_dim)` in float32."""
+        codes, scale = rows.split([self.codes, self.width - self.codes], dim=-1)
+        least, step = scale.contiguous().view(SCALE).float().split(1, dim=-1)
+        mask = 2**self.bits - 1
+        places = range(self.per_byte)
+        levels = torch.cat([(codes >> place * self.bits) & mask for place in places], dim=-1)
+        return torch.addcmul(least, levels.float(), step)
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the keys and values of one layer are stored.
+
+    Attributes:
+        codec: of single vectors.
+        centre: `(batch, kv_heads, 1, head_dim)` float32, what keys are stored as a difference to.
+    """
+
+    codec: Quantizer
+    centre: Tensor
+
+    @classmethod
+    def of(cls, codec: Quantizer, keys: Tensor) -> "Coding":
+        """The coding of a layer whose first turned keys are `(batch, kv_heads, tokens, head_dim)`.
+
+        Any centre is right; one that is near the keys loses least.
+        """
+        return cls(codec, keys.float().mean(dim=2, keepdim=True))
+
+    def encode(self, keys: Tensor, values: Tensor, heads: list[int]) -> tuple[Tensor, Tensor]:
+        """Rows of bytes of turned keys and values, `(batch, len(heads), tokens, head_dim)`."""
+        differences = keys.float() - self.centre[:, heads]
+        return self.codec.encode(differences), self.codec.encode(values)
+
+    def decode(
+        self, keys: Tensor, values: Tensor, heads: list[int], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Turned keys and values from their rows of bytes."""
+        differences = self.codec.decode(keys)
+        return (differences + self.centre[:, heads]).to(dtype), self.codec.decode(values).to(dtype)
+
+
+@functools.cache
+def rotation(head_dim: int) -> Tensor:
+    """A fixed random orthogonal matrix, `(head_dim, head_dim)` float32."""
+    generator = torch.Generator().manual_seed(head_dim)
+    normal = torch.randn(head_dim, head_dim, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(normal).Q.float()

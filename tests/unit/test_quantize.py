@@ -1,0 +1,155 @@
+"""Quantised storage: what it costs, what it loses, and that a cache attends to what it stores."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import VOCABULARY, tiny_model
+from torch.nn.functional import scaled_dot_product_attention
+
+from kvbudget import UserError, attach, make_cache
+from kvbudget.cache.layer import BudgetedLayer, LayerOptions
+from kvbudget.cache.plan import Geometry, Plan
+from kvbudget.cache.quantize import BITS, Quantizer, rotation
+from kvbudget.policies import make_policy
+
+DIM = 16
+
+
+def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    bits=st.sampled_from(BITS),
+    seed=st.integers(0, 1000),
+    scale=st.floats(1e-2, 1e3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_a_number_moves_by_half_a_step_at_most(bits, seed, scale, dtype):
+    codec = Quantizer(bits, DIM)
+    x = drawn(3, 5, DIM, seed=seed, scale=scale).to(dtype)
+    rows = codec.encode(x)
+    assert rows.dtype == torch.uint8
+    assert rows.shape == (3, 5, codec.width)
+    back = codec.decode(rows)
+    step = (x.float().amax(-1, keepdim=True) - x.float().amin(-1, keepdim=True)) / (2**bits - 1)
+    largest = x.float().abs().amax(-1, keepdim=True)
+    assert ((back - x.float()).abs() <= 0.5 * step + 2e-3 * largest).all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_storing_what_was_read_changes_nothing(bits):
+    codec = Quantizer(bits, DIM)
+    rows = codec.encode(drawn(50, DIM))
+    once = codec.decode(rows)
+    again = codec.decode(codec.encode(once))
+    torch.testing.assert_close(again, once, atol=2e-3, rtol=2e-3)
+
+
+def test_equal_numbers_stay_as_they_are():
+    codec = Quantizer(4, DIM)
+    constant = torch.full((2, DIM), 3.0)
+    assert torch.equal(codec.decode(codec.encode(constant)), constant)
+
+
+def test_turning_keeps_products_and_comes_back():
+    codec = Quantizer(4, DIM)
+    query, key = drawn(4, DIM, seed=1), drawn(7, DIM, seed=2)
+    torch.testing.assert_close(codec.turn(query) @ codec.turn(key).T, query @ key.T)
+    torch.testing.assert_close(codec.turn_back(codec.turn(key)), key)
+    assert torch.equal(rotation(DIM), rotation(DIM))
+
+
+@given(
+    bits=st.sampled_from(BITS),
+    tokens=st.integers(8, 5000),
+    head_dim=st.sampled_from([32, 64, 96, 128, 256]),
+)
+def test_the_bytes_of_a_budget_are_not_exceeded(bits, tokens, head_dim):
+    codec = Quantizer(bits, head_dim)
+    each = 2 * codec.width + 4
+    assert (
+        codec.slots(tokens) * each <= tokens * 2 * head_dim * 2 < (codec.slots(tokens) + 1) * each
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"), [(3, "bits must be one of 2, 4, 8"), (2, "fill bytes")]
+)
+def test_bits_that_cannot_be_had_are_refused(bits, message):
+    with pytest.raises(UserError, match=message):
+        Quantizer(bits, 18)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return attach(tiny_model("llama"))
+
+
+def test_keys_that_move_cannot_be_quantised(llama):
+    with pytest.raises(UserError, match="positions: absolute"):
+        make_cache(llama, "streaming-llm", 16, bits=4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_decode_step_attends_to_what_is_stored(bits):
+    """Against attention over keys and values that were quantised one by one, in any layout."""
+    codec = Quantizer(bits, DIM)
+    geometry = Geometry(layers=(0,), kv_heads=2, query_heads=4, head_dim=DIM)
+    policy = make_policy("h2o")
+    layer = BudgetedLayer(0, 2, LayerOptions(Plan(policy, geometry, 12, codec=codec), codec=codec))
+
+    def stored(x: torch.Tensor, centre: torch.Tensor | float = 0.0) -> torch.Tensor:
+        return codec.turn_back(codec.decode(codec.encode(codec.turn(x - centre)))) + centre
+
+    keys, values = (drawn(1, 2, 60, DIM, seed=seed) for seed in (1, 2))
+    keys = keys + drawn(1, 2, 1, DIM, seed=4, scale=20)  # what keys have in common
+    layer.update(keys[:, :, :50], values[:, :, :50])
+    layer.attend(drawn(1, 4, 50, DIM, seed=3), 0.25, None, None)
+    kept = codec.slots(12)
+    assert [len(each) for each in layer.kept_positions()] == [kept, kept]
+    for step in range(50, 60):
+        before = layer.kept_positions()
+        query = drawn(1, 4, 1, DIM, seed=step)
+        layer.update(keys[:, :, step : step + 1], values[:, :, step : step + 1])
+        output = layer.attend(query, 0.25, None, None)
+        for head in range(2):
+            seen = torch.cat((before[head], torch.tensor([step])))
+            centre = keys[:, head, :50].mean(dim=1, keepdim=True)
+            k, v = stored(keys[:, head, seen], centre), stored(values[:, head, seen])
+            expected = scaled_dot_product_attention(
+                query[0, 2 * head : 2 * head + 2], k, v, scale=0.25
+            )
+            torch.testing.assert_close(
+                output[0, 2 * head : 2 * head + 2], expected, atol=5e-3, rtol=5e-3
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_storage_is_within_the_budget_of_2_byte_numbers(dtype):
+    codec = Quantizer(4, 64)
+    geometry = Geometry(layers=(0,), kv_heads=2, query_heads=2, head_dim=64)
+    plan = Plan(make_policy("keydiff"), geometry, 512, codec=codec)
+    layer = BudgetedLayer(0, 2, LayerOptions(plan, codec=codec))
+    tokens = drawn(1, 2, 3000, 64).to(dtype)
+    layer.update(tokens, tokens)
+    layer.attend(tokens, 0.1, None, None)
+    assert layer.allocated_bytes() <= 1.02 * geometry.planned_bytes(512, 2)
+    assert layer.allocated_bytes() >= 0.98 * geometry.planned_bytes(512, 2)
+
+
+def test_eight_bits_change_little_and_a_snapshot_brings_back_the_same(llama):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, VOCABULARY, (1, 60), generator=generator)
+    exact, stored = make_cache(llama, "full"), make_cache(llama, "full", bits=8)
+    for cache in (exact, stored):
+        llama(ids[:, :50], past_key_values=cache)
+    state = stored.snapshot()
+    first = llama(ids[:, 50:], past_key_values=stored).logits
+    torch.testing.assert_close(
+        first, llama(ids[:, 50:], past_key_values=exact).logits, atol=0.02, rtol=0.02
+    )
+    stored.restore(state)
+    assert torch.equal(llama(ids[:, 50:], past_key_values=stored).logits, first)
