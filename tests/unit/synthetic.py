@@ -239,9 +239,13 @@ def profile(model: str) -> dict:
         "classes": classes.tolist(),
         "shares": shares,
         "loss": {
-            measure: {rule: curves() for rule in ("attention", "diversity", "recency")}
-            for measure in ("mass", "output")
+            "answer": {"diversity": curves()},
+            **{
+                measure: {rule: curves() for rule in ("attention", "diversity", "recency")}
+                for measure in ("mass", "output")
+            },
         },
+        "stability": {"induction": 0.98, "answer loss, diversity": 0.9},
         "calibration": {"n": 4},
         "provenance": {},
     }

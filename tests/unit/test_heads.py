@@ -11,14 +11,13 @@ from tiny import VOCABULARY, tiny_model
 
 from kvbudget import UserError, attach, make_cache
 from kvbudget.attention import attention_sums
-from kvbudget.cache.budgeted import geometry_of
 from kvbudget.heads import signals
 from kvbudget.heads.allocate import by_class, lower_hull, round_to_sum, water_fill
+from kvbudget.heads.answer_curves import answer_curves
 from kvbudget.heads.calibration import Calibration, find
 from kvbudget.heads.classify import classify, to_kv_heads
 from kvbudget.heads.curves import loss_curves
-from kvbudget.heads.probe import Ablation, ablated, probe
-from kvbudget.heads.profile import answer_nll, causal_weights
+from kvbudget.heads.probe import Gate, probe, read_later
 from kvbudget.policies.rules import RULES
 
 
@@ -189,14 +188,51 @@ def test_the_mass_curve_is_what_an_evicting_cache_loses(probed):
         torch.testing.assert_close(curves["mass"]["diversity"][head, 0], lost, atol=1e-5, rtol=1e-4)
 
 
-def test_causal_weights_are_the_rise_under_one_ablated_head(probed):
-    model, ids, cache, logits = probed
+def read_gated(probed, fewer: list, more: list, mix: torch.Tensor) -> torch.Tensor:
+    """Later logits with every layer between two states; `mix` is `(layers, kv_heads)`."""
+    model, ids, cache, _ = probed
+    for layer, *gate in zip(cache.probes, fewer, more, mix, strict=True):
+        layer.gate = Gate(*gate)
+    read = read_later(model, cache, ids[48:])
+    for layer in cache.probes:
+        layer.gate = None
+    return read
+
+
+def test_a_gate_goes_from_an_evicting_cache_to_the_full_one(probed):
+    model, ids, _, logits = probed
+    evicting = make_cache(model, "head-aware", 16, safeguard=1.0, recent=4)
+    model(torch.tensor([ids[:48]]), past_key_values=evicting)
+    fewer = torch.zeros(4, 3, 48, dtype=torch.bool)
+    for layer in range(4):
+        for head, positions in enumerate(evicting.kept_positions(layer)):
+            fewer[layer, head, positions] = True
+    read = model(torch.tensor([ids[48:]]), past_key_values=evicting).logits[0]
+    ends = [read_gated(probed, fewer, ~fewer | fewer, torch.full((4, 3), end)) for end in (0.0, 1)]
+    torch.testing.assert_close(ends[0], read, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ends[1], logits, atol=1e-5, rtol=1e-5)
+
+
+def test_answer_curves_are_the_slopes_in_the_middle_of_each_step(probed):
+    """Against finite differences of the answer's likelihood by one head's gate."""
+    model, ids, cache, _ = probed
     prompt = Calibration("text", ids[:48], ids[48:], 11)
-    weights = causal_weights(model, cache, prompt, logits, geometry_of(model), recent=4)
-    assert weights.shape == (4, 3)
-    heads = torch.zeros(1, 4, 3, dtype=torch.bool)
-    assert torch.equal(ablated(model, cache, prompt.later, Ablation(heads, 4), 12)[0], logits)
-    heads[0, 2, 1] = True
-    alone = ablated(model, cache, prompt.later, Ablation(heads, 4), 12)[0]
-    rise = answer_nll(alone, prompt) - answer_nll(logits, prompt)
-    torch.testing.assert_close(weights[2, 1], rise.clamp(min=0), atol=1e-5, rtol=1e-4)
+    losses = answer_curves(model, cache, prompt, "diversity", [0.25, 0.5, 1.0], recent=4)
+    assert losses.shape == (4, 3, 3)
+    assert (losses[..., -1] == 0).all()
+    order = [
+        layer.context.protect(RULES["diversity"](layer.context), recent=4)[0].sort(
+            dim=-1, descending=True, stable=True
+        )
+        for layer in cache.probes
+    ]
+    kept = torch.zeros(2, 4, 3, 48, dtype=torch.bool)
+    for state, count in zip(kept, (12, 24), strict=True):
+        for layer, ranked in enumerate(order):
+            state[layer].scatter_(1, ranked.indices[:, :count], True)
+    for layer, head in ((0, 1), (2, 0), (3, 2)):
+        mix = torch.full((2, 4, 3), 0.5)
+        mix[:, layer, head] += torch.tensor([-0.01, 0.01])
+        low, high = (prompt.nll(read_gated(probed, *kept, each)) for each in mix)
+        gain = losses[layer, head, 0] - losses[layer, head, 1]
+        torch.testing.assert_close(gain, (low - high) / 0.02, atol=3e-4, rtol=0.05)

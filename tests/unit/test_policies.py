@@ -158,19 +158,15 @@ def test_classes_get_budgets_in_their_order(profile):
     assert (budgets[:, :2] > budgets[:, 2:]).all()
 
 
-def test_a_heavier_head_gets_no_less(profile):
-    profile["loss"]["output"]["diversity"] = [[[1.0, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0]] * 3] * 4
-    profile["weights"] = [[0.0, 0.0, 0.0]] * 3 + [[0.0, 1.0, 0.0]]
-    causal = np.array(HeadAware(profile).budgets(GEOMETRY, 100, 1000))
-    equal = np.array(HeadAware(profile, weights="equal").budgets(GEOMETRY, 100, 1000))
-    assert causal[3, 1] == causal.max() > np.median(causal)
-    assert causal[3, 1] > equal[3, 1]
-
-
-def test_weights_that_are_all_zero_count_equally(profile):
-    equal = HeadAware(profile, weights="equal").budgets(GEOMETRY, 100, 1000)
-    profile["weights"] = np.zeros((4, 3)).tolist()
-    assert HeadAware(profile).budgets(GEOMETRY, 100, 1000) == equal
+def test_a_head_whose_loss_hurts_the_answer_gets_more(profile):
+    curve = np.array([1.0, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0])
+    weights = np.array([[0.01] * 3] * 3 + [[0.01, 1.0, 0.01]])
+    profile["loss"]["output"]["diversity"] = [[curve.tolist()] * 3] * 4
+    profile["loss"]["answer"]["diversity"] = (weights[..., None] * curve).tolist()
+    answer = np.array(HeadAware(profile).budgets(GEOMETRY, 100, 1000))
+    output = np.array(HeadAware(profile, loss="output").budgets(GEOMETRY, 100, 1000))
+    assert answer[3, 1] == answer.max() > np.median(answer)
+    assert answer[3, 1] > output[3, 1]
 
 
 def test_the_rule_of_a_head_is_the_one_that_loses_least(profile):
@@ -178,7 +174,7 @@ def test_the_rule_of_a_head_is_the_one_that_loses_least(profile):
     for name in curves:
         curves[name] = [[[1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.0]] * 3] * 4
     curves["window"] = [[[1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]] * 2 + curves["recency"][0][:1]] * 4
-    policy = HeadAware(profile, rule="per-head", allocation="uniform")
+    policy = HeadAware(profile, loss="output", rule="per-head", allocation="uniform")
     policy.budgets(GEOMETRY, 100, 1000)
     assert [row[:2] for row in policy.rules] == [["window", "window"]] * 4
     assert all(row[2] != "window" for row in policy.rules)
@@ -225,8 +221,7 @@ def test_a_share_is_resolved_on_the_prompt():
         ({"allocation": "best"}, "allocation must be one of curves, class, uniform"),
         ({"rule": "newest"}, "rule must be per-head or one of"),
         ({"safeguard": 1.5}, r"safeguard must lie in \[0, 1\]"),
-        ({"loss": "l2"}, "loss must be 'output' or 'mass'"),
-        ({"weights": "some"}, "weights must be 'causal' or 'equal'"),
+        ({"loss": "l2"}, "loss must be one of answer, output, mass, not 'l2'"),
     ],
 )
 def test_bad_options_are_named(profile, options, message):
@@ -234,10 +229,9 @@ def test_bad_options_are_named(profile, options, message):
         HeadAware(profile, **options)
 
 
-def test_a_profile_of_another_model_or_without_weights_is_refused(profile):
+def test_a_profile_of_another_model_or_without_the_curves_is_refused(profile):
     other = Geometry(layers=(0, 1), kv_heads=3, query_heads=6, head_dim=16)
     with pytest.raises(UserError, match="make the profile anew"):
         HeadAware(profile).budgets(other, 100, 1000)
-    del profile["weights"]
-    with pytest.raises(UserError, match="holds no causal weights"):
-        HeadAware(profile).budgets(GEOMETRY, 100, 1000)
+    with pytest.raises(UserError, match="no answer curves of rule 'window', only of diversity"):
+        HeadAware(profile, rule="window").budgets(GEOMETRY, 100, 1000)

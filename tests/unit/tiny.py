@@ -64,7 +64,8 @@ def tiny_profile(layers: int, kv_heads: int, query_heads: int, seed: int = 0) ->
         },
         "thresholds": {"retrieval": 0.8, "induction": 0.6},
         "shares": shares,
-        "rules": rules,
-        "weights": torch.rand(layers, kv_heads, generator=generator).tolist(),
-        "loss": {kind: {rule: curves() for rule in rules} for kind in ("mass", "output")},
+        "loss": {
+            "answer": {"diversity": curves()},
+            **{kind: {rule: curves() for rule in rules} for kind in ("mass", "output")},
+        },
     }

@@ -4,13 +4,17 @@ All text, keys, values and seeds come from the calibration split of the tasks.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kvbudget.errors import UserError
-from kvbudget.tasks import niah, perplexity
+from kvbudget.tasks import cwe, niah, perplexity, vt
 
 CUE = 8  # tokens of a passage of the context that are given; the model continues it
 COPIED = 16  # tokens that it should continue with
@@ -34,6 +38,23 @@ class Calibration:
     later: list[int]
     answers: int
     needle: tuple[int, ...] = ()
+
+    def nll(self, logits: Tensor) -> Tensor:
+        """Mean negative log-likelihood of the answer, in nats.
+
+        `logits` are those of the last later tokens, `(at least answers + 1, vocab)`.
+        """
+        return torch.nn.functional.cross_entropy(*self._predicted_and_answer(logits))
+
+    def answered_right(self, logits: Tensor) -> bool:
+        """Whether more than nine in ten tokens of the answer are the likeliest."""
+        predicted, answer = self._predicted_and_answer(logits)
+        return bool((predicted.argmax(dim=-1) == answer).float().mean() > 0.9)
+
+    def _predicted_and_answer(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits that predict the answer, `(answers, vocab)`, and its tokens."""
+        answer = torch.tensor(self.later[-self.answers :], device=logits.device)
+        return logits[-self.answers - 1 : -1].float(), answer
 
 
 def needles(
@@ -86,7 +107,30 @@ def reading(
     ]
 
 
-TASKS = {"needles": needles, "recall": recall, "reading": reading}
+def _asked(
+    task: str, module: ModuleType, tokenizer: PreTrainedTokenizerBase, passages: Sequence[str],
+    length: int, count: int, seed: int,
+) -> list[Calibration]:  # fmt: skip
+    """The first question of a task of the test, on calibration samples."""
+    contexts = module.make(
+        tokenizer, passages, length=length, contexts=count, questions=1, seed=seed,
+        split="calibration", options={},
+    )  # fmt: skip
+    made = []
+    for context in contexts:
+        question = context.questions[0]
+        later = [*question.ids, *question.answer_ids]
+        made.append(Calibration(task, context.ids, later, len(question.answer_ids)))
+    return made
+
+
+TASKS: dict[str, Callable[..., list[Calibration]]] = {
+    "needles": needles,
+    "recall": recall,
+    "reading": reading,
+    "tracking": partial(_asked, "tracking", vt),
+    "words": partial(_asked, "words", cwe),
+}
 
 
 def mixture(

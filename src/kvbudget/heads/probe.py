@@ -13,19 +13,21 @@ from transformers import Cache, PreTrainedModel
 from kvbudget.attention import attend, attention_blocks, attention_sums
 from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.budgeted import SlidingLayer, layers_of
-from kvbudget.cache.plan import SINKS
 from kvbudget.policies.base import OBSERVATION, Candidates
 
 
 @dataclass
-class Ablation:
-    """Heads that see only the sinks and the `recent` last tokens of the context.
+class Gate:
+    """A layer between two states of its memory: later tokens get a mix of what each would give.
 
-    `heads` is `(batch, layers, kv_heads)` bool: each sequence of the batch ablates its own.
+    Attributes:
+        fewer, more: `(kv_heads, context)` bool, tokens of the context that each head sees.
+        mix: `(kv_heads,)` float, 0 is the output with `fewer` tokens, 1 with `more`.
     """
 
-    heads: Tensor
-    recent: int
+    fewer: Tensor
+    more: Tensor
+    mix: Tensor
 
 
 class ProbeLayer(AttendingLayer):
@@ -39,7 +41,7 @@ class ProbeLayer(AttendingLayer):
     def __init__(self, index: int) -> None:
         super().__init__()
         self.index = index
-        self.ablation: Ablation | None = None
+        self.gate: Gate | None = None
         self.context: Candidates | None = None
         self.probabilities: Tensor | None = None
 
@@ -53,12 +55,16 @@ class ProbeLayer(AttendingLayer):
         if self.context is None:
             self.context = self._read(query, key, value, terms)
             return attend(query, key, value, **terms)
-        batch = key.shape[0]
-        keys = torch.cat((self.context.keys.expand(batch, -1, -1, -1), key), dim=2)
-        values = torch.cat((self.context.values.expand(batch, -1, -1, -1), value), dim=2)
-        if self.ablation is not None:
-            terms["valid"] = self._visible(self.ablation, keys.shape[2])
-            return attend(query, keys, values, **terms)
+        keys = torch.cat((self.context.keys, key), dim=2)
+        values = torch.cat((self.context.values, value), dim=2)
+        if self.gate is not None:
+            fewer, more = (
+                attend(query, keys, values, valid=_with_later(kept, key.shape[2]), **terms)
+                for kept in (self.gate.fewer, self.gate.more)
+            )
+            group = query.shape[1] // key.shape[1]
+            mix = self.gate.mix.repeat_interleave(group)[:, None, None].to(query.dtype)
+            return torch.lerp(fewer, more, mix)
         blocks = attention_blocks(query, keys, **terms)
         rows = [
             torch.nn.functional.pad(block, (0, keys.shape[2] - end)) for _, end, block in blocks
@@ -82,12 +88,10 @@ class ProbeLayer(AttendingLayer):
             budgets=(count,) * kv_heads,
         )
 
-    def _visible(self, ablation: Ablation, tokens: int) -> Tensor:
-        """`(batch, kv_heads, tokens)`: what the heads see of context and later tokens."""
-        heads = ablation.heads[:, self.index]
-        order = torch.arange(tokens, device=heads.device)
-        near = (order < SINKS) | (order >= self.context.count - ablation.recent)
-        return ~heads.unsqueeze(-1) | near
+
+def _with_later(kept: Tensor, later: int) -> Tensor:
+    """What heads see of context and later tokens, `(1, kv_heads, tokens)`: later tokens all."""
+    return torch.nn.functional.pad(kept, (0, later), value=True)[None]
 
 
 class Probe(Cache):
@@ -106,37 +110,18 @@ def probe(model: PreTrainedModel, context: list[int], later: list[int]) -> tuple
     cache = Probe(model)
     ids = torch.tensor([context], device=model.device)
     model(ids, past_key_values=cache, logits_to_keep=1)
-    return cache, _read_later(model, cache, later)[0]
+    return cache, read_later(model, cache, later)
 
 
-def ablated(
-    model: PreTrainedModel, cache: Probe, later: list[int], ablation: Ablation, logits: int
-) -> Tensor:
-    """The last `logits` logits of the later tokens with some heads ablated.
-
-    Returns `(batch, logits, vocab)`.
-    """
-    for layer in cache.probes:
-        layer.ablation = ablation
-    output = _read_later(model, cache, later, batch=len(ablation.heads), logits=logits)
-    for layer in cache.probes:
-        layer.ablation = None
-    return output
-
-
-def _read_later(
-    model: PreTrainedModel, cache: Probe, later: list[int], batch: int = 1, logits: int = 0
-) -> Tensor:
-    """The last `logits` logits (0: all) of later tokens, `batch` times at once.
+def read_later(model: PreTrainedModel, cache: Probe, later: list[int], logits: int = 0) -> Tensor:
+    """The last `logits` logits (0: all) of later tokens, `(logits, vocab)`.
 
     Probes do not store later tokens, so sliding layers forget them too.
     """
     sliding = [layer for layer in cache.layers if isinstance(layer, SlidingLayer)]
     states = [layer.snapshot() for layer in sliding]
-    for layer, (keys, values, length) in zip(sliding, states, strict=True):
-        layer.restore((*(each.expand(batch, -1, -1, -1) for each in (keys, values)), length))
-    ids = torch.tensor([later], device=model.device).expand(batch, -1)
-    output = model(ids, past_key_values=cache, logits_to_keep=logits).logits
+    ids = torch.tensor([later], device=model.device)
+    output = model(ids, past_key_values=cache, logits_to_keep=logits).logits[0]
     for layer, state in zip(sliding, states, strict=True):
         layer.restore(state)
     return output

@@ -11,40 +11,56 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbudget import attach
 from kvbudget.cache.budgeted import geometry_of
-from kvbudget.cache.plan import Geometry
 from kvbudget.errors import UserError, run_cli
 from kvbudget.heads import signals
+from kvbudget.heads.answer_curves import answer_curves
 from kvbudget.heads.calibration import Calibration, mixture
 from kvbudget.heads.classify import classify
 from kvbudget.heads.curves import loss_curves
-from kvbudget.heads.probe import Ablation, Probe, ablated, probe
+from kvbudget.heads.probe import probe
 from kvbudget.models.load import load
 from kvbudget.policies.rules import RULES
 from kvbudget.record import provenance, write_json
 from kvbudget.text import read_passages
 
-SHARES = [0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.55, 0.75, 1.0]
+SHARES = [0.0, 0.012, 0.03, 0.06, 0.1, 0.18, 0.3, 0.5, 0.75, 1.0]
 DEFAULTS = {
     "dtype": "float32",
     "seed": 1,
     "length": 1000,
     "contexts": 2,
     "tasks": ["needles", "recall", "reading"],
-    "weights": True,
+    "answer_rules": ["diversity"],
     "recent": 8,
     "thresholds": {"retrieval": 0.1, "induction": 0.3},
 }
 PERIOD = 128  # tokens of the random sequence that is read twice
-ABLATED_AT_ONCE = 16  # heads; one sequence of the batch each
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one calibration prompt tells about the heads.
+
+    Attributes:
+        task: which task of the mixture.
+        heads: signal → `(layers, query_heads)`; retrieval only where the answer was right.
+        loss: kind → scoring rule → `(layers, kv_heads, shares)`.
+    """
+
+    task: str
+    heads: dict[str, Tensor]
+    loss: dict[str, dict[str, Tensor]]
 
 
 def make_profile(
@@ -55,54 +71,28 @@ def make_profile(
 ) -> dict:
     """Measure every head of an attached model on calibration prompts.
 
-    `spec` overrides `DEFAULTS`; raises `UserError` for a key that is not there.
+    `spec` overrides `DEFAULTS`; raises `UserError` for a key or a scoring rule that is not there.
     """
     for key in spec:
         if key not in DEFAULTS:
             raise UserError(f"profile: unknown key {key!r}; known are {', '.join(DEFAULTS)}")
     spec = {**DEFAULTS, **spec}
+    for rule in spec["answer_rules"]:
+        if rule not in RULES:
+            raise UserError(f"profile: no scoring rule {rule!r}; known are {', '.join(RULES)}")
     geometry = geometry_of(model)
     keys = ("tasks", "length", "contexts", "seed")
     prompts = mixture(tokenizer, passages, **{key: spec[key] for key in keys})
-    heads = {"induction": _induction(model, geometry, spec["seed"])}
-    found: dict[str, list[Tensor]] = {"retrieval": [], "local": [], "sink": [], "previous": []}
-    curves: dict[str, list[dict]] = {}
-    weights: dict[str, list[Tensor]] = {}
-    successes = 0
-    for prompt in tqdm(prompts, desc="calibration", unit="prompt"):
-        cache, logits = probe(model, prompt.context, prompt.later)
-        attention = [layer.probabilities[0].flatten(0, 1) for layer in cache.probes]
-        for name in ("local", "sink", "previous"):
-            found[name].append(torch.stack([getattr(signals, name)(each) for each in attention]))
-        if prompt.needle and _answers_right(logits, prompt):
-            successes += 1
-            ids = prompt.context + prompt.later
-            found["retrieval"].append(
-                torch.stack(
-                    [
-                        signals.retrieval(each, ids, prompt.answers, prompt.needle)
-                        for each in attention
-                    ]
-                )
-            )
-        curves.setdefault(prompt.task, []).append(
-            [loss_curves(layer, RULES, SHARES, spec["recent"]) for layer in cache.probes]
-        )
-        if spec["weights"] and prompt.needle:  # where the answer has to come from the context
-            weights.setdefault(prompt.task, []).append(
-                causal_weights(model, cache, prompt, logits, geometry, spec["recent"])
-            )
-    if not found["retrieval"]:
+    measured = [
+        measure(model, prompt, spec) for prompt in tqdm(prompts, desc="calibration", unit="prompt")
+    ]
+    induction = _induction(model, spec["seed"])
+    right = sum("retrieval" in each.heads for each in measured)
+    if not right:
         tqdm.write("warning: no calibration answer is right, so no head is seen to retrieve")
-        found["retrieval"].append(torch.zeros(len(geometry.layers), geometry.query_heads))
-    heads |= {name: torch.stack(each).mean(dim=0) for name, each in found.items()}
+    heads = {"induction": induction, **mean_signals(measured, induction.shape)}
     heads = {name: _rounded(each) for name, each in heads.items()}
-    if spec["weights"] and not weights:
-        raise UserError(
-            "profile: weights need answers in the context; add needles or recall to its tasks, or "
-            "set weights: false"
-        )
-    profile = {
+    return {
         "query_heads": geometry.query_heads,
         "kv_heads": geometry.kv_heads,
         "layers": list(geometry.layers),
@@ -110,57 +100,101 @@ def make_profile(
         "thresholds": spec["thresholds"],
         "classes": classify(heads, geometry.kv_heads, spec["thresholds"]),
         "shares": SHARES,
-        "rules": sorted(RULES),
-        "loss": _mean_curves(curves),
-        "calibration": {"prompts": len(prompts), "answered_right": successes, **spec},
+        "loss": {
+            kind: {rule: _rounded(curve) for rule, curve in rules.items()}
+            for kind, rules in mean_curves(measured).items()
+        },
+        "stability": stability(model, measured, spec["seed"]),
+        "calibration": {"prompts": len(prompts), "answered_right": right, **spec},
     }
-    if weights:
-        by_task = torch.stack([torch.stack(each).mean(dim=0) for each in weights.values()])
-        profile["weights"] = _rounded(by_task.mean(dim=0))
-    return profile
 
 
-def causal_weights(
-    model: PreTrainedModel,
-    cache: Probe,
-    prompt: Calibration,
-    logits: Tensor,
-    geometry: Geometry,
-    recent: int,
-) -> Tensor:
-    """Rise of the answer's mean negative log-likelihood when one KV head alone sees only sinks and
-    recent tokens of the context, `(layers, kv_heads)`; 0 where it falls."""
-    shape = (len(geometry.layers), geometry.kv_heads)
-    count = shape[0] * shape[1]
-    one_each = torch.eye(count, dtype=torch.bool, device=logits.device).view(count, *shape)
-    rises = []
-    whole = answer_nll(logits, prompt)
-    for heads in one_each.split(ABLATED_AT_ONCE):
-        lost = ablated(model, cache, prompt.later, Ablation(heads, recent), prompt.answers + 1)
-        rises += [answer_nll(each, prompt) - whole for each in lost]
-    return torch.stack(rises).view(shape).clamp(min=0)
+def measure(model: PreTrainedModel, prompt: Calibration, spec: dict) -> Measured:
+    """All that one prompt tells."""
+    cache, logits = probe(model, prompt.context, prompt.later)
+    attention = [layer.probabilities[0].flatten(0, 1) for layer in cache.probes]
+    heads = {
+        name: torch.stack([getattr(signals, name)(each) for each in attention])
+        for name in ("local", "sink", "previous")
+    }
+    if prompt.needle and prompt.answered_right(logits):
+        ids = prompt.context + prompt.later
+        heads["retrieval"] = torch.stack(
+            [signals.retrieval(each, ids, prompt.answers, prompt.needle) for each in attention]
+        )
+    layers = [loss_curves(layer, RULES, SHARES, spec["recent"]) for layer in cache.probes]
+    loss = {
+        kind: {rule: torch.stack([layer[kind][rule] for layer in layers]) for rule in sorted(RULES)}
+        for kind in ("mass", "output")
+    }
+    loss["answer"] = {
+        rule: answer_curves(model, cache, prompt, rule, SHARES, spec["recent"])
+        for rule in sorted(spec["answer_rules"])
+    }
+    return Measured(prompt.task, heads, loss)
 
 
-def answer_nll(logits: Tensor, prompt: Calibration) -> Tensor:
-    """Mean negative log-likelihood of a prompt's answer.
+def mean_signals(measured: list[Measured], shape: Sequence[int]) -> dict[str, Tensor]:
+    """Mean over prompts of each signal, `(layers, query_heads)`; 0 where no prompt has it."""
+    return {
+        name: torch.stack(found).mean(dim=0) if found else torch.zeros(*shape)
+        for name in ("retrieval", "local", "sink", "previous")
+        for found in [[each.heads[name] for each in measured if name in each.heads]]
+    }
 
-    `logits` are those of the last later tokens, `(at least answers + 1, vocab)`.
+
+def mean_curves(measured: list[Measured]) -> dict[str, dict[str, Tensor]]:
+    """Mean over prompts, then over tasks, of each loss curve. What an answer loses never falls
+    below zero nor rises with more tokens: noise aside, more memory does no harm."""
+    by_task: dict[str, list[Measured]] = {}
+    for each in measured:
+        by_task.setdefault(each.task, []).append(each)
+    curves = {
+        kind: {
+            rule: torch.stack(
+                [
+                    torch.stack([each.loss[kind][rule] for each in prompts]).mean(dim=0)
+                    for prompts in by_task.values()
+                ]
+            ).mean(dim=0)
+            for rule in rules
+        }
+        for kind, rules in measured[0].loss.items()
+    }
+    answers = curves["answer"]
+    curves["answer"] = {
+        rule: curve.clamp(min=0).cummin(dim=-1).values for rule, curve in answers.items()
+    }
+    return curves
+
+
+def stability(model: PreTrainedModel, measured: list[Measured], seed: int) -> dict[str, float]:
+    """Rank correlation (Spearman) over heads between the prompts of even and odd number.
+
+    The induction score is compared between two random sequences, a loss curve by its mean.
+    Nothing for a signal that a half has not seen or that is the same in all heads.
     """
-    return torch.nn.functional.cross_entropy(*_predicted_and_answer(logits, prompt))
+    first, second = measured[::2], measured[1::2]
+    if not second:
+        return {}
+    one, other = _induction(model, seed), _induction(model, seed + 1)
+    pairs = {"induction": (one, other)}
+    halves = mean_signals(first, one.shape), mean_signals(second, one.shape)
+    pairs |= {name: (halves[0][name], halves[1][name]) for name in halves[0]}
+    curves = mean_curves(first), mean_curves(second)
+    pairs |= {
+        f"{kind} loss, {rule}": tuple(half[kind][rule].mean(dim=-1) for half in curves)
+        for kind, rules in curves[0].items()
+        for rule in rules
+    }
+    return {
+        name: round(float(spearmanr(a.flatten(), b.flatten()).statistic), 3)
+        for name, (a, b) in pairs.items()
+        if a.unique().numel() > 1 and b.unique().numel() > 1
+    }
 
 
-def _answers_right(logits: Tensor, prompt: Calibration) -> bool:
-    predicted, answer = _predicted_and_answer(logits, prompt)
-    return bool((predicted.argmax(dim=-1) == answer).float().mean() > 0.9)
-
-
-def _predicted_and_answer(logits: Tensor, prompt: Calibration) -> tuple[Tensor, Tensor]:
-    """The logits that predict a prompt's answer, `(answers, vocab)`, and its tokens."""
-    answer = torch.tensor(prompt.later[-prompt.answers :], device=logits.device)
-    return logits[-prompt.answers - 1 : -1].float(), answer
-
-
-def _induction(model: PreTrainedModel, geometry: Geometry, seed: int) -> Tensor:
+def _induction(model: PreTrainedModel, seed: int) -> Tensor:
     """Induction scores `(layers, query_heads)` on a random sequence that is read twice."""
     generator = torch.Generator().manual_seed(seed)
     config = model.config.get_text_config(decoder=True)
@@ -170,22 +204,6 @@ def _induction(model: PreTrainedModel, geometry: Geometry, seed: int) -> Tensor:
     return torch.stack(
         [signals.induction(layer.probabilities[0].flatten(0, 1), PERIOD) for layer in cache.probes]
     )
-
-
-def _mean_curves(curves: dict[str, list]) -> dict[str, dict[str, list]]:
-    """Mean over prompts, then over tasks: `{kind: {rule: [layer][KV head][share]}}`."""
-    mean = {}
-    for kind in ("mass", "output"):
-        mean[kind] = {}
-        for rule in sorted(RULES):
-            by_task = [
-                torch.stack(
-                    [torch.stack([layer[kind][rule] for layer in prompt]) for prompt in each]
-                ).mean(dim=0)
-                for each in curves.values()
-            ]
-            mean[kind][rule] = _rounded(torch.stack(by_task).mean(dim=0))
-    return mean
 
 
 def _rounded(values: Tensor) -> list:

@@ -18,7 +18,8 @@ from kvbudget.policies.pooling import check_safeguard, pooled
 from kvbudget.policies.rules import RULES, SIGNALS, relative
 
 ALLOCATIONS = ("curves", "class", "uniform")
-SHRINKAGE = 0.2  # share of the mean in a head's weight
+LOSSES = ("answer", "output", "mass")
+SHRINKAGE = 0.2  # share of the mean curve in that of a head
 CLASS_WEIGHTS = {"retrieval": 4.0, "induction": 2.0, "local": 1.0}
 
 
@@ -30,7 +31,8 @@ class HeadAware(Policy):
             from the prompt's own scores alone, pooled over all heads of each layer.
         allocation: `"curves"` (water-filling on the loss curves), `"class"` (proportional to the
             weight of the head's class) or `"uniform"`.
-        loss: which loss curves: `"output"` (norm of the attention output) or `"mass"`.
+        loss: which loss curves: `"answer"` (what the answer's likelihood loses), `"output"` (norm
+            of the attention output) or `"mass"` (of attention).
         rule: a scoring rule of `kvbudget.policies.rules`, or `"per-head"`: for each head the
             rule that loses least at its budget.
         group_mix: λ in [0, 1]. Each head's scores are mixed with the mean over its group; 0 is
@@ -39,8 +41,6 @@ class HeadAware(Policy):
             its group and spent by this prompt's scores (AdaKV, Feng et al., 2024). By default 1, or
             0.5 without a profile.
         gqa: how scores of query heads are reduced to a KV head, `"max"` or `"mean"`.
-        weights: `"causal"` multiplies a head's loss by how much the answer suffers when that head
-            alone forgets, `"equal"` by 1.
         recent: tokens at the end that are always kept.
     """
 
@@ -48,22 +48,19 @@ class HeadAware(Policy):
         self,
         profile: dict | None = None,
         allocation: str = "curves",
-        loss: str = "output",
+        loss: str = "answer",
         rule: str = "diversity",
         group_mix: float = 0.0,
         safeguard: float | None = None,
         gqa: str = "max",
-        weights: str = "causal",
         recent: int = 8,
     ) -> None:
         if allocation not in ALLOCATIONS:
             raise UserError(
                 f"allocation must be one of {', '.join(ALLOCATIONS)}, not {allocation!r}"
             )
-        if loss not in ("output", "mass"):
-            raise UserError(f"loss must be 'output' or 'mass', not {loss!r}")
-        if weights not in ("causal", "equal"):
-            raise UserError(f"weights must be 'causal' or 'equal', not {weights!r}")
+        if loss not in LOSSES:
+            raise UserError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
         if rule not in (*RULES, "per-head"):
             raise UserError(f"rule must be per-head or one of {', '.join(RULES)}, not {rule!r}")
         if safeguard is None:
@@ -79,7 +76,6 @@ class HeadAware(Policy):
         self.profile, self.loss, self.rule = profile, loss, rule
         self.allocation = allocation if profile else "uniform"
         self.group_mix, self.safeguard, self.recent = group_mix, safeguard, recent
-        self.weights = weights
         self.classes = profile and classify(
             profile["heads"], profile["kv_heads"], profile["thresholds"], gqa
         )
@@ -108,31 +104,23 @@ class HeadAware(Policy):
         else:
             shares = np.array(self.profile["shares"])
             losses = np.array(list(self._losses().values())).min(axis=0)
-            losses = self._weights(layers, kv_heads)[..., None] * losses
+            # On few prompts a head that matters may seem not to: shrink to the mean curve.
+            losses = (1 - SHRINKAGE) * losses + SHRINKAGE * losses.mean(axis=(0, 1))
             spent = water_fill(shares, losses.reshape(heads, -1), total, floor, tokens)
         spent = spent.reshape(layers, kv_heads)
         self.rules = self._choose_rules(spent, tokens)
         return spent.tolist()
 
-    def _weights(self, layers: int, kv_heads: int) -> np.ndarray:
-        """Weight of each head's loss, `(layers, kv_heads)`, 1 on average."""
-        if self.weights == "equal":
-            return np.ones((layers, kv_heads))
-        if "weights" not in self.profile:
-            raise UserError(
-                "the profile holds no causal weights; make it with weights: true and a task that "
-                "has answers (needles, recall), or use the method with weights: equal"
-            )
-        causal = np.array(self.profile["weights"])
-        mean = causal.mean()
-        # Few heads carry nearly all of the weight, measured on few prompts: shrink to the mean.
-        weights = causal / mean if mean > 0 else np.ones_like(causal)
-        return (1 - SHRINKAGE) * weights + SHRINKAGE
-
     def _losses(self) -> dict[str, np.ndarray]:
         """Loss curves `(layers, kv_heads, shares)` of each rule that may be chosen."""
         curves = self.profile["loss"][self.loss]
-        names = self.profile["rules"] if self.rule == "per-head" else [self.rule]
+        names = list(curves) if self.rule == "per-head" else [self.rule]
+        if not set(names) <= set(curves):
+            raise UserError(
+                f"the profile holds no {self.loss} curves of rule {self.rule!r}, only of "
+                f"{', '.join(curves)}; add the rule to the profile's answer_rules, or use the "
+                "method with loss: output"
+            )
         return {name: np.array(curves[name]) for name in names}
 
     def _choose_rules(self, budgets: np.ndarray, tokens: int) -> list[list[str]]:
