@@ -27,7 +27,7 @@ _KEY = "[a-z0-9][a-z0-9._-]*"
 #: The only names an archive may hold; none leads out of results/.
 _NAME = re.compile(
     rf"results/(environment\.json|(models|text)/{_KEY}\.verified\.json"
-    rf"|{_KEY}/(profiles/{_KEY}\.json|code/[0-9a-f]{{64}}\.json"
+    rf"|{_KEY}/(profiles/{_KEY}(/{_KEY})?\.json|code/[0-9a-f]{{64}}\.json"
     rf"|cells/{_KEY}/{_KEY}/L\d+/{_KEY}/B[a-z0-9.]+\.json))"
 )
 #: Bytes; a record takes some hundred thousand.
@@ -51,10 +51,8 @@ def pack(study_file: Path, out: Path) -> tuple[int, int]:
     names = ["results/environment.json", f"results/text/{plan.config['haystack']}.verified.json"]
     names += [f"results/models/{model}.verified.json" for model in models]
     names += [cell.planned.path for cell in cells]
-    here = study_file.parent.relative_to(root).as_posix()
-    optional = [f"{here}/profiles/{model}.json" for model in models]
-    optional += [f"{here}/code/{path.name}" for path in (study_file.parent / "code").glob("*.json")]
-    names += [name for name in optional if (root / name).exists()]
+    beside = [*study_file.parent.glob("profiles/**/*.json"), *study_file.parent.glob("code/*.json")]
+    names += [path.relative_to(root).as_posix() for path in beside]
     files = {name: _read(root / name) for name in sorted(names)}
     manifest = {
         "format": _FORMAT,

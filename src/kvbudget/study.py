@@ -33,10 +33,11 @@ _PROFILE = ("kvbudget.heads.profile",)
 MIN_LENGTH = 200
 #: Folders of results/ that are no study's.
 _SHARED = frozenset({"models", "text", "logs", "bench"})
-#: Keys that only change what is printed: no cell depends on them.
-_PRESENTATION = frozenset({"title"})
+#: Keys of an entry that its cells' specs do without: what is only printed, and the name of a
+#: calibration, whose content they have.
+_NOT_IN_SPECS = frozenset({"title", "calibration"})
 #: Keys of a method that the cache takes, whatever the policy.
-_OF_ANY_METHOD = frozenset({"policy", "title", "prefill_chunk", "stride"})
+_OF_ANY_METHOD = frozenset({"policy", "title", "prefill_chunk", "stride", "bits"})
 #: Keys of a task that say what it is called and how much of it there is.
 _OF_ANY_TASK = frozenset({"kind", "title", "samples"})
 
@@ -58,6 +59,7 @@ class Cell:
     experiments: tuple[str, ...]
     path: str
     spec: dict[str, Any]
+    profile: str | None  # path of the profile that it needs
 
     @property
     def code(self) -> str:
@@ -68,10 +70,6 @@ class Cell:
     def entry_modules(self) -> tuple[str, ...]:
         policy, kind = self.spec["method"]["policy"], self.spec["task"]["kind"]
         return ("kvbudget.cell", policies()[policy], task_kinds()[kind])
-
-    @property
-    def needs_profile(self) -> bool:
-        return _is_profiled(self.spec["method"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,19 +90,13 @@ class Study:
         return list(dict.fromkeys(cell.model for cell in self.cells))
 
     @property
-    def profiled_models(self) -> list[str]:
-        return list(dict.fromkeys(cell.model for cell in self.cells if cell.needs_profile))
+    def profiles(self) -> dict[str, dict[str, Any]]:
+        """Paths of the profiles that some cell needs, and the spec of each."""
+        return {cell.profile: cell.spec["profile"] for cell in self.cells if cell.profile}
 
     @property
     def experiments(self) -> list[str]:
         return [experiment["name"] for experiment in self.config["experiments"]]
-
-    def profile_path(self, model: str) -> str:
-        return f"{self.directory}/profiles/{model}.json"
-
-    @property
-    def profile_spec(self) -> dict[str, Any]:
-        return self.config["profile"]
 
     @property
     def profile_code(self) -> str:
@@ -113,7 +105,7 @@ class Study:
     def codes(self) -> dict[str, dict[str, str]]:
         """By digest of code: the digests of its modules and the versions of its libraries."""
         entries = dict.fromkeys(cell.entry_modules for cell in self.cells)
-        if self.profiled_models:
+        if self.profiles:
             entries[_PROFILE] = None
         return {
             _traced(provenance.code_digest, *modules): _traced(provenance.code_parts, *modules)
@@ -148,10 +140,7 @@ class Study:
         an unpacked archive of results does not have; the records themselves always tell.
         """
         wanted = {cell.path: (cell.spec, cell.code) for cell in self.cells}
-        wanted |= {
-            self.profile_path(model): (self.profile_spec, self.profile_code)
-            for model in self.profiled_models
-        }
+        wanted |= {path: (spec, self.profile_code) for path, spec in self.profiles.items()}
         return [path for path, identity in wanted.items() if not _current(root / path, *identity)]
 
 
@@ -188,6 +177,9 @@ def expand(config: Mapping[str, Any]) -> Study:
     for name, method in config["methods"].items():
         _known(f"methods: {name}: policy", method["policy"], policies(), "kvbudget.policies")
         _check_method(name, method)
+        if "calibration" in method:
+            where = f"methods: {name}: calibration"
+            _known(where, method["calibration"], config["calibrations"], "calibrations")
     for name, task in config["tasks"].items():
         _known(f"tasks: {name}: kind", task["kind"], task_kinds(), "kvbudget.tasks")
         given = {key: value for key, value in task.items() if key not in _OF_ANY_TASK}
@@ -251,8 +243,10 @@ def _cells(config: Mapping[str, Any], experiment: Mapping[str, Any]) -> Iterable
         lengths = own_lengths.get(model, experiment["lengths"])
         for length in lengths:
             _check_length(where, config, model, length)
-        if any(_is_profiled(config["methods"][method]) for method in experiment["methods"]):
-            _check_length("profile", config, model, config["profile"].get("length", MIN_LENGTH))
+        for method in experiment["methods"]:
+            if _is_profiled(config["methods"][method]):
+                calibration = _calibration(config, config["methods"][method])
+                _check_length("profile", config, model, calibration.get("length", MIN_LENGTH))
         for task in experiment["tasks"]:
             for length in lengths:
                 for method in experiment["methods"]:
@@ -319,11 +313,12 @@ def _budget(where: str, budget: str | int, length: int, prompt: int, least: int)
 def _check_method(name: str, method: Mapping[str, Any]) -> None:
     """The schema knows the values of options; which of them a policy has is in its source."""
     known = policy_parameters(method["policy"])
+    taken = known | dict.fromkeys(["calibration"] if _is_profiled(method) else [])
     for key in method:
-        if key not in known and key not in _OF_ANY_METHOD:
+        if key not in taken and key not in _OF_ANY_METHOD:
             raise UserError(
                 f"methods: {name}: policy {method['policy']!r} has no option {key!r}; it has "
-                f"{', '.join(known) or 'none'}"
+                f"{', '.join(taken) or 'none'}"
             )
 
 
@@ -359,8 +354,11 @@ def _cell(
         "budget": budget,
         "samples": samples,
     }
+    profile = None
     if _is_profiled(spec["method"]):
-        spec["profile"] = config["profile"]
+        spec["profile"] = _calibration(config, config["methods"][method])
+        name = config["methods"][method].get("calibration")
+        profile = f"results/{config['study']}/profiles/{model}{f'/{name}' if name else ''}.json"
     return Cell(
         model=model,
         task=task,
@@ -371,11 +369,17 @@ def _cell(
         path=f"results/{config['study']}/cells/{model}/{task}/L{length}/{method}/"
         f"B{budget_token(budget)}.json",
         spec=spec,
+        profile=profile,
     )
 
 
+def _calibration(config: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
+    """Spec of the profile that a method uses."""
+    return {**config["profile"], **config["calibrations"].get(method.get("calibration"), {})}
+
+
 def _named(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": name, **{k: v for k, v in entry.items() if k not in _PRESENTATION}}
+    return {"name": name, **{k: v for k, v in entry.items() if k not in _NOT_IN_SPECS}}
 
 
 def _is_profiled(method: Mapping[str, Any]) -> bool:

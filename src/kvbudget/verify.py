@@ -73,17 +73,16 @@ def _text(study: studies.Study, directory: Path) -> Iterator[tuple[str, str]]:
 
 
 def _profiles(study: studies.Study, plan: Study, models: Path) -> Iterator[tuple[str, str]]:
-    for model in study.profiled_models:
-        path = study.profile_path(model)
+    for path, spec in study.profiles.items():
         profile = _json(plan.file.parents[2] / path)
         if profile is None:
             yield path, "missing"
             continue
-        if profile["spec"] != study.profile_spec:
-            yield path, checks.other_spec(profile["spec"], study.profile_spec)
+        if profile["spec"] != spec:
+            yield path, checks.other_spec(profile["spec"], spec)
         if profile["code"] != study.profile_code:
             yield path, checks.other_code(plan, profile["code"], study.profile_code)
-        verified = (_json(models / f"{model}.verified.json") or {}).get("sha256")
+        verified = (_json(models / f"{profile['model']}.verified.json") or {}).get("sha256")
         if verified and profile["model_sha256"] != verified:
             yield path, "measured with other weights than the verified ones"
 

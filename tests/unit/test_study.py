@@ -94,8 +94,22 @@ def test_a_spec_holds_what_the_cell_depends_on_and_no_titles(config):
     }
     ours = cells["results/s/cells/m/needle/L500/ours/B20p.json"]
     assert ours.spec["profile"] == {"length": 500}
-    assert ours.needs_profile
-    assert not h2o.needs_profile
+    assert ours.profile == "results/s/profiles/m.json"
+    assert h2o.profile is None
+
+
+def test_a_method_may_have_a_calibration_of_its_own(config):
+    config["calibrations"] = {"copying": {"tasks": ["recall"]}}
+    config["methods"]["other"] = config["methods"]["ours"] | {"calibration": "copying"}
+    config["experiments"][0]["methods"] = ["ours", "other", "full"]
+    study = expand(config)
+    assert study.profiles == {
+        "results/s/profiles/m.json": {"length": 500},
+        "results/s/profiles/m/copying.json": {"length": 500, "tasks": ["recall"]},
+    }
+    (other,) = {cell.profile for cell in study.cells if cell.method == "other"}
+    assert other == "results/s/profiles/m/copying.json"
+    assert all("calibration" not in cell.spec["method"] for cell in study.cells)
 
 
 def test_a_task_may_override_samples(config):
@@ -191,6 +205,10 @@ def change(config: dict, path: str, value: object) -> None:
         ("tasks/needle/needles", "two", r"tasks: needle: needles must be of type int, not 'two'"),
         ("tasks/needle/needles", 0, r"tasks: needle: needles must be at least 1, not 0"),
         ("methods/h2o/group_mix", 0.5, r"methods: h2o: policy 'h2o' has no option 'group_mix'"),
+        ("methods/h2o/bits", 3, r"methods: h2o: bits: 3 is not one of \[2, 4, 8\]"),
+        ("methods/h2o/calibration", "x", r"policy 'h2o' has no option 'calibration'"),
+        ("methods/ours/calibration", "x", r"calibration: there is no 'x'; calibrations has "),
+        ("calibrations", {"c": {"lenght": 5}}, r"unknown key 'lenght' at calibrations: c, did"),
         ("profile/lenght", 500, r"unknown key 'lenght' at profile, did you mean 'length'"),
         ("profile/tasks", ["songs"], r"profile: tasks: number 1: 'songs' is not one of"),
         ("profile/thresholds", {"retrieval": 0.1}, r"thresholds: 'induction' is a required"),
@@ -227,7 +245,7 @@ def test_what_is_planned_is_what_the_modules_know():
     from kvbudget.policies import make_policy
     from kvbudget.tasks import get
 
-    known = SCHEMA["properties"]["profile"]["properties"]
+    known = SCHEMA["$defs"]["calibration"]["properties"]
     assert set(known) == set(profile.DEFAULTS)
     assert known["tasks"]["items"]["enum"] == list(calibration.TASKS)
     assert set(known["thresholds"]["properties"]) == set(profile.DEFAULTS["thresholds"])

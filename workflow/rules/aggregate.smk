@@ -7,6 +7,7 @@ TABLES = [
     "heads",
     "allocation",
     "loss_curves",
+    "stability",
     "models",
     "provenance",
     "code_digests",
@@ -37,7 +38,7 @@ rule aggregate:
     input:
         study=f"{RESULTS}/study.json",
         cells=list(CELLS),
-        profiles=[STUDY.profile_path(model) for model in STUDY.profiled_models],
+        profiles=list(STUDY.profiles),
         models=expand("results/models/{model}.verified.json", model=STUDY.models),
     output:
         [report(file, caption="../report/csv.rst", category="Data") for file in CSV],

@@ -8,9 +8,7 @@ rule cell:
         # below: a second download or check of the same weights must not make results again.
         verified=ancient("results/models/{model}.verified.json"),
         haystack=f"results/text/{HAYSTACK}.verified.json",
-        profile=lambda wildcards: (
-            [STUDY.profile_path(wildcards.model)] if cell_of(wildcards).needs_profile else []
-        ),
+        profile=lambda wildcards: cell_of(wildcards).profile or [],
     output:
         ensure(
             f"{RESULTS}/cells/{{model}}/{{task}}/L{{length}}/{{method}}/B{{budget}}.json",

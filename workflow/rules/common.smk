@@ -1,5 +1,6 @@
 # The study: validated and expanded once, before any rule is read. Everything else that rules share
 # is here too, so that the other files hold rules and nothing else.
+import argparse
 import contextlib
 import hashlib
 import os
@@ -64,6 +65,7 @@ wildcard_constraints:
     haystack="|".join(map(re.escape, STUDY.config["haystacks"])),
     task="[a-z0-9][a-z0-9._-]*",
     method="[a-z0-9][a-z0-9._-]*",
+    calibration="(/[a-z0-9][a-z0-9._-]*)?",
     length=r"\d+",
     budget=r"full|\d+|\d+(\.\d+)?p",
 
@@ -109,9 +111,18 @@ def model_identity(wildcards):
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
+def profile_spec(wildcards):
+    """What a profile of this study is made from."""
+    path = f"{RESULTS}/profiles/{wildcards.model}{wildcards.calibration}.json"
+    if path not in STUDY.profiles:
+        raise WorkflowError(f"{path} is not a profile that study {STUDY.name!r} needs")
+    return STUDY.profiles[path]
+
+
 def memory_mb(wildcards, input, attempt):
     """Memory of a job that runs a model; more at each attempt, as too little ends in a kill."""
-    spec = cell_of(wildcards).spec if "length" in wildcards.keys() else STUDY.profile_spec
+    of_a_cell = "length" in wildcards.keys()
+    spec = cell_of(wildcards).spec if of_a_cell else profile_spec(wildcards)
     return attempt * resources.memory_mb(Path(input.verified), spec["dtype"], spec["length"])
 
 
@@ -147,9 +158,17 @@ def refuse_early():
 
 
 def again():
-    """The command that runs part of this study, completed by the name of a file."""
+    """The command that runs part of this study where this run does, completed by a file's name."""
     files = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
-    return shlex.join(["snakemake", *(["--configfile", *files] if files else []), "--cores", "1"])
+    place = ["--workflow-profile", profile] if (profile := cluster()) else ["--cores", "1"]
+    return shlex.join(["snakemake", *(["--configfile", *files] if files else []), *place])
+
+
+def cluster():
+    """The workflow profile that this run was started with, as it was given; None without one."""
+    known = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    known.add_argument("--workflow-profile")
+    return known.parse_known_args()[0].workflow_profile
 
 
 def closing_line():
@@ -176,7 +195,7 @@ def failure_report(log):
     """Command that lists what failed, and how to run it again, in results/{study}/failures.md."""
     files = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
     overlay = re.fullmatch(r"workflow/studies/([^/ ]+)\.yaml", files[0]) if files else None
-    if not files or (overlay and len(files) == 1):
+    if not cluster() and (not files or (overlay and len(files) == 1)):
         rerun = f"make rerun STUDY={overlay[1] if overlay else 'default'} CELL=OUTPUT"
     else:
         rerun = f"{again()} OUTPUT"

@@ -8,16 +8,16 @@ rule profile:
         verified=ancient("results/models/{model}.verified.json"),
         haystack=f"results/text/{HAYSTACK}.verified.json",
     output:
-        ensure(f"{RESULTS}/profiles/{{model}}.json", non_empty=True),
+        ensure(f"{RESULTS}/profiles/{{model}}{{calibration}}.json", non_empty=True),
     log:
-        f"{LOGS}/profiles/{{model}}.log",
+        f"{LOGS}/profiles/{{model}}{{calibration}}.log",
     conda:
         CONDA
     resources:
         gpu=1,
         mem_mb=memory_mb,
     params:
-        spec=canonical(STUDY.profile_spec),
+        spec=lambda wildcards: canonical(profile_spec(wildcards)),
         code=STUDY.profile_code,
         model=model_identity,
     shell:
