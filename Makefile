@@ -37,6 +37,8 @@ status: .venv/.installed ## How far a study is, also while it runs: make status 
 
 rerun: .venv/.installed ## Run one cell again: make rerun CELL=results/.../B20p.json [STUDY=...]
 	@test -n "$(CELL)" || { echo "error: name the cell: make rerun CELL=path [STUDY=...]" >&2; exit 2; }
+	@# The contexts of a finished cell are its old results; those of a failed one are kept.
+	@test ! -e "$(CELL)" || rm -f "$(CELL:.json=.contexts.jsonl)"
 	$(SNAKEMAKE) --resources gpu=1 --force -- $(CELL)
 
 report: .venv/.installed ## Write results/{study}/report.html of a finished study: make report [STUDY=...]

@@ -8,7 +8,13 @@ import pandas as pd
 from kvbudget.analysis import checks, schema
 from kvbudget.analysis.cell_rows import cell_rows
 from kvbudget.analysis.comparison_rows import comparison_rows, pooled_rows
-from kvbudget.analysis.head_rows import allocation_rows, head_rows, load_profiles, loss_rows
+from kvbudget.analysis.head_rows import (
+    allocation_rows,
+    head_rows,
+    load_profiles,
+    loss_rows,
+    stability_rows,
+)
 from kvbudget.analysis.provenance_rows import code_rows, model_rows, provenance_rows
 from kvbudget.analysis.records import load_study
 from kvbudget.errors import UserError, run_cli
@@ -52,6 +58,7 @@ def aggregate(
         "heads": head_rows(profiles),
         "allocation": allocation_rows(cells, profiles),
         "loss_curves": loss_rows(profiles),
+        "stability": stability_rows(profiles),
         "models": model_rows(study, cells, models),
         "provenance": provenance_rows(cells),
         "code_digests": code_rows(cells),

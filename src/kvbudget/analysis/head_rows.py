@@ -1,4 +1,5 @@
-"""heads.csv, loss_curves.csv and allocation.csv: what heads do and where budgets go."""
+"""heads.csv, loss_curves.csv, stability.csv and allocation.csv: what heads do and where budgets
+go."""
 
 import json
 import math
@@ -83,6 +84,15 @@ def loss_rows(profiles: dict[str, dict]) -> pd.DataFrame:
         for i, layer in enumerate(profile["layers"])
         for head in range(profile["kv_heads"])
         for share, loss in zip(profile["shares"], curves[i][head], strict=True)
+    )
+
+
+def stability_rows(profiles: dict[str, dict]) -> pd.DataFrame:
+    """One row a signal: whether two halves of the calibration see the same heads in front."""
+    return pd.DataFrame(
+        {"model": model, "signal": signal, "correlation": correlation}
+        for model, profile in profiles.items()
+        for signal, correlation in profile["stability"].items()
     )
 
 

@@ -121,13 +121,11 @@ class Study:
 
     @cached_property
     def main_methods(self) -> list[str]:
-        """One method a policy: ours, and of every other policy the first; no ablations."""
-        first: dict[str, str] = {}
-        for method in self.methods:
-            first.setdefault(self.policy(method), method)
-        if self.ours:
-            first[OURS] = self.ours
-        return [m for m in self.methods if m in first.values()]
+        """The first full cache, every method of others, and ours; not its variants."""
+        full = next((m for m in self.methods if self.policy(m) == FULL), None)
+        return [
+            m for m in self.methods if m in (full, self.ours) or self.policy(m) not in (FULL, OURS)
+        ]
 
     @cached_property
     def baselines(self) -> list[str]:

@@ -157,15 +157,27 @@ TABLES: dict[str, DataFrameSchema] = {
     "loss_curves": _table(
         {
             **MODEL,
-            "measure": _text("what is lost: attention mass or output norm"),
+            "measure": _text("what is lost: answer, output (norm) or mass (of attention)"),
             "rule": _text("scoring rule that chooses what to keep"),
             **LAYER,
             **KV_HEAD,
             **CLASS,
             "share": _share("share of tokens kept"),
-            "loss": _number("lost fraction"),
+            "loss": _number("nats of the answer's likelihood, else the lost fraction"),
         },
         [*MODEL, "measure", "rule", *LAYER, *KV_HEAD, "share"],
+    ),
+    "stability": _table(
+        {
+            **MODEL,
+            "signal": _text("score of query heads, or mean loss of KV heads"),
+            "correlation": Column(
+                "float64",
+                Check.in_range(-1, 1),
+                description="Spearman's, over heads, between two halves of the calibration",
+            ),
+        },
+        [*MODEL, "signal"],
     ),
     "models": _table(
         {

@@ -35,6 +35,7 @@ def derived(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:
     yield "summary/memory", _memory(src)
     yield "summary/speed", _speed(src)
     yield "summary/classes", _classes(src)
+    yield "summary/stability", _stability(src)
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:
@@ -63,6 +64,8 @@ def _study(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "study/seed", latex.decimal(study.seed, 0)
     yield "study/dtype", latex.escape(study.config.get("dtype", ""))
     yield "study/ours", latex.escape(study.title("methods", study.ours) if study.ours else OURS)
+    bits = study.config["methods"][study.ours].get("bits", 16) if study.ours else 16
+    yield "method/bits", latex.decimal(bits, 0)
     quantised = [k for k, m in study.config["models"].items() if _from_gguf(m)]
     used = dict.fromkeys(c.model for c in planned)
     yield "study/quantised", _quantised(src, [model for model in used if model in quantised])
@@ -369,3 +372,20 @@ def _classes(src: Source) -> Latex:
         title = latex.escape(src.study.title("models", model))
         texts.append(f"Of the {len(group)} KV heads of {title}, the profile classes {listed}.")
     return Latex(" ".join(texts))
+
+
+def _stability(src: Source) -> Latex:
+    """How well two halves of the calibration agree, on signals that decide something."""
+    texts = []
+    for model, group in src.table("stability").groupby("model", sort=False):
+        listed = latex.listing(
+            f"{signal} {value:.2f}"
+            for signal, value in zip(group["signal"], group["correlation"], strict=True)
+            if signal in ("retrieval", "induction") or signal.startswith("answer")
+        )
+        texts.append(f"{latex.escape(src.study.title('models', model))}: {listed}.")
+    if not texts:
+        return Latex("The calibration is too small to be halved.")
+    return Latex(
+        "Rank correlations over heads between two disjoint halves of it: " + " ".join(texts)
+    )

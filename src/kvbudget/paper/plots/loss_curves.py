@@ -8,7 +8,7 @@ from kvbudget.paper.plots import style
 from kvbudget.paper.source import Source
 
 EMPTY = "no profile"
-MEASURES = ("output", "mass")
+MEASURES = ("output", "mass")  # measured for every rule
 
 
 def draw(src: Source) -> Figure | None:

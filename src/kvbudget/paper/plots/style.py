@@ -4,7 +4,7 @@ from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from kvbudget.analysis.records import Study
+from kvbudget.analysis.records import OURS, Study
 
 COLUMN = 3.3  # inches
 PAGE = 7.0
@@ -50,10 +50,12 @@ def use() -> None:
 
 def look(study: Study, method: str) -> tuple[str, str]:
     """(colour, marker) of a method: the same in every figure of every study."""
-    policy = study.policy(method)
-    if method == study.ours or (policy in KNOWN and method in study.main_methods):
-        return KNOWN[policy]
-    others = sorted(m for m in study.config["methods"] if study.policy(m) not in KNOWN)
+    if method == study.ours:
+        return KNOWN[OURS]
+    if method in KNOWN:
+        return KNOWN[method]
+    methods = study.config["methods"]
+    others = sorted(m for m in methods if m not in KNOWN and study.policy(m) != OURS)
     return OTHERS[others.index(method) % len(OTHERS)] if method in others else ("#777777", "*")
 
 
