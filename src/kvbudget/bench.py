@@ -28,7 +28,12 @@ from kvbudget.measure.time import Stopwatch
 from kvbudget.models.load import load
 from kvbudget.record import provenance, write_json
 
-METHODS = ("h2o", "streaming-llm", "head-aware")
+METHODS: dict[str, dict] = {
+    "h2o": {"method": "h2o"},
+    "streaming-llm": {"method": "streaming-llm"},
+    "head-aware": {"method": "head-aware"},
+    "4-bit": {"method": "head-aware", "bits": 4},
+}
 SHARE = "20%"
 BOUND = 512  # tokens of the budget in bounded prefill
 CHUNK = 512  # and of its pieces
@@ -47,13 +52,18 @@ def interleaved(subjects: dict[str, Callable[[], None]], rounds: int) -> dict[st
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def empty(model: PreTrainedModel, name: str, budget: int | str | None, **options) -> BudgetedCache:
+    """An empty cache of `"full"` or of one of `METHODS`."""
+    return make_cache(model, budget=budget, **METHODS.get(name, {"method": name}), **options)
+
+
 def filled(model: PreTrainedModel, method: str, tokens: int) -> Cache:
     """A cache of a method after `tokens` random tokens; `"stock"` is transformers' own."""
     geometry = geometry_of(model)
     size = (1, geometry.kv_heads, tokens, geometry.head_dim)
     budget = None if method == "full" else SHARE
     stock = method == "stock"
-    cache = DynamicCache() if stock else make_cache(model, method, budget)
+    cache = DynamicCache() if stock else empty(model, method, budget)
     for index in geometry.layers:
         key, value = (torch.randn(size, dtype=model.dtype, device=model.device) for _ in "kv")
         cache.update(key, value, index)
@@ -82,7 +92,7 @@ def prefill(model: PreTrainedModel, method: str, tokens: int) -> Callable[[], No
 
     def run() -> None:
         model.set_attn_implementation("sdpa" if method == "stock" else attention.NAME)
-        cache = DynamicCache() if method == "stock" else make_cache(model, method, budget)
+        cache = DynamicCache() if method == "stock" else empty(model, method, budget)
         model(ids, past_key_values=cache, logits_to_keep=1)
 
     return run
@@ -178,7 +188,7 @@ def bounded_memory(
     rows = {}
     for length in lengths:
         ids = torch.randint(5, 90, (1, length), device=model.device)
-        cache = make_cache(model, method, budget, prompt_tokens=length)
+        cache = empty(model, method, budget, prompt_tokens=length)
         release_freed_memory()
         memory.mark_peak()
         before, largest = memory.peak_rss_bytes(), 0
