@@ -19,7 +19,7 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help plan paper status rerun report verify bundle unbundle audit test test-slurm soak lint \
-    bench lock tex slurm clean-paper clean-results clean-downloads clean-env
+    bench lock packages tex slurm clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -64,12 +64,13 @@ audit: .venv/.installed ## Look the installed packages up in the database of kno
 	$(BIN)/pip freeze --exclude-editable | sed 's/+.*//' | $(BIN)/pip-audit --strict --no-deps \
 	    --disable-pip --progress-spinner off --requirement /dev/stdin
 
-test: ## Lint, then run all tests
-	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test tex
+# Each test keeps to one thread, and the tests of one file to one process.
+test: ## Lint, then run all tests; those with a Slurm on this machine only as root
+	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test packages
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test-slurm: ## Run cells through a Slurm that is started on this machine, as root
+test-slurm: ## Of these, run cells through a Slurm that is started on this machine, as root
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test slurm
 	$(BIN)/pytest -m slurm
 
@@ -132,6 +133,11 @@ if [ -n "$$as" ] && echo "Installing $(1): $(3)" && $$as apt-get update -qq && \
     > /dev/null; then exit 0; fi; \
 echo "$(1) is missing and cannot be installed from here. For $(4) install: $(3)"
 endef
+
+# One after the other, as apt does not share.
+packages:
+	@$(MAKE) --no-print-directory tex
+	@$(MAKE) --no-print-directory slurm
 
 # Without it, the workflow builds everything up to the PDF.
 tex:

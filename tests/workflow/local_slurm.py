@@ -3,7 +3,9 @@
 import os
 import shutil
 import socket
+import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -47,6 +49,11 @@ def missing() -> str | None:
     """Why no Slurm can be started here; None if it can."""
     if os.geteuid() != 0:
         return "starting a Slurm needs root"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            os.mknod(f"{folder}/device", stat.S_IFCHR | 0o600, os.makedev(195, 0))
+        except OSError as error:
+            return f"no device file can be made here ({error.strerror})"
     absent = [name for name in NEEDED if shutil.which(name) is None]
     return f"not installed: {', '.join(absent)} (make test-slurm does)" if absent else None
 
