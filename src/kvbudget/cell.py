@@ -4,9 +4,10 @@
         [--profile FILE] --out FILE
 
 Question-agnostic: the context is read and compressed before any question arrives, and every
-question is asked of the same compressed context. Contexts are appended to a side file as they
-finish, so a killed cell goes on where it stopped. The side file outlives the cell, as Snakemake
-deletes the record of a job whose end it did not see; once it has, the workflow removes the file.
+question is asked of the same compressed context; a task that measures otherwise says how (`run`).
+Contexts are appended to a side file as they finish, so a killed cell goes on where it stopped. The
+side file outlives the cell, as Snakemake deletes the record of a job whose end it did not see; once
+it has, the workflow removes the file.
 """
 
 import argparse
@@ -86,14 +87,7 @@ class Runner:
             "peak_cuda_bytes": memory.peak_cuda_bytes(),
         }
         state = cache.snapshot()
-        itemsize = self.model.dtype.itemsize
-        full = cache.planned_bytes(itemsize, tokens=len(context.ids))
-        compressed = {
-            "cache_bytes_planned": full if self.budget is None else cache.planned_bytes(itemsize),
-            "cache_bytes_allocated": cache.allocated_bytes(),
-            "cache_bytes_full": full,
-            "cache_bytes_sliding": cache.sliding_bytes(),
-        }
+        compressed = self.cache_bytes(cache, len(context.ids))
         slots = [[len(kept) for kept in layer.kept_positions()] for layer in cache.budgeted]
         samples, steps = [], []
         for question in context.questions:
@@ -124,6 +118,31 @@ class Runner:
             "slots": slots,
         }
 
+    def cache_bytes(self, cache: BudgetedCache, tokens: int) -> dict[str, int]:
+        """Bytes of a cache that has read a prompt of so many tokens: planned, allocated, full."""
+        itemsize = self.model.dtype.itemsize
+        full = cache.planned_bytes(itemsize, tokens=tokens)
+        return {
+            "cache_bytes_planned": full if self.budget is None else cache.planned_bytes(itemsize),
+            "cache_bytes_allocated": cache.allocated_bytes(),
+            "cache_bytes_full": full,
+            "cache_bytes_sliding": cache.sliding_bytes(),
+        }
+
+    def stops(self) -> set[int]:
+        """Tokens that end the model's answer."""
+        stops = self.model.generation_config.eos_token_id
+        return {stops} if isinstance(stops, int) else set(stops or ())
+
+    def finite(self, nll: float, answer: str) -> float:
+        """A likelihood, or an error that says what to do about one that is no number."""
+        if not math.isfinite(nll):
+            raise UserError(
+                f"the likelihood of the answer to {answer} is {nll} in {self.model.dtype}: "
+                "the model overflows; use another dtype (float32 is the safest)"
+            )
+        return nll
+
     def read(self, cache: BudgetedCache, ids: list[int], logits: int = 1) -> Tensor:
         """Logits of the last `logits` of some tokens, read in one forward pass."""
         inputs = torch.tensor([ids], device=self.model.device)
@@ -146,24 +165,17 @@ class Runner:
             target = torch.tensor(piece, device=predicted.device)
             total += torch.nn.functional.cross_entropy(predicted, target, reduction="sum").item()
             first = known[-1]
-        nll = total / len(question.answer_ids)
-        if not math.isfinite(nll):
-            raise UserError(
-                f"the likelihood of the answer to {question.id} is {nll} in {self.model.dtype}: "
-                "the model overflows; use another dtype (float32 is the safest)"
-            )
-        return nll
+        return self.finite(total / len(question.answer_ids), question.id)
 
     def _generate(
         self, cache: BudgetedCache, question: Question, first: Tensor
     ) -> tuple[str, list[float]]:
         """Greedy answer from the logits after the question, and the seconds of each decode step."""
-        stop = self.model.generation_config.eos_token_id
-        stop = {stop} if isinstance(stop, int) else set(stop or ())
+        stops = self.stops()
         last, output, seconds = first, [], []
         while len(output) < question.max_new_tokens:
             token = int(last.argmax())
-            if token in stop:
+            if token in stops:
                 break
             output.append(token)
             watch = Stopwatch()
@@ -215,12 +227,13 @@ def finished(side: Path, identity: dict) -> list[dict]:
 def results(runner: Runner, contexts: list[Context], side: Path, identity: dict) -> Iterator[dict]:
     """Results of all contexts in order; those in the side file are not computed again."""
     done = finished(side, identity)
+    run = getattr(runner.task, "run", Runner.run)
     with side.open("a", encoding="utf-8") as log:
         for index, context in enumerate(tqdm(contexts, unit="context")):
             if index < len(done):
                 yield done[index]
                 continue
-            result = runner.run(context)
+            result = run(runner, context)
             log.write(json.dumps(result) + "\n")
             log.flush()
             yield result

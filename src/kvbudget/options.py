@@ -37,6 +37,8 @@ def parameters(file: Path) -> dict[str, Any]:
 def check(where: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse options that are unknown, of another type than their default, or counts below 1.
 
+    Where the default is `auto`, a number from 0 on may stand for it.
+
     Raises:
         UserError: naming `where`, the option and the remedy.
     """
@@ -47,10 +49,13 @@ def check(where: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
                 f"{where}: unknown option {name!r}{suggest(name, defaults)}; it has {known}"
             )
         default = defaults[name]
-        if type(value) is not type(default):
+        if default == "auto":
+            if value != "auto" and (type(value) is not int or value < 0):
+                raise UserError(f"{where}: {name} must be auto or 0 or more, not {value!r}")
+        elif type(value) is not type(default):
             kind = type(default).__name__
             raise UserError(f"{where}: {name} must be of type {kind}, not {value!r}")
-        if type(value) is int and name != "seed" and value < 1:
+        elif type(value) is int and name != "seed" and value < 1:
             raise UserError(f"{where}: {name} must be at least 1, not {value}")
 
 

@@ -38,8 +38,8 @@ _SHARED = frozenset({"models", "text", "logs", "bench"})
 _NOT_IN_SPECS = frozenset({"title", "calibration"})
 #: Keys of a method that the cache takes, whatever the policy.
 _OF_ANY_METHOD = frozenset({"policy", "title", "prefill_chunk", "stride", "bits"})
-#: Keys of a task that say what it is called and how much of it there is.
-_OF_ANY_TASK = frozenset({"kind", "title", "samples"})
+#: Keys of a task that say what it is called, how much of it there is, and on which text.
+_OF_ANY_TASK = frozenset({"kind", "title", "samples", "haystack"})
 
 
 def canonical(value: Any) -> str:
@@ -93,6 +93,12 @@ class Study:
     def profiles(self) -> dict[str, dict[str, Any]]:
         """Paths of the profiles that some cell needs, and the spec of each."""
         return {cell.profile: cell.spec["profile"] for cell in self.cells if cell.profile}
+
+    @property
+    def haystacks(self) -> list[str]:
+        """Keys of the texts that some cell or profile uses."""
+        profiled = [self.config["haystack"]] if self.profiles else []
+        return list(dict.fromkeys([*(cell.spec["haystack"] for cell in self.cells), *profiled]))
 
     @property
     def experiments(self) -> list[str]:
@@ -184,6 +190,7 @@ def expand(config: Mapping[str, Any]) -> Study:
         _known(f"tasks: {name}: kind", task["kind"], task_kinds(), "kvbudget.tasks")
         given = {key: value for key, value in task.items() if key not in _OF_ANY_TASK}
         options.check(f"tasks: {name}", given, task_defaults(task["kind"]))
+        _check_haystack(name, task, config)
 
     cells: dict[str, Cell] = {}
     names: set[str] = set()
@@ -248,6 +255,9 @@ def _cells(config: Mapping[str, Any], experiment: Mapping[str, Any]) -> Iterable
                 calibration = _calibration(config, config["methods"][method])
                 _check_length("profile", config, model, calibration.get("length", MIN_LENGTH))
         for task in experiment["tasks"]:
+            if config["tasks"][task]["kind"] == "streaming":
+                for method in experiment["methods"]:
+                    _check_streaming(f"{where}: task {task!r}", method, config["methods"][method])
             for length in lengths:
                 for method in experiment["methods"]:
                     for budget in _budgets(where, config, experiment, task, method, length):
@@ -322,6 +332,27 @@ def _check_method(name: str, method: Mapping[str, Any]) -> None:
             )
 
 
+def _check_haystack(name: str, task: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    haystack = task.get("haystack", config["haystack"])
+    _known(f"tasks: {name}: haystack", haystack, config["haystacks"], "haystacks")
+    if task["kind"] == "streaming" and "translation" not in config["haystacks"][haystack]:
+        raise UserError(
+            f"tasks: {name}: haystack {haystack!r} has no translation; name a parallel text by "
+            "the task's key haystack"
+        )
+
+
+def _check_streaming(where: str, name: str, method: Mapping[str, Any]) -> None:
+    """Source and target are numbered apart: no method may have positions of its own."""
+    options = {**policy_parameters(method["policy"]), **method}
+    for key, needed in (("positions", "absolute"), ("phi", "auto")):
+        if options.get(key, needed) != needed:
+            raise UserError(
+                f"{where}: method {name!r} cannot stream with {key}: {options[key]}; "
+                f"use {key}: {needed}"
+            )
+
+
 def _check_length(where: str, config: Mapping[str, Any], model: str, length: int) -> None:
     if length < MIN_LENGTH:
         raise UserError(f"{where}: length {length} is too short; use at least {MIN_LENGTH} tokens")
@@ -343,11 +374,12 @@ def _cell(
 ) -> Cell:
     task_options = dict(config["tasks"][task])
     samples = {**config["samples"], **task_options.pop("samples", {})}
+    haystack = task_options.pop("haystack", config["haystack"])
     spec = {
         "model": model,
         "dtype": config["dtype"],
         "seed": config["seed"],
-        "haystack": config["haystack"],
+        "haystack": haystack,
         "task": _named(task, task_options),
         "length": length,
         "method": _named(method, config["methods"][method]),

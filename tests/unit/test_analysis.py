@@ -329,6 +329,31 @@ def test_cells_hold_what_the_record_says(finished):
     assert "peak_cuda_bytes" not in mine.index
 
 
+def test_agreement_and_bleu_of_translations(tmp_path):
+    settings = synthetic.config()
+    settings["tasks"]["wait"] = {"kind": "streaming"}
+    settings["experiments"] = [
+        settings["experiments"][0]
+        | {"tasks": ["wait"], "lengths": [500], "methods": ["full", "h2o"]}
+    ]
+    study = synthetic.make(tmp_path, settings)
+    full, h2o = load_study(study).cells
+
+    def answer(record, wrong, output):
+        for sample in record["samples"]:
+            sample["predictions"] = [0] * wrong + [1] * (10 - wrong)
+            sample["output"] = output or sample["reference"][0]
+
+    edit(study, full, lambda record: answer(record, 0, None))
+    edit(study, h2o, lambda record: answer(record, 3, "rien"))
+    frame = schema.read(run(study), "cells").set_index(["method", "metric"])["value"]
+    assert frame["full", "agreement"] == 1
+    assert frame["h2o", "agreement"] == pytest.approx(0.7)
+    assert frame["full", "bleu"] == pytest.approx(100)
+    assert frame["h2o", "bleu"] == 0
+    assert 3 < frame["h2o", "al"] < 4 < frame["h2o", "laal"] < 5
+
+
 def test_comparisons_are_paired_by_context(finished):
     study, out = finished
     frame = schema.read(out, "comparisons")

@@ -203,6 +203,25 @@ def test_rendering_is_reproducible(tmp_path):
     assert [str(k) for k in first if first[k] != second[k]] == []
 
 
+def test_translations_have_their_own_columns(tmp_path):
+    settings = synthetic.config()
+    settings["tasks"]["wait_3"] = {"kind": "streaming", "title": "Wait-3", "k": 3}
+    settings["experiments"].append(
+        settings["experiments"][0] | {"name": "streaming", "tasks": ["wait_3"], "lengths": [500]}
+    )
+    src, paper = build(tmp_path, settings)
+    table = (paper / "tables/streaming.tex").read_text()
+    assert "method & budget & NLL & agreement & BLEU & AL & LAAL" in table
+    assert table.count("begin{tabular}") == 1  # and no times
+    assert "2.00 MiB in the mean" in table
+    cell = src.wide().query("task == 'wait_3' and method == 'h2o'").iloc[0]
+    line = next(line for line in table.splitlines() if "H2O & 20" in line)
+    shown = [part.strip() for part in line.rstrip("\\ ").split("&")]
+    assert shown[3].startswith(f"{cell['agreement']:.2f}\\bounds")
+    assert shown[4:] == [f"{cell[name]:.2f}" for name in ("bleu", "al", "laal")]
+    assert "BLEU" not in (paper / "tables/lengths.tex").read_text()
+
+
 # --- the check
 
 

@@ -234,6 +234,46 @@ def test_refuses_with_one_line_that_names_the_key(config, path, value, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.fixture
+def streaming(config) -> dict:
+    config["haystacks"]["p"] = {"source": "file", "path": "x.txt", "translation": "y.txt"}
+    config["tasks"]["wait"] = {"kind": "streaming", "haystack": "p", "k": 1, "phi": 0}
+    config["methods"]["recent"] = {"policy": "streaming-llm", "positions": "absolute"}
+    config["experiments"][0] |= {"tasks": ["needle", "wait"], "methods": ["full", "recent"]}
+    return config
+
+
+def test_a_task_may_have_a_text_of_its_own(streaming):
+    study = expand(streaming)
+    texts = {cell.task: cell.spec["haystack"] for cell in study.cells}
+    assert texts == {"needle": "h", "wait": "p"}
+    assert study.haystacks == ["h", "p"]
+    spec = next(cell.spec for cell in study.cells if cell.task == "wait")
+    assert spec["task"] == {"name": "wait", "kind": "streaming", "k": 1, "phi": 0}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("tasks/wait/haystack", "q", r"tasks: wait: haystack: there is no 'q'"),
+        ("tasks/wait/haystack", "h", r"tasks: wait: haystack 'h' has no translation"),
+        ("tasks/wait/phi", -1, r"tasks: wait: phi must be auto or 0 or more, not -1"),
+        ("tasks/wait/phi", "0", r"tasks: wait: phi must be auto or 0 or more, not '0'"),
+        ("tasks/wait/k", 0, r"tasks: wait: k must be at least 1, not 0"),
+        (
+            "methods/recent",
+            {"policy": "streaming-llm"},
+            r"method 'recent' cannot stream with positions: cache; use positions: absolute",
+        ),
+        ("methods/full/phi", 0, r"method 'full' cannot stream with phi: 0; use phi: auto"),
+    ],
+)
+def test_what_cannot_stream_is_refused(streaming, path, value, message):
+    change(streaming, path, value)
+    with pytest.raises(UserError, match=message):
+        expand(streaming)
+
+
 def test_perplexity_reads_half_of_its_text_as_the_prompt_that_a_share_is_of(config):
     config["experiments"][0] |= {"tasks": ["ppl"], "lengths": [500], "budgets": ["4%"]}
     with pytest.raises(UserError, match=r"'4%': at length 500 that is 10 tokens, under the 12"):
@@ -274,7 +314,7 @@ def test_validate_fills_defaults_and_leaves_its_argument_alone(config):
     assert filled["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("overlay", [None, "tiny", "cpu", "full"])
+@pytest.mark.parametrize("overlay", [None, "tiny", "cpu", "full", "streaming"])
 def test_shipped_studies_are_valid(overlay):
     study = expand(load(overlay))
     assert study.cells

@@ -33,6 +33,7 @@ def made_up_passages(count: int = 3000) -> list[str]:
 
 
 PASSAGES = made_up_passages()
+PARALLEL = [f"{passage}\t{passage.upper()}" for passage in PASSAGES]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def tokenizer(request):
 def make(kind, tokenizer, length, *, split="test", seed=1, contexts=3, questions=2, **options):
     return tasks.get(kind).make(
         tokenizer,
-        PASSAGES,
+        PARALLEL if kind == "streaming" else PASSAGES,
         length=length,
         contexts=contexts,
         questions=questions,

@@ -92,15 +92,26 @@ def test_a_parallel_text_has_a_translation_beside_each_passage(index, tmp_path):
     index |= {"version": "4", "translation": "l"}
     index["sha256"] = hashlib.sha256(database.read_bytes()).hexdigest()
     text.build(index, tmp_path / "pairs.txt")
-    assert text.read_pairs(tmp_path / "pairs.txt") == [
+    assert text.pairs(text.read_passages(tmp_path / "pairs.txt")) == [
         ("God's Spirit said, 'Let there be light.'", "Au commencement")
     ]
 
 
-def test_one_column_is_no_parallel_text(tmp_path):
-    (tmp_path / "one.txt").write_text("alone\n")
+def test_one_column_is_no_parallel_text():
     with pytest.raises(UserError, match="not a parallel text"):
-        text.read_pairs(tmp_path / "one.txt")
+        text.pairs(["alone"])
+
+
+def test_files_of_a_parallel_text_go_line_by_line(tmp_path):
+    (tmp_path / "en.txt").write_text("One.\n\nTwo.\n")
+    (tmp_path / "fr.txt").write_text("Un.\nDeux.\n")
+    spec = {"source": "file", "path": str(tmp_path / "en.txt")}
+    spec["translation"] = str(tmp_path / "fr.txt")
+    text.build(spec, tmp_path / "pairs.txt")
+    assert text.read_passages(tmp_path / "pairs.txt") == ["One.\tUn.", "Two.\tDeux."]
+    (tmp_path / "fr.txt").write_text("Un.\n")
+    with pytest.raises(UserError, match="2 passages and its translation 1"):
+        text.build(spec, tmp_path / "pairs.txt")
 
 
 COMMIT = "0" * 40

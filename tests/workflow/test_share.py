@@ -42,7 +42,7 @@ def test_a_finished_study_is_current(repo):
     command = [sys.executable, "-m", "kvbudget.verify", "--study", STUDY]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == "study tiny: 7 cells and all they rest on are current\n"
+    assert done.stdout == "study tiny: 9 cells and all they rest on are current\n"
     with away(repo / CELL):
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
@@ -113,13 +113,13 @@ class TestStale:
 @pytest.fixture(scope="module")
 def bundle(repo, tmp_path_factory) -> Path:
     archive = tmp_path_factory.mktemp("bundle") / "tiny.tar.gz"
-    assert pack(repo / STUDY, archive) == (7, 7)
+    assert pack(repo / STUDY, archive) == (9, 9)
     return archive
 
 
 def test_a_clone_with_a_bundle_computes_nothing_and_builds_the_same_paper(repo, bundle, tmp_path):
     copy_repository(tmp_path)
-    assert unpack(bundle, tmp_path) == ("tiny", 7)
+    assert unpack(bundle, tmp_path) == ("tiny", 9)
     result = snakemake(tmp_path)
     assert result.returncode == 0, result.stdout
     jobs = set(re.findall(r"^(?:local)?rule (\w+):$", result.stdout, re.MULTILINE))
@@ -159,7 +159,7 @@ def test_a_bundle_replaces_nothing_that_differs(bundle, tmp_path):
 
 def test_a_bundle_holds_what_is_current_alone(repo, tmp_path):
     with edited(repo / CELL, lambda text: change(text, code="0" * 64)):
-        assert pack(repo / STUDY, tmp_path / "part.tar.gz") == (6, 7)
+        assert pack(repo / STUDY, tmp_path / "part.tar.gz") == (8, 9)
     unpack(tmp_path / "part.tar.gz", tmp_path)
     assert not (tmp_path / CELL).exists()
     assert not list(tmp_path.rglob("*.safetensors"))

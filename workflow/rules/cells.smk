@@ -7,7 +7,9 @@ rule cell:
         # Small files that stand for large ones. Which weights a result needs is told by `model`
         # below: a second download or check of the same weights must not make results again.
         verified=ancient("results/models/{model}.verified.json"),
-        haystack=f"results/text/{HAYSTACK}.verified.json",
+        haystack=lambda wildcards: (
+            f"results/text/{cell_of(wildcards).spec['haystack']}.verified.json"
+        ),
         profile=lambda wildcards: cell_of(wildcards).profile or [],
     output:
         ensure(
@@ -25,8 +27,9 @@ rule cell:
         spec=lambda wildcards: canonical(cell_of(wildcards).spec),
         code=lambda wildcards: cell_of(wildcards).code,
         model=model_identity,
+        text=lambda wildcards: f"results/text/{cell_of(wildcards).spec['haystack']}.txt",
         profile=lambda wildcards, input: f"--profile {input.profile}" if input.profile else "",
     shell:
         f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.cell --spec {{params.spec:q}} --code {{params.code}}"
-        f" --model-dir results/models/{{wildcards.model}} --verified {{input.verified}} --text {TEXT}"
-        " {params.profile} --out {output} 2> {log}"
+        f" --model-dir results/models/{{wildcards.model}} --verified {{input.verified}}"
+        " --text {params.text} {params.profile} --out {output} 2> {log}"

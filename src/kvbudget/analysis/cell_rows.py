@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from kvbudget.analysis.records import Cell
+from kvbudget.analysis import streaming_metrics
+from kvbudget.analysis.records import FULL, Cell
 from kvbudget.analysis.statistics import mean_interval
 
 QUALITY = ("score", "nll")
@@ -12,6 +13,7 @@ MEMORY = (
     "cache_bytes_allocated",
     "cache_bytes_full",
     "cache_bytes_sliding",
+    "cache_bytes_target",
     "peak_rss_bytes",
     "peak_cuda_bytes",
 )
@@ -19,25 +21,29 @@ TIMING = ("prefill_s", "decode_ms_per_token")
 
 
 def cell_rows(cells: list[Cell], seed: int) -> pd.DataFrame:
-    """Quality with intervals over contexts; costs as the record gives them, once a cell."""
+    """Quality with intervals over contexts; BLEU and costs are one number a cell."""
     rows = []
+    full = {cell.planned.key[:3]: cell for cell in cells if cell.planned.policy == FULL}
     for cell in cells:
         axes = cell.planned.axes
         axes |= {"policy": cell.planned.policy, "n_samples": len(cell.samples)}
         axes["n_contexts"] = len({s["context_id"] for s in cell.samples})
-        for metric in QUALITY:
-            values = list(cell.by_context(metric).values())
+        quality = {metric: list(cell.by_context(metric).values()) for metric in QUALITY}
+        single = {name: cell.record["memory"].get(name) for name in MEMORY}
+        single |= {name: cell.record["timing"].get(name) for name in TIMING}
+        if cell.planned.kind == streaming_metrics.KIND:
+            quality |= streaming_metrics.by_context(cell, full.get(cell.planned.key[:3]))
+            single["bleu"] = streaming_metrics.bleu(cell)
+        for metric, values in quality.items():
             if values:
                 e = mean_interval(np.array(values), seed)
                 rows.append(
                     {**axes, "metric": metric, "value": e.value, "ci_low": e.low, "ci_high": e.high}
                 )
-        costs = {name: cell.record["memory"].get(name) for name in MEMORY}
-        costs |= {name: cell.record["timing"].get(name) for name in TIMING}
-        costs["prompt_tokens"] = float(np.mean([s["prompt_tokens"] for s in cell.samples]))
+        single["prompt_tokens"] = float(np.mean([s["prompt_tokens"] for s in cell.samples]))
         rows += [
             {**axes, "metric": name, "value": value, "ci_low": np.nan, "ci_high": np.nan}
-            for name, value in costs.items()
+            for name, value in single.items()
             if value is not None
         ]
     return pd.DataFrame(rows)

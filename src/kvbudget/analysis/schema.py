@@ -97,8 +97,15 @@ TABLES: dict[str, DataFrameSchema] = {
             **METHOD,
             **BUDGET,
             "policy": _text("eviction policy behind the method"),
-            "metric": _text("score, nll, or a cost in bytes, seconds, milliseconds or tokens"),
-            "value": _number("mean over contexts of the mean over their questions"),
+            "metric": _text(
+                "score, nll, or a cost in bytes, seconds, milliseconds or tokens; of streamed"
+                " translations also bleu (0 to 100), al and laal (lagging in words) and agreement"
+                " (share of the reference's tokens for which the method, given all before, would"
+                " write what the full cache would)"
+            ),
+            "value": _number(
+                "mean over contexts of the mean over their questions; bleu of all contexts together"
+            ),
             "ci_low": _number("95% bootstrap interval over contexts; empty for one", empty=True),
             "ci_high": _number("95% bootstrap interval over contexts; empty for one", empty=True),
             "n_samples": _count("questions measured", 1),

@@ -1,6 +1,6 @@
 """One full-attention layer of the cache: attends, scores, keeps the best, evicts in place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -377,6 +377,16 @@ class BudgetedLayer(AttendingLayer):
         return query.unflatten(1, (self.kv_heads, -1))[:, list(heads)].flatten(1, 2)
 
     # State.
+
+    def kept(self) -> list[Tokens]:
+        """The tokens kept, a segment each, for attention from outside of this layer."""
+        held, codec = self.slots.tokens(), self.options.codec
+        if codec is None:
+            return held
+        return [
+            replace(each, keys=codec.turn_back(each.keys), values=codec.turn_back(each.values))
+            for each in held
+        ]
 
     def kept_positions(self) -> list[Tensor]:
         """Positions kept by each KV head, ascending: `(tokens,)`, in a batch `(batch, tokens)`."""

@@ -12,6 +12,16 @@ from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import Row
 from kvbudget.paper.source import Source
 
+QUALITY = {
+    "score": "score",
+    "nll": "NLL",
+    "agreement": "agreement",
+    "bleu": "BLEU",
+    "al": "AL",
+    "laal": "LAAL",
+}
+#: Metrics that are printed without an interval: of a corpus, or nearly the same in every sample.
+PLAIN = ("bleu", "al", "laal")
 COSTS = {
     "cache_bytes_allocated": "cache (MiB)",
     "prefill_s": "prefill (s)",
@@ -50,7 +60,7 @@ def _quality(src: Source, experiment: dict, model: str, lengths: list, keys: lis
     values = table[["value", "ci_low", "ci_high"]].to_dict("index")
     metrics = [
         (name, title)
-        for name, title in (("score", "score"), ("nll", "NLL"))
+        for name, title in QUALITY.items()
         if any((*key, name) in values for key in keys)
     ]
     rows = []
@@ -61,9 +71,12 @@ def _quality(src: Source, experiment: dict, model: str, lengths: list, keys: lis
             for length in lengths:
                 for name, _ in metrics:
                     found = values.get((model, task, length, method, budget, name))
-                    cells.append(
-                        layout.with_interval(*found.values()) if found else Latex(latex.DASH)
-                    )
+                    if not found:
+                        cells.append(Latex(latex.DASH))
+                    elif name in PLAIN:
+                        cells.append(latex.decimal(found["value"]))
+                    else:
+                        cells.append(layout.with_interval(*found.values()))
             rows.append(Row(study.title("tasks", task), cells))
     caption = (
         rf"{_experiment_title(experiment)}. {latex.escape(study.title('models', model))}: "
@@ -72,15 +85,20 @@ def _quality(src: Source, experiment: dict, model: str, lengths: list, keys: lis
         r"over contexts. "
         r"Higher scores and lower NLL are better." + _notes_on_rows(src, keys)
     )
+    if any(name == "laal" for name, _ in metrics):
+        caption += _streaming_note(src, model)
     return _floats(rows, lengths, [title for _, title in metrics], caption)
 
 
 def _cost(src: Source, experiment: dict, model: str, lengths: list, keys: list) -> list[dict]:
     study = src.study
-    # Perplexity reads half its tokens through the bounded cache, so its times are another thing.
+    # Perplexity reads half its tokens through the bounded cache, so its times are another thing;
+    # a translation that waits for its source has none.
     kinds = {cell.task: cell.kind for cell in study.cells}
-    tasks = [t for t in dict.fromkeys(key[1] for key in keys) if kinds[t] != "perplexity"]
-    tasks = tasks or list(dict.fromkeys(key[1] for key in keys))
+    timed = [t for t in dict.fromkeys(key[1] for key in keys) if kinds[t] != "streaming"]
+    tasks = [t for t in timed if kinds[t] != "perplexity"] or timed
+    if not tasks:
+        return []
     part = src.cells[(src.cells["model"] == model) & src.cells["task"].isin(tasks)]
     means = part.groupby(["length", "method", "budget", "metric"])["value"].mean().to_dict()
     names = [n for n in COSTS if any((*k[2:], n) in means for k in keys)]
@@ -101,6 +119,21 @@ def _cost(src: Source, experiment: dict, model: str, lengths: list, keys: list) 
         r"\cref{tab:provenance}; compare them within this table only."
     )
     return _floats(rows, lengths, [COSTS[name] for name in names], caption)
+
+
+def _streaming_note(src: Source, model: str) -> str:
+    target = src.cells[
+        (src.cells["metric"] == "cache_bytes_target") & (src.cells["model"] == model)
+    ]
+    mebibytes = latex.metric("cache_bytes_target", target["value"].mean())
+    return (
+        r" Translations: wait-\(k\) over words, each method's budget for the source alone; the"
+        r" target is kept whole, apart and alike for all methods,"
+        rf" {mebibytes} MiB in the mean. NLL is of the reference, each word given what is read by"
+        r" then; agreement is the share of its tokens in whose place the method would have written"
+        r" what the full cache would. BLEU is of the model's own greedy translations of all"
+        r" passages; AL and LAAL are their lagging in source words, with the reference's length."
+    )
 
 
 def _floats(rows: list[Row], lengths: list, metrics: list[str], caption: str) -> list[dict]:

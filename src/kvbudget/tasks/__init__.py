@@ -6,6 +6,10 @@ A task is a module with
         -> list[kvbudget.tasks.base.Context]
     score(output, references) -> float
 
+and, where contexts are not just read and asked about, how one is measured in their place:
+
+    run(runner, context) -> dict, as kvbudget.cell.Runner.run
+
 A new one is a file here and a line in `KINDS`.
 """
 
@@ -21,6 +25,7 @@ KINDS = {
     "cwe": "kvbudget.tasks.cwe",
     "fwe": "kvbudget.tasks.fwe",
     "perplexity": "kvbudget.tasks.perplexity",
+    "streaming": "kvbudget.tasks.streaming",
 }
 
 

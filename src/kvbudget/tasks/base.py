@@ -61,7 +61,10 @@ def options_of(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[
     for key, value in given.items():
         if key not in defaults:
             raise UserError(f"{where}: unknown option {key!r}; it knows {', '.join(defaults)}")
-        if type(value) is not type(defaults[key]):
+        fits = type(value) is type(defaults[key])
+        if defaults[key] == "auto":  # or a number in place of the one that is found
+            fits = value == "auto" or type(value) is int
+        if not fits:
             kind = type(defaults[key]).__name__
             raise UserError(f"{where}: option {key} must be of type {kind}, not {value!r}")
     return {**defaults, **given}
