@@ -142,7 +142,7 @@ def make_cache(
 
     Args:
         model: a model that was `attach`ed.
-        method: `"full"`, `"h2o"`, `"streaming-llm"` or `"head-aware"`.
+        method: a policy of `kvbudget.policies`, such as `"full"`, `"h2o"` or `"head-aware"`.
         budget: mean tokens per KV head of a full-attention layer (`2048`), or a share of the
             prompt (`"20%"`); only `"full"` takes none.
         profile: of the model's heads, for `"head-aware"`.
