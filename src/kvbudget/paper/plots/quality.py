@@ -1,4 +1,8 @@
-"""Quality against kept bytes: score and NLL, a panel for each model and task."""
+"""Quality against the bytes of the budget: score and NLL, a panel for each model and task.
+
+Bytes are those planned, at which methods are equal: a cache of few bits takes less than its plan
+where a run computes in float32.
+"""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -39,8 +43,8 @@ def draw(src: Source) -> Figure | None:
 def _part(frame: pd.DataFrame, model: str, task: str, metric: str) -> pd.DataFrame:
     """Cells of one panel: the length with most budgets, the longest among equals."""
     part = frame[(frame["model"] == model) & (frame["task"] == task)]
-    bytes_kept = part[part["metric"] == "cache_bytes_allocated"]
-    bytes_kept = bytes_kept[["length", "method", "budget", "value"]]
+    planned = part[part["metric"] == "cache_bytes_planned"]
+    planned = planned[["length", "method", "budget", "value"]]
     part = part[part["metric"] == metric]
     evicting = part[part["policy"] != FULL]
     if evicting.empty:
@@ -48,7 +52,7 @@ def _part(frame: pd.DataFrame, model: str, task: str, metric: str) -> pd.DataFra
     budgets = evicting.groupby("length")["budget"].nunique()
     length = budgets[budgets == budgets.max()].index.max()
     return part[part["length"] == length].merge(
-        bytes_kept.rename(columns={"value": "bytes"}), on=["length", "method", "budget"]
+        planned.rename(columns={"value": "bytes"}), on=["length", "method", "budget"]
     )
 
 
@@ -81,7 +85,7 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, st
         )
     tokens = int(part["length"].iloc[0])
     ax.set_title(f"{study.title('models', model)}, {study.title('tasks', task)}\n{tokens:,} tokens")
-    ax.set_xlabel("cache (MiB)")
+    ax.set_xlabel("budget (MiB)")
     ax.set_ylabel({"score": "score", "nll": "NLL (nats a token)"}[metric])
     evicting = part[part["policy"] != FULL]
     ax.set_xlim(0, 1.08 * evicting["bytes"].max() / 2**20)
