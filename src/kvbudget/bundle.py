@@ -17,7 +17,6 @@ import time
 import zlib
 from pathlib import Path
 
-from kvbudget import study as studies
 from kvbudget.analysis import checks
 from kvbudget.analysis.records import load_study
 from kvbudget.errors import UserError, run_cli
@@ -49,7 +48,9 @@ def pack(study_file: Path, out: Path) -> tuple[int, int]:
     if not cells:
         raise UserError(f"study {plan.name} has no finished cell; run `make paper` first")
     models = dict.fromkeys(cell.planned.model for cell in cells)
-    haystacks = studies.expand(plan.config).haystacks
+    haystacks = dict.fromkeys(
+        [plan.config["haystack"], *(cell.planned.spec["haystack"] for cell in cells)]
+    )
     names = ["results/environment.json"]
     names += [f"results/text/{haystack}.verified.json" for haystack in haystacks]
     names += [f"results/models/{model}.verified.json" for model in models]

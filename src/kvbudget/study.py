@@ -330,6 +330,11 @@ def _check_method(name: str, method: Mapping[str, Any]) -> None:
                 f"methods: {name}: policy {method['policy']!r} has no option {key!r}; it has "
                 f"{', '.join(taken) or 'none'}"
             )
+    if "bits" in method and {**known, **method}.get("positions") == "cache":
+        raise UserError(
+            f"methods: {name}: bits: keys that move inside the cache cannot be quantised; use "
+            "positions: absolute"
+        )
 
 
 def _check_haystack(name: str, task: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -344,11 +349,11 @@ def _check_haystack(name: str, task: Mapping[str, Any], config: Mapping[str, Any
 
 def _check_streaming(where: str, name: str, method: Mapping[str, Any]) -> None:
     """Source and target are numbered apart: no method may have positions of its own."""
-    options = {**policy_parameters(method["policy"]), **method}
+    known = {**policy_parameters(method["policy"]), **method}
     for key, needed in (("positions", "absolute"), ("phi", "auto")):
-        if options.get(key, needed) != needed:
+        if known.get(key, needed) != needed:
             raise UserError(
-                f"{where}: method {name!r} cannot stream with {key}: {options[key]}; "
+                f"{where}: method {name!r} cannot stream with {key}: {known[key]}; "
                 f"use {key}: {needed}"
             )
 

@@ -59,7 +59,8 @@ def test_turning_keeps_products_and_comes_back():
     query, key = drawn(4, DIM, seed=1), drawn(7, DIM, seed=2)
     torch.testing.assert_close(codec.turn(query) @ codec.turn(key).T, query @ key.T)
     torch.testing.assert_close(codec.turn_back(codec.turn(key)), key)
-    assert torch.equal(rotation(DIM), rotation(DIM))
+    again = rotation.__wrapped__(DIM, torch.float32, torch.device("cpu"))
+    assert torch.equal(codec.turn(torch.eye(DIM)), again)
 
 
 @given(
@@ -153,3 +154,30 @@ def test_eight_bits_change_little_and_a_snapshot_brings_back_the_same(llama):
     )
     stored.restore(state)
     assert torch.equal(llama(ids[:, 50:], past_key_values=stored).logits, first)
+
+
+@pytest.mark.parametrize("budget", [10, 30, 59, 70])
+def test_a_prompt_attends_to_itself_as_it_is_whatever_the_budget(llama, budget):
+    ids = torch.randint(2, VOCABULARY, (1, 60), generator=torch.Generator().manual_seed(1))
+    exact = llama(ids, past_key_values=make_cache(llama, "full")).logits
+    read = llama(ids, past_key_values=make_cache(llama, "keydiff", budget, bits=4)).logits
+    torch.testing.assert_close(read, exact, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text", "phi3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_batch_in_pieces_in_eight_bits_is_near_the_full_cache(kind, dtype):
+    """Left padding, growing storage (which is read and stored again), soft caps, sliding layers."""
+    model = attach(tiny_model(kind).to(dtype))
+    ids = torch.randint(2, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    found = []
+    for bits in (None, 8):
+        cache = make_cache(model, "full", bits=bits)
+        for start, stop in [(0, 20), (20, 30), (30, 39), (39, 40)]:
+            given = {"attention_mask": mask[:, :stop]}
+            logits = model(ids[:, start:stop], past_key_values=cache, **given).logits[:, -1:]
+        found.append(logits.float().softmax(dim=-1))
+    torch.testing.assert_close(*found, atol=0.05, rtol=0)

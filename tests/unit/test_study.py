@@ -206,6 +206,11 @@ def change(config: dict, path: str, value: object) -> None:
         ("tasks/needle/needles", 0, r"tasks: needle: needles must be at least 1, not 0"),
         ("methods/h2o/group_mix", 0.5, r"methods: h2o: policy 'h2o' has no option 'group_mix'"),
         ("methods/h2o/bits", 3, r"methods: h2o: bits: 3 is not one of \[2, 4, 8\]"),
+        (
+            "methods/h2o",
+            {"policy": "streaming-llm", "bits": 4},
+            r"methods: h2o: bits: keys that move .* use positions: absolute",
+        ),
         ("methods/h2o/calibration", "x", r"policy 'h2o' has no option 'calibration'"),
         ("methods/ours/calibration", "x", r"calibration: there is no 'x'; calibrations has "),
         ("calibrations", {"c": {"lenght": 5}}, r"unknown key 'lenght' at calibrations: c, did"),

@@ -23,7 +23,10 @@ TIMING = ("prefill_s", "decode_ms_per_token")
 def cell_rows(cells: list[Cell], seed: int) -> pd.DataFrame:
     """Quality with intervals over contexts; BLEU and costs are one number a cell."""
     rows = []
-    full = {cell.planned.key[:3]: cell for cell in cells if cell.planned.policy == FULL}
+    full: dict[tuple, Cell] = {}
+    for cell in cells:
+        if cell.planned.policy == FULL:
+            full.setdefault(cell.planned.key[:3], cell)
     for cell in cells:
         axes = cell.planned.axes
         axes |= {"policy": cell.planned.policy, "n_samples": len(cell.samples)}

@@ -46,6 +46,7 @@ class LayerSnapshot:
     sums: dict[str, Tensor]
     planned: list[int]
     budgets: list[int]
+    stride: int
     padded: bool
     sinks: Tensor | None
     sink_shift: int
@@ -214,9 +215,15 @@ class BudgetedLayer(AttendingLayer):
     def _appended(self, key: Tensor, value: Tensor, positions: Tensor) -> list[Tokens]:
         """All tokens, the new ones put into free slots: nothing needs to be evicted."""
         self._make_room(key.shape[2])
-        for segment in self.slots.segments:
-            self.slots.append(segment, self._new_tokens(segment.heads, key, value, positions))
-        return self.slots.tokens()
+        new = [self._new_tokens(each.heads, key, value, positions) for each in self.slots.segments]
+        for segment, tokens in zip(self.slots.segments, new, strict=True):
+            self.slots.append(segment, tokens)
+        everything = self.slots.tokens()
+        if self.slots.coding is not None:  # a block attends to itself as it is, stored or not
+            for held, tokens in zip(everything, new, strict=True):
+                held.keys[:, :, -tokens.count :] = tokens.keys
+                held.values[:, :, -tokens.count :] = tokens.values
+        return everything
 
     def _joined(self, key: Tensor, value: Tensor, positions: Tensor) -> list[Tokens]:
         """All tokens in temporary tensors, from which the best will be stored."""
@@ -414,6 +421,7 @@ class BudgetedLayer(AttendingLayer):
             {name: sums.clone() for name, sums in self.slots.sums.items()},
             self.planned,
             self.budgets,
+            self.stride,
             self.padded,
             self._sinks,
             self._sink_shift,
@@ -424,6 +432,7 @@ class BudgetedLayer(AttendingLayer):
         self.is_initialized = True
         self.seen, self.slots, self.padded = snapshot.seen, snapshot.slots, snapshot.padded
         self.planned, self.budgets = snapshot.planned, snapshot.budgets
+        self.stride = snapshot.stride
         self._sinks, self._sink_shift = snapshot.sinks, snapshot.sink_shift
         self.slots.set_lengths(snapshot.lengths)
         for name, sums in snapshot.sums.items():

@@ -38,13 +38,12 @@ class Quantizer:
     def __init__(self, bits: int, head_dim: int) -> None:
         if bits not in BITS:
             raise UserError(f"bits must be one of {', '.join(map(str, BITS))}, not {bits!r}")
-        if head_dim * bits % 8:
+        if head_dim * bits % 16:  # rows of an even number of bytes, for the scales at their end
             raise UserError(f"{bits} bits do not fill bytes at a head dimension of {head_dim}")
         self.bits, self.head_dim = bits, head_dim
         self.per_byte = 8 // bits
         self.codes = head_dim // self.per_byte  # bytes
         self.width = self.codes + 2 * SCALE.itemsize  # bytes of a row
-        self._rotation = rotation(head_dim)
 
     def slots(self, tokens: int) -> int:
         """Quantised tokens in the bytes of `tokens` unquantised ones, positions included.
@@ -56,11 +55,11 @@ class Quantizer:
 
     def turn(self, x: Tensor) -> Tensor:
         """Vectors in the turned basis, in which keys, values and queries meet."""
-        return x @ self._rotation.to(x)
+        return x @ rotation(self.head_dim, x.dtype, x.device)
 
     def turn_back(self, x: Tensor) -> Tensor:
         """Vectors from the turned basis."""
-        return x @ self._rotation.T.to(x)
+        return x @ rotation(self.head_dim, x.dtype, x.device).T
 
     def encode(self, x: Tensor) -> Tensor:
         """Turned vectors `(…, head_dim)` to rows of bytes `(…, width)`."""
@@ -118,8 +117,9 @@ class Coding:
 
 
 @functools.cache
-def rotation(head_dim: int) -> Tensor:
-    """A fixed random orthogonal matrix, `(head_dim, head_dim)` float32."""
-    generator = torch.Generator().manual_seed(head_dim)
-    normal = torch.randn(head_dim, head_dim, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(normal).Q.float()
+def rotation(head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A fixed random orthogonal matrix, `(head_dim, head_dim)`, up to the rounding of `dtype`."""
+    with torch.inference_mode(False):  # the first to ask must not decide who may use it
+        generator = torch.Generator().manual_seed(head_dim)
+        normal = torch.randn(head_dim, head_dim, generator=generator, dtype=torch.float64)
+        return torch.linalg.qr(normal).Q.to(dtype=dtype, device=device)

@@ -35,6 +35,11 @@ class StreamingLayer(AttendingLayer):
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
+    def reset(self) -> None:
+        """Forget everything."""
+        self.source.reset()
+        self.arriving, self.keys, self.values = 0, None, None
+
     @property
     def written(self) -> int:
         """Tokens of the target."""
@@ -125,6 +130,11 @@ class StreamingCache(Cache):
             )
         super().__init__(layers=[StreamingLayer(layer) for layer in source.layers])
         self.source = source
+
+    def reset(self) -> None:
+        """Forget everything, the length of the source included."""
+        super().reset()
+        self.source.plan.reset()
 
     def expect(self, tokens: int) -> None:
         """Say how many tokens at the head of the next forward pass are of the source."""

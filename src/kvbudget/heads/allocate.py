@@ -1,6 +1,6 @@
 """From what heads lose to what they get: budgets that minimise the total loss.
 
-Minimise Σ_h w_h·loss_h(b_h) subject to Σ_h b_h = T and floor ≤ b_h ≤ n. With the lower convex hull
+Minimise Σ_h loss_h(b_h) subject to Σ_h b_h = T and floor ≤ b_h ≤ n. With the lower convex hull
 of each loss curve the objective is convex and separable, so giving each token to the head with the
 steepest remaining descent (greedy water-filling) is optimal: at the optimum all heads descend
 equally steeply (the KKT condition), and a greedy step never has to be taken back.
@@ -32,7 +32,7 @@ def water_fill(
 
     Args:
         shares: `(points,)` ascending shares of the context, from 0 to 1, at which losses are known.
-        losses: `(heads, points)` weighted loss of each head when it keeps that share.
+        losses: `(heads, points)` loss of each head when it keeps that share.
         total: tokens to give out, over all heads.
         floor: tokens that each head gets at least.
         tokens: tokens of the context; no head gets more.

@@ -45,6 +45,10 @@ class ProbeLayer(AttendingLayer):
         self.context: Candidates | None = None
         self.probabilities: Tensor | None = None
 
+    def reset(self) -> None:
+        """Forget everything."""
+        self.gate = self.context = self.probabilities = None
+
     def get_seq_length(self) -> int:
         return 0 if self.context is None else self.context.count
 

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
@@ -144,8 +146,8 @@ def mean_signals(measured: list[Measured], shape: Sequence[int]) -> dict[str, Te
 
 
 def mean_curves(measured: list[Measured]) -> dict[str, dict[str, Tensor]]:
-    """Mean over prompts, then over tasks, of each loss curve. What an answer loses never falls
-    below zero nor rises with more tokens: noise aside, more memory does no harm."""
+    """Mean over prompts, then over tasks, of each loss curve. Those of answers are noisy, and made
+    to fall to zero: noise aside, more memory does no harm."""
     by_task: dict[str, list[Measured]] = {}
     for each in measured:
         by_task.setdefault(each.task, []).append(each)
@@ -161,11 +163,14 @@ def mean_curves(measured: list[Measured]) -> dict[str, dict[str, Tensor]]:
         }
         for kind, rules in measured[0].loss.items()
     }
-    answers = curves["answer"]
-    curves["answer"] = {
-        rule: curve.clamp(min=0).cummin(dim=-1).values for rule, curve in answers.items()
-    }
+    curves["answer"] = {rule: _falling(curve) for rule, curve in curves["answer"].items()}
     return curves
+
+
+def _falling(curves: Tensor) -> Tensor:
+    """The nearest curves that fall to zero (isotonic regression)."""
+    fitted = [isotonic_regression(curve, increasing=False).x for curve in curves.flatten(0, -2)]
+    return torch.tensor(np.array(fitted), dtype=curves.dtype).view_as(curves).clamp(min=0)
 
 
 def stability(model: PreTrainedModel, measured: list[Measured], seed: int) -> dict[str, float]:

@@ -18,6 +18,9 @@ class Candidates(Tokens):
         layer: index among the full-attention layers.
         seen: tokens of the sequence so far; `(batch, 1, 1)` where sequences are padded.
         budgets: tokens that each head may keep.
+
+    Of a quantised cache, keys and values come in its turned basis: products and norms are as ever,
+    single channels are not.
     """
 
     layer: int

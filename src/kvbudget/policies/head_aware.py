@@ -113,13 +113,13 @@ class HeadAware(Policy):
 
     def _losses(self) -> dict[str, np.ndarray]:
         """Loss curves `(layers, kv_heads, shares)` of each rule that may be chosen."""
-        curves = self.profile["loss"][self.loss]
+        curves = self.profile["loss"].get(self.loss, {})
         names = list(curves) if self.rule == "per-head" else [self.rule]
-        if not set(names) <= set(curves):
+        if not set(names) <= set(curves) or (self.rule == "per-head" and len(names) < 2):
             raise UserError(
                 f"the profile holds no {self.loss} curves of rule {self.rule!r}, only of "
-                f"{', '.join(curves)}; add the rule to the profile's answer_rules, or use the "
-                "method with loss: output"
+                f"{', '.join(curves) or 'none'}; add rules to the profile's answer_rules, or use "
+                "the method with loss: output"
             )
         return {name: np.array(curves[name]) for name in names}
 
