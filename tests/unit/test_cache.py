@@ -24,6 +24,7 @@ METHODS = {
     "head-aware": {"method": "head-aware", "group_mix": 0.0, "safeguard": 1.0},
     "head-aware-groups": {
         "method": "head-aware",
+        "loss": "output",
         "rule": "per-head",
         "group_mix": 0.5,
         "safeguard": 0.4,
