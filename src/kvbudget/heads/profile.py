@@ -106,7 +106,7 @@ def make_profile(
             kind: {rule: _rounded(curve) for rule, curve in rules.items()}
             for kind, rules in mean_curves(measured).items()
         },
-        "stability": stability(model, measured, spec["seed"]),
+        "stability": stability(measured, induction, _induction(model, spec["seed"] + 1)),
         "calibration": {"prompts": len(prompts), "answered_right": right, **spec},
     }
 
@@ -173,16 +173,16 @@ def _falling(curves: Tensor) -> Tensor:
     return torch.tensor(np.array(fitted), dtype=curves.dtype).view_as(curves).clamp(min=0)
 
 
-def stability(model: PreTrainedModel, measured: list[Measured], seed: int) -> dict[str, float]:
+def stability(measured: list[Measured], one: Tensor, other: Tensor) -> dict[str, float]:
     """Rank correlation (Spearman) over heads between the prompts of even and odd number.
 
-    The induction score is compared between two random sequences, a loss curve by its mean.
+    `one` and `other` are the induction scores on two random sequences; a loss curve is compared by
+    its mean.
     Nothing for a signal that a half has not seen or that is the same in all heads.
     """
     first, second = measured[::2], measured[1::2]
     if not second:
         return {}
-    one, other = _induction(model, seed), _induction(model, seed + 1)
     pairs = {"induction": (one, other)}
     halves = mean_signals(first, one.shape), mean_signals(second, one.shape)
     pairs |= {name: (halves[0][name], halves[1][name]) for name in halves[0]}
