@@ -141,8 +141,8 @@ def attend_one(
     if softcap is None:
         mask = None if valid is None else valid.unsqueeze(2)
         return scaled_dot_product_attention(grouped, key, value, mask, scale=scaling)
-    probabilities = _probabilities(grouped, key, scaling, softcap, valid)
-    return (probabilities @ value.float()).to(value.dtype)
+    weights = probabilities(_logits(grouped, key, scaling), softcap, valid)
+    return (weights @ value.float()).to(value.dtype)
 
 
 def attention_received(
@@ -159,15 +159,19 @@ def attention_received(
     A pass of its own: the fast kernels do not tell their probabilities.
     """
     grouped = query.view(query.shape[0], key.shape[1], -1, query.shape[-1])
-    return _probabilities(grouped, key, scaling, softcap, valid).sum(dim=2)
+    return probabilities(_logits(grouped, key, scaling), softcap, valid).sum(dim=2)
 
 
-def _probabilities(
-    grouped: Tensor, key: Tensor, scaling: float, softcap: float | None, valid: Tensor | None
-) -> Tensor:
-    """Attention probabilities of a single query, `(batch, kv_heads, group, tokens)` float32."""
+def _logits(grouped: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Scaled products of a single query with all keys, `(batch, kv_heads, group, tokens)`."""
     # In float32 for accuracy, and because half-precision products of few rows are slow on CPU.
-    logits = _capped((grouped.float() * scaling) @ key.float().transpose(-1, -2), softcap)
+    return (grouped.float() * scaling) @ key.float().mT
+
+
+def probabilities(logits: Tensor, softcap: float | None, valid: Tensor | None) -> Tensor:
+    """Attention probabilities of a single query from its logits, float32
+    `(batch, kv_heads, group, tokens)`; `valid` is `(batch, kv_heads, tokens)`."""
+    logits = _capped(logits, softcap)
     if valid is not None:
         logits = logits.masked_fill(~valid.unsqueeze(2), float("-inf"))
     return logits.softmax(dim=-1)
@@ -196,6 +200,20 @@ def attention_sums(
             probabilities = probabilities * own[:, :, None, :, None]
         sums[:, :, :end] += probabilities.sum(dim=(2, 3))
     return sums
+
+
+def attention_maxima(
+    query: Tensor, key: Tensor, *, scaling: float, softcap: float | None = None, valid: None = None
+) -> Tensor:
+    """The most that any query attends to each token, over the query heads of a KV head, too.
+
+    In float32 and O(tokens) memory, without padding. Returns `(batch, kv_heads, tokens)`.
+    """
+    most = torch.zeros(key.shape[:3], dtype=torch.float32, device=key.device)
+    for _, end, probabilities in attention_blocks(query, key, scaling=scaling, softcap=softcap):
+        seen = most[:, :, :end]
+        torch.maximum(seen, probabilities.amax(dim=(2, 3)), out=seen)
+    return most
 
 
 def attention_blocks(

@@ -27,6 +27,8 @@ from kvbudget.options import suggest
 _ROOT = Path(__file__).resolve().parent
 #: Policies whose budgets come from a profile of the model's heads.
 PROFILED_POLICIES = frozenset({"head-aware"})
+#: Policies that need the whole context at once, before they evict.
+HOLDING_POLICIES = frozenset({"kvzip"})
 #: What a profile is computed by.
 _PROFILE = ("kvbudget.heads.profile",)
 #: A needle, its surroundings and the chat template take this many tokens.
@@ -255,9 +257,9 @@ def _cells(config: Mapping[str, Any], experiment: Mapping[str, Any]) -> Iterable
                 calibration = _calibration(config, config["methods"][method])
                 _check_length("profile", config, model, calibration.get("length", MIN_LENGTH))
         for task in experiment["tasks"]:
-            if config["tasks"][task]["kind"] == "streaming":
-                for method in experiment["methods"]:
-                    _check_streaming(f"{where}: task {task!r}", method, config["methods"][method])
+            for method in experiment["methods"]:
+                here = f"{where}: task {task!r}"
+                _check_fits(here, config["tasks"][task]["kind"], method, config["methods"][method])
             for length in lengths:
                 for method in experiment["methods"]:
                     for budget in _budgets(where, config, experiment, task, method, length):
@@ -330,6 +332,11 @@ def _check_method(name: str, method: Mapping[str, Any]) -> None:
                 f"methods: {name}: policy {method['policy']!r} has no option {key!r}; it has "
                 f"{', '.join(taken) or 'none'}"
             )
+    if method.get("prefill_chunk") and method["policy"] in HOLDING_POLICIES:
+        raise UserError(
+            f"methods: {name}: policy {method['policy']!r} needs the whole context before it "
+            "evicts; drop prefill_chunk"
+        )
     if "bits" in method and {**known, **method}.get("positions") == "cache":
         raise UserError(
             f"methods: {name}: bits: keys that move inside the cache cannot be quantised; use "
@@ -345,6 +352,17 @@ def _check_haystack(name: str, task: Mapping[str, Any], config: Mapping[str, Any
             f"tasks: {name}: haystack {haystack!r} has no translation; name a parallel text by "
             "the task's key haystack"
         )
+
+
+def _check_fits(where: str, kind: str, name: str, method: Mapping[str, Any]) -> None:
+    """Not every method can do what a kind of task asks of it."""
+    if kind in ("perplexity", "streaming") and method["policy"] in HOLDING_POLICIES:
+        raise UserError(
+            f"{where}: method {name!r} needs the whole context before it evicts, and {kind} is "
+            "bounded throughout; use another method"
+        )
+    if kind == "streaming":
+        _check_streaming(where, name, method)
 
 
 def _check_streaming(where: str, name: str, method: Mapping[str, Any]) -> None:

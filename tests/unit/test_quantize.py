@@ -48,6 +48,16 @@ def test_storing_what_was_read_changes_nothing(bits):
     torch.testing.assert_close(again, once, atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_rows_are_attended_to_as_if_they_were_decoded(bits):
+    codec = Quantizer(bits, DIM)
+    rows = codec.encode(drawn(2, 3, 50, DIM, seed=1))
+    queries, weights = drawn(2, 3, 4, DIM, seed=2), drawn(2, 3, 4, 50, seed=3).softmax(-1)
+    vectors = codec.decode(rows)
+    torch.testing.assert_close(codec.products(queries, rows), queries @ vectors.mT)
+    torch.testing.assert_close(codec.combine(weights, rows), weights @ vectors)
+
+
 def test_equal_numbers_stay_as_they_are():
     codec = Quantizer(4, DIM)
     constant = torch.full((2, DIM), 3.0)

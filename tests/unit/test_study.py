@@ -279,6 +279,19 @@ def test_what_cannot_stream_is_refused(streaming, path, value, message):
         expand(streaming)
 
 
+@pytest.mark.parametrize("kind", ["perplexity", "streaming"])
+def test_a_method_that_needs_the_whole_context_is_refused_where_none_is_held(streaming, kind):
+    streaming["methods"]["zip"] = {"policy": "kvzip"}
+    task = {"perplexity": "ppl", "streaming": "wait"}[kind]
+    streaming["experiments"][0] |= {"tasks": [task], "methods": ["full", "zip"]}
+    message = rf"task '{task}': method 'zip' needs the whole context .* and {kind} is bounded"
+    with pytest.raises(UserError, match=message):
+        expand(streaming)
+    streaming["methods"]["zip"]["prefill_chunk"] = 64
+    with pytest.raises(UserError, match=r"methods: zip: policy 'kvzip' needs .* drop prefill_chunk"):
+        expand(streaming)
+
+
 def test_perplexity_reads_half_of_its_text_as_the_prompt_that_a_share_is_of(config):
     config["experiments"][0] |= {"tasks": ["ppl"], "lengths": [500], "budgets": ["4%"]}
     with pytest.raises(UserError, match=r"'4%': at length 500 that is 10 tokens, under the 12"):

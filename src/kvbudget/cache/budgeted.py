@@ -99,6 +99,14 @@ class BudgetedCache(Cache):
         super().reset()
         self.plan.reset()
 
+    def compress(self) -> None:
+        """Evict a context that was held as a whole: all heads of all layers share one total."""
+        scores = [layer.held_scores() for layer in self.budgeted]
+        planned = [budget for layer in self.budgeted for budget in layer.planned]
+        heads = iter(self.plan.policy.share_out([own for each in scores for own in each], planned))
+        for layer, own in zip(self.budgeted, scores, strict=True):
+            layer.compress(own, [next(heads) for _ in own])
+
     def snapshot(self) -> Snapshot:
         """The state to come back to: ask several questions of one compressed context."""
         return Snapshot(self.plan.prompt_tokens, [layer.snapshot() for layer in self.layers])
@@ -176,6 +184,11 @@ def make_cache(
     if codec is not None and policy.relative_positions:
         raise UserError(
             "bits: keys that move inside the cache cannot be quantised; use positions: absolute"
+        )
+    if policy.reconstructs and prefill_chunk is not None:
+        raise UserError(
+            f"method {method!r} holds the whole context until it is compressed, which "
+            "prefill_chunk forbids; drop it"
         )
     plan = Plan(policy, geometry, budget, prompt_tokens, codec)
     if not plan.geometry.layers:

@@ -5,15 +5,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvbudget.attention import attend, attention_received, attention_sums
+from kvbudget.attention import attend, attention_maxima, attention_received, attention_sums
 from kvbudget.cache.attending import AttendingLayer
-from kvbudget.cache.plan import SINKS, Plan
+from kvbudget.cache.plan import SINKS, UNBOUNDED, Plan
 from kvbudget.cache.quantize import Coding, Quantizer
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.slots import Segment, Slots, Tokens, select
 from kvbudget.errors import UserError
 from kvbudget.policies.base import OBSERVATION, Candidates
 from kvbudget.positions import rotate
+
+ON_READING = ("attention", "window")  # sums that grow with whatever is read
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ class BudgetedLayer(AttendingLayer):
         """Plan for the prompt, whose length is known now; no slots yet."""
         plan = self.options.plan
         self.planned = self.budgets = plan.budgets()[self.index]
+        if self.policy.reconstructs:  # all is held until the context has been repeated
+            self.budgets = [UNBOUNDED] * self.kv_heads
         self.stride = self.options.stride or max(1, (plan.tokens() or 0) // 256)
         codec, heads = self.options.codec, tuple(range(self.kv_heads))
         coding = None if codec is None else Coding.of(codec, like)
@@ -176,12 +180,12 @@ class BudgetedLayer(AttendingLayer):
         output = attend_slots(
             query, self.slots, scaling=scaling, softcap=softcap, padded=self.padded
         )
-        if self.slots.sums:
+        if signals := self.slots.sums.keys() & ON_READING:
             for held in self.slots.tokens():
                 own, terms = self._queries(query, held.heads), self._terms(held, scaling, softcap)
                 received = attention_received(own, held.keys, **terms)
-                for sums in held.sums.values():
-                    sums.add_(received)
+                for name in signals:
+                    held.sums[name].add_(received)
         self._evict()
         return output
 
@@ -245,9 +249,17 @@ class BudgetedLayer(AttendingLayer):
             if query.shape[2] >= OBSERVATION:  # fewer are too few to see for themselves
                 tokens.sums["window"].zero_()
             tokens.sums["window"] += received
+        repeated = self.options.plan.repeated
+        if "reconstruction" in tokens.sums and repeated is not None:
+            # Of the whole context, attention is shared out among the sinks and the chunk alone.
+            sinks = tokens.keys[:, :, : min(SINKS, repeated.start)]
+            new = tokens.keys[:, :, -query.shape[2] :]
+            keys = torch.cat((sinks, tokens.keys[:, :, repeated], new), dim=2)
+            most = attention_maxima(query, keys, **terms)[:, :, sinks.shape[2] : -new.shape[2]]
+            tokens.sums["reconstruction"][:, :, repeated] = most
 
-    def _keep_best(self, everything: list[Tokens]) -> None:
-        """Store the best tokens within the budgets."""
+    def _scores(self, everything: list[Tokens]) -> list[Tensor]:
+        """Scores of the tokens of each KV head, `(batch, tokens)` each."""
         candidates = [self._candidates(tokens) for tokens in everything]
         scores = self.policy.score_layer(candidates)
         by_head = {
@@ -255,9 +267,27 @@ class BudgetedLayer(AttendingLayer):
             for tokens, own in zip(everything, scores, strict=True)
             for i, head in enumerate(tokens.heads)
         }
-        ordered = [by_head[head] for head in range(self.kv_heads)]
-        self.budgets = self.policy.redistribute(self.index, ordered, self.planned)
-        self._store(everything, ordered)
+        return [by_head[head] for head in range(self.kv_heads)]
+
+    def _keep_best(self, everything: list[Tokens]) -> None:
+        """Store the best tokens within the budgets."""
+        scores = self._scores(everything)
+        self.budgets = self.policy.redistribute(self.index, scores, self.planned)
+        self._store(everything, scores)
+
+    def held_scores(self) -> list[Tensor]:
+        """Scores of the tokens that each KV head holds, `(batch, tokens)` each."""
+        return self._scores(self.slots.tokens())
+
+    def compress(self, scores: list[Tensor], budgets: list[int]) -> None:
+        """Keep the best of what is held, by `scores` and within `budgets` from now on."""
+        self.planned = self.budgets = budgets
+        self._store(self.slots.tokens(), scores)
+
+    def forget(self, count: int) -> None:
+        """Drop the last `count` tokens read, before anything is evicted."""
+        self.slots.set_lengths(segment.length - count for segment in self.slots.segments)
+        self.seen -= count
 
     def _store(
         self, everything: list[Tokens], scores: list[Tensor] | None = None, room: int = 0

@@ -71,6 +71,9 @@ class Plan:
         budget: tokens, a share of the prompt, or None for no bound.
         prompt_tokens: length of the prompt; by default the first forward pass is the prompt.
         codec: quantises what is kept, so that the bytes of the budget hold more tokens.
+
+    Attributes:
+        repeated: tokens of the prompt that are being repeated (`kvbudget.reconstruction`).
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Plan:
         """Forget the prompt."""
         self.prompt_tokens = self._given
         self._budgets: list[list[int]] | None = None
+        self.repeated: slice | None = None
 
     def begin(self, new: int) -> None:
         """Note a forward pass over `new` tokens: the first is the prompt if no length was given."""

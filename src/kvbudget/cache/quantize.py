@@ -11,6 +11,7 @@ is stored of a key is its difference to a mean key.
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,12 +76,43 @@ class Quantizer:
 
     def decode(self, rows: Tensor) -> Tensor:
         """Rows of bytes `(…, width)` to turned vectors `(…, head_dim)` in float32."""
-        codes, scale = rows.split([self.codes, self.width - self.codes], dim=-1)
-        least, step = scale.contiguous().view(SCALE).float().split(1, dim=-1)
-        mask = 2**self.bits - 1
-        places = range(self.per_byte)
-        levels = torch.cat([(codes >> place * self.bits) & mask for place in places], dim=-1)
-        return torch.addcmul(least, levels.float(), step)
+        least, step = self._scales(rows)
+        levels = torch.cat([part[..., : self.codes] for part in self._levels(rows)], dim=-1)
+        return torch.addcmul(least, levels, step)
+
+    def products(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Scalar products of turned vectors `(…, n, head_dim)` with rows of bytes
+        `(…, tokens, width)`, which are not decoded: `(…, n, tokens)` float32."""
+        least, step = self._scales(rows)
+        room = (0, self.width - self.codes)
+        parts = zip(x.split(self.codes, dim=-1), self._levels(rows), strict=True)
+        levels = sum(torch.nn.functional.pad(own, room) @ part.mT for own, part in parts)
+        return levels * step.mT + x.sum(dim=-1, keepdim=True) * least.mT
+
+    def combine(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """Sums of rows of bytes `(…, tokens, width)`, which are not decoded, by weights
+        `(…, n, tokens)`: turned vectors `(…, n, head_dim)` in float32."""
+        least, step = self._scales(rows)
+        scaled = weights * step.mT
+        parts = [(scaled @ part)[..., : self.codes] for part in self._levels(rows)]
+        return torch.cat(parts, dim=-1) + weights @ least
+
+    def _levels(self, rows: Tensor) -> Iterator[Tensor]:
+        """The integers of each part of the vectors, in float32, of the width of a row.
+
+        The last columns come from bytes of the scales and mean nothing: whole rows lie together in
+        memory, their codes do not.
+        """
+        for place in range(self.per_byte):
+            part = rows >> place * self.bits if place else rows
+            if place < self.per_byte - 1:
+                part = part & (2**self.bits - 1)
+            yield part.float()
+
+    def _scales(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The least number and the step of each row, `(…, 1)` float32."""
+        scales = rows[..., self.codes :].contiguous().view(SCALE).float()
+        return scales[..., :1], scales[..., 1:]
 
 
 @dataclass(frozen=True)
@@ -114,6 +146,12 @@ class Coding:
         """Turned keys and values from their rows of bytes."""
         differences = self.codec.decode(keys)
         return (differences + self.centre[:, heads]).to(dtype), self.codec.decode(values).to(dtype)
+
+    def products(self, query: Tensor, keys: Tensor, heads: list[int]) -> Tensor:
+        """Scalar products of turned queries `(batch, len(heads), n, head_dim)` with keys in rows
+        of bytes: `(batch, len(heads), n, tokens)` float32."""
+        query = query.float()
+        return self.codec.products(query, keys) + query @ self.centre[:, heads].mT
 
 
 @functools.cache

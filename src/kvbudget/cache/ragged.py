@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from kvbudget.attention import attend_one
+from kvbudget.attention import attend_one, probabilities
 from kvbudget.cache.slots import Slots
 
 
@@ -42,12 +42,17 @@ def _dense(
     """A dense call for each segment. `grouped` is `(batch, kv_heads, group, head_dim)`."""
     outputs, start = [], 0
     for segment in slots.segments:
-        held = segment.tokens()
+        held = segment.stored()
         stop = start + len(segment.heads)
         valid = held.positions >= 0 if padded else None
         own = grouped[:, start:stop]
-        terms = {"scaling": scaling, "softcap": softcap, "valid": valid}
-        outputs.append(attend_one(own, held.keys, held.values, **terms))
+        if coding := segment.coding:
+            logits = coding.products(own, held.keys, list(segment.heads)) * scaling
+            weights = probabilities(logits, softcap, valid)
+            outputs.append(coding.codec.combine(weights, held.values).to(own.dtype))
+        else:
+            terms = {"scaling": scaling, "softcap": softcap, "valid": valid}
+            outputs.append(attend_one(own, held.keys, held.values, **terms))
         start = stop
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 

@@ -16,6 +16,7 @@ MODULES = {
     "streaming-llm": "streaming_llm:StreamingLLM",
     "snapkv": "snapkv:SnapKV",
     "keydiff": "keydiff:KeyDiff",
+    "kvzip": "kvzip:KVzip",
     "head-aware": "head_aware:HeadAware",
 }
 

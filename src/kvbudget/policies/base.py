@@ -41,11 +41,14 @@ class Policy:
         signals: attention sums that the scores need: "attention" (over all queries) or "window"
             (over the last queries of the last long block, and those after it).
         relative_positions: whether positions are those inside the cache.
+        reconstructs: whether the whole context is held until it has been repeated
+            (`kvbudget.reconstruction`), and evicted from then.
         phi: first position of the target (Group Position Encoding); None leaves positions alone.
     """
 
     signals: frozenset[str] = frozenset()
     relative_positions = False
+    reconstructs = False
     phi: int | None = None
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
