@@ -332,6 +332,11 @@ def _check_method(name: str, method: Mapping[str, Any]) -> None:
                 f"methods: {name}: policy {method['policy']!r} has no option {key!r}; it has "
                 f"{', '.join(taken) or 'none'}"
             )
+    if method.get("bits") == "auto" and not _is_profiled(method):
+        raise UserError(
+            f"methods: {name}: bits: auto needs a profile, which policy {method['policy']!r} does "
+            "not use; give a number of bits"
+        )
     if method.get("prefill_chunk") and method["policy"] in HOLDING_POLICIES:
         raise UserError(
             f"methods: {name}: policy {method['policy']!r} needs the whole context before it "

@@ -8,6 +8,7 @@ from tiny import VOCABULARY, tiny_model, tiny_profile
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.budgeted import geometry_of
 from kvbudget.cache.plan import Geometry, Plan
+from kvbudget.cache.slots import Tokens
 from kvbudget.policies import make_policy
 from kvbudget.policies.base import Candidates
 from kvbudget.policies.head_aware import HeadAware
@@ -169,6 +170,40 @@ def test_a_head_whose_loss_hurts_the_answer_gets_more(profile):
     assert answer[3, 1] > output[3, 1]
 
 
+@pytest.mark.parametrize(
+    ("budget", "rounding", "bits"),
+    [
+        ("70%", {"8": 0.01, "4": 0.5}, 8),  # eight bits keep everything
+        ("20%", {"8": 0.01, "4": 0.02}, 4),
+        ("20%", {"8": 99, "4": 99}, None),
+    ],
+)
+def test_bits_are_those_that_the_answer_loses_least_with(model, profile, budget, rounding, bits):
+    profile["rounding"] = rounding
+    cache = make_cache(model, "head-aware", budget, profile=profile, bits="auto")
+    ids = tokens(100)
+    model(ids, past_key_values=cache)
+    codec = cache.plan.codec()
+    assert (codec and codec.bits) == bits
+    slots = codec.slots(cache.plan.tokens()) if codec else cache.plan.tokens()
+    kept = [len(each) for layer in cache.budgeted for each in layer.kept_positions()]
+    assert sum(kept) == min(100, slots) * len(kept)
+    same = make_cache(model, "head-aware", budget, profile=profile, bits=bits)
+    model(ids, past_key_values=same)
+    new = tokens(3, seed=1)
+    wanted = model(new, past_key_values=same).logits
+    assert torch.equal(model(new, past_key_values=cache).logits, wanted)
+
+
+def test_bits_are_chosen_by_those_who_know_what_they_lose_only(model, profile):
+    for options in ({"allocation": "class"}, {"loss": "output"}):
+        with pytest.raises(UserError, match="bits: auto needs a method that knows what it loses"):
+            make_cache(model, "head-aware", 16, profile=profile, bits="auto", **options)
+    with pytest.raises(UserError, match="make it anew"):
+        cache = make_cache(model, "head-aware", 16, profile=profile, bits="auto")
+        model(tokens(60), past_key_values=cache)
+
+
 def test_the_rule_of_a_head_is_the_one_that_loses_least(profile):
     curves = profile["loss"]["output"]
     for name in curves:
@@ -182,12 +217,12 @@ def test_the_rule_of_a_head_is_the_one_that_loses_least(profile):
 
 def test_rules_rank_as_their_definitions_say():
     keys = torch.tensor([[1.0, 0], [1, 0.1], [-1, 0.2], [1, -0.1], [1, 0]])[None, None]
-    candidates = Candidates(
-        (0,), keys, keys, torch.arange(5).view(1, 1, 5),
-        {"attention": torch.tensor([[[1.0, 5, 2, 3, 0]]]),
-         "window": torch.tensor([[[0.0, 0, 9, 0, 1]]])},
-        layer=0, seen=5, budgets=(3,),
-    )  # fmt: skip
+    sums = {
+        "attention": torch.tensor([[[1.0, 5, 2, 3, 0]]]),
+        "window": torch.tensor([[[0.0, 0, 9, 0, 1]]]),
+    }
+    held = Tokens((0,), keys, keys, torch.arange(5).view(1, 1, 5), sums)
+    candidates = Candidates(held, layer=0, seen=5, budgets=(3,))
     assert RULES["recency"](candidates).argmax() == 4
     assert RULES["attention"](candidates)[0, 0].tolist() == [1, 5, 2, 3, 0]
     assert RULES["window"](candidates)[0, 0].unique().numel() == 1  # all within the neighbourhood
@@ -200,7 +235,8 @@ def test_rules_rank_as_their_definitions_say():
 def test_padding_goes_first_and_the_newest_stays():
     positions = torch.tensor([[[-1, -1, 0, 1, 2, 3, 4, 5, 6, 7]]])
     keys = torch.zeros(1, 1, 10, 2)
-    candidates = Candidates((0,), keys, keys, positions, {}, layer=0, seen=8, budgets=(5,))
+    held = Tokens((0,), keys, keys, positions, {})
+    candidates = Candidates(held, layer=0, seen=8, budgets=(5,))
     scores = candidates.protect(torch.zeros(1, 1, 10))[0, 0].tolist()
     assert scores[:2] == [float("-inf")] * 2
     assert scores[2:6] == [float("inf")] * 4

@@ -111,5 +111,5 @@ def test_a_quantised_cache_is_repeated_too():
 
 
 def test_holding_the_context_and_evicting_as_it_comes_exclude_each_other():
-    with pytest.raises(UserError, match="'kvzip' holds the whole context .* prefill_chunk"):
+    with pytest.raises(UserError, match=r"'kvzip' holds the whole context .* prefill_chunk"):
         make_cache(attach(model_of("llama")), "kvzip", 16, prefill_chunk=8)

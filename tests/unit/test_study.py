@@ -205,11 +205,16 @@ def change(config: dict, path: str, value: object) -> None:
         ("tasks/needle/needles", "two", r"tasks: needle: needles must be of type int, not 'two'"),
         ("tasks/needle/needles", 0, r"tasks: needle: needles must be at least 1, not 0"),
         ("methods/h2o/group_mix", 0.5, r"methods: h2o: policy 'h2o' has no option 'group_mix'"),
-        ("methods/h2o/bits", 3, r"methods: h2o: bits: 3 is not one of \[2, 4, 8\]"),
+        ("methods/h2o/bits", 3, r"methods: h2o: bits: 3 is not one of \[2, 4, 8, 'auto'\]"),
         (
             "methods/h2o",
             {"policy": "streaming-llm", "bits": 4},
             r"methods: h2o: bits: keys that move .* use positions: absolute",
+        ),
+        (
+            "methods/h2o/bits",
+            "auto",
+            r"bits: auto needs a profile, which policy 'h2o' does not use",
         ),
         ("methods/h2o/calibration", "x", r"policy 'h2o' has no option 'calibration'"),
         ("methods/ours/calibration", "x", r"calibration: there is no 'x'; calibrations has "),
@@ -288,7 +293,9 @@ def test_a_method_that_needs_the_whole_context_is_refused_where_none_is_held(str
     with pytest.raises(UserError, match=message):
         expand(streaming)
     streaming["methods"]["zip"]["prefill_chunk"] = 64
-    with pytest.raises(UserError, match=r"methods: zip: policy 'kvzip' needs .* drop prefill_chunk"):
+    with pytest.raises(
+        UserError, match=r"methods: zip: policy 'kvzip' needs .* drop prefill_chunk"
+    ):
         expand(streaming)
 
 

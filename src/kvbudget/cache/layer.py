@@ -1,6 +1,6 @@
 """One full-attention layer of the cache: attends, scores, keeps the best, evicts in place."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from kvbudget.attention import attend, attention_maxima, attention_received, attention_sums
 from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.plan import SINKS, UNBOUNDED, Plan
-from kvbudget.cache.quantize import Coding, Quantizer
+from kvbudget.cache.quantize import Coding
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.slots import Segment, Slots, Tokens, select
 from kvbudget.errors import UserError
@@ -28,14 +28,12 @@ class LayerOptions:
             which spreads the cost of scoring over as many steps; None is 1/256 of the budget.
         prefill_chunk: tokens after which a long forward pass evicts; None attends to all first.
         frequencies: inverse frequencies of the rotary embedding, where keys are moved.
-        codec: quantises keys and values; None keeps them as they are.
     """
 
     plan: Plan
     stride: int | None = None
     prefill_chunk: int | None = None
     frequencies: Tensor | None = None
-    codec: Quantizer | None = None
 
 
 @dataclass
@@ -107,7 +105,7 @@ class BudgetedLayer(AttendingLayer):
         if shift := plan.target_shift(self.seen):
             query = rotate(query, shift, self.options.frequencies)
             key = rotate(key, shift, self.options.frequencies)
-        codec = self.options.codec
+        codec = plan.codec()
         if codec is not None:
             query, key, value = codec.turn(query), codec.turn(key), codec.turn(value)
         if self.slots is None:
@@ -142,7 +140,7 @@ class BudgetedLayer(AttendingLayer):
         if self.policy.reconstructs:  # all is held until the context has been repeated
             self.budgets = [UNBOUNDED] * self.kv_heads
         self.stride = self.options.stride or max(1, (plan.tokens() or 0) // 256)
-        codec, heads = self.options.codec, tuple(range(self.kv_heads))
+        codec, heads = plan.codec(), tuple(range(self.kv_heads))
         coding = None if codec is None else Coding.of(codec, like)
         self.slots = Slots([(heads, 0)], like, self.policy.sums(self.index), coding)
 
@@ -365,13 +363,11 @@ class BudgetedLayer(AttendingLayer):
         return {"scaling": scaling, "softcap": softcap, "valid": valid}
 
     def _candidates(self, tokens: Tokens) -> Candidates:
-        positions = tokens.positions.long()
-        seen = positions.amax(dim=(1, 2), keepdim=True) + 1 if self.padded else self.seen
+        seen = self.seen
+        if self.padded:
+            seen = tokens.positions.long().amax(dim=(1, 2), keepdim=True) + 1
         budgets = tuple(self.budgets[head] for head in tokens.heads)
-        return Candidates(
-            tokens.heads, tokens.keys, tokens.values, positions, tokens.sums,
-            layer=self.index, seen=seen, budgets=budgets,
-        )  # fmt: skip
+        return Candidates(tokens, self.index, seen, budgets)
 
     # StreamingLLM's positions inside the cache.
 
@@ -417,11 +413,17 @@ class BudgetedLayer(AttendingLayer):
 
     def kept(self) -> list[Tokens]:
         """The tokens kept, a segment each, for attention from outside of this layer."""
-        held, codec = self.slots.tokens(), self.options.codec
+        held, codec = self.slots.tokens(), self.options.plan.codec()
         if codec is None:
             return held
         return [
-            replace(each, keys=codec.turn_back(each.keys), values=codec.turn_back(each.values))
+            Tokens(
+                each.heads,
+                codec.turn_back(each.keys),
+                codec.turn_back(each.values),
+                each.positions,
+                each.sums,
+            )
             for each in held
         ]
 

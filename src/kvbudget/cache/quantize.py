@@ -20,6 +20,7 @@ from torch import Tensor
 from kvbudget.errors import UserError
 
 BITS = (2, 4, 8)
+AUTO_BITS = (8, 4)  # of which bits: auto chooses; 2 lose too much
 SCALE = torch.float16  # of a vector's step and least number
 NUMBER_BYTES = 2  # of the unquantised numbers that a budget is counted in
 INDEX_BYTES = 4  # of a token's position
@@ -140,12 +141,9 @@ class Coding:
         differences = keys.float() - self.centre[:, heads]
         return self.codec.encode(differences), self.codec.encode(values)
 
-    def decode(
-        self, keys: Tensor, values: Tensor, heads: list[int], dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        """Turned keys and values from their rows of bytes."""
-        differences = self.codec.decode(keys)
-        return (differences + self.centre[:, heads]).to(dtype), self.codec.decode(values).to(dtype)
+    def decode_keys(self, keys: Tensor, heads: list[int]) -> Tensor:
+        """Turned keys in float32 from their rows of bytes."""
+        return self.codec.decode(keys) + self.centre[:, heads]
 
     def products(self, query: Tensor, keys: Tensor, heads: list[int]) -> Tensor:
         """Scalar products of turned queries `(batch, len(heads), n, head_dim)` with keys in rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Tokens:
     @property
     def count(self) -> int:
         """Tokens a head."""
-        return self.keys.shape[2]
+        return self.positions.shape[2]
 
     @classmethod
     def of(cls, heads: tuple[int, ...], tensors: list[Tensor], sums: Iterable[str]) -> "Tokens":
@@ -44,6 +45,29 @@ class Tokens:
         """Tokens `start` to `stop` of every head, as views."""
         piece = slice(start, stop)
         return Tokens.of(self.heads, [each[:, :, piece] for each in self.tensors()], self.sums)
+
+
+class CodedTokens(Tokens):
+    """Tokens of a quantised segment: keys and values are decoded once they are asked for.
+
+    Args:
+        stored: keys and values as rows of bytes.
+        coding: how they are stored.
+        dtype: of keys and values.
+    """
+
+    def __init__(self, stored: Tokens, coding: Coding, dtype: torch.dtype) -> None:
+        self.heads, self.positions, self.sums = stored.heads, stored.positions, stored.sums
+        self._stored, self._coding, self._dtype = stored, coding, dtype
+
+    @cached_property
+    def keys(self) -> Tensor:
+        keys = self._coding.decode_keys(self._stored.keys, list(self.heads))
+        return keys.to(self._dtype)
+
+    @cached_property
+    def values(self) -> Tensor:
+        return self._coding.codec.decode(self._stored.values).to(self._dtype)
 
 
 @dataclass
@@ -77,13 +101,9 @@ class Segment:
         return self.room.part(0, self.length)
 
     def tokens(self) -> Tokens:
-        """The tokens in the filled slots; keys and values are views unless they are quantised."""
+        """The tokens in the filled slots; all are views but for quantised keys and values."""
         held = self.stored()
-        if self.coding is None:
-            return held
-        heads = list(self.heads)
-        keys, values = self.coding.decode(held.keys, held.values, heads, self.dtype)
-        return replace(held, keys=keys, values=values)
+        return held if self.coding is None else CodedTokens(held, self.coding, self.dtype)
 
 
 class Slots:

@@ -22,18 +22,16 @@ def loss_curves(
     much as the norm of the value it brings. Sinks and `recent` last tokens are kept first.
     """
     context = layer.context
+    count = context.tokens.count
     attention = layer.probabilities[0].sum(dim=(1, 2))  # (kv_heads, tokens)
     norms = context.values[0].float().norm(dim=-1)
-    later = attention[:, context.count :]
+    later = attention[:, count:]
     # The later tokens' own values are close to those of the context; their mean norm stands in.
     worth = {
-        "mass": (attention[:, : context.count], later.sum(dim=-1)),
-        "output": (
-            attention[:, : context.count] * norms,
-            later.sum(dim=-1) * norms.mean(dim=-1),
-        ),
+        "mass": (attention[:, :count], later.sum(dim=-1)),
+        "output": (attention[:, :count] * norms, later.sum(dim=-1) * norms.mean(dim=-1)),
     }
-    kept = torch.tensor([round(share * context.count) for share in shares], device=norms.device)
+    kept = torch.tensor([round(share * count) for share in shares], device=norms.device)
     curves: dict[str, dict[str, Tensor]] = {kind: {} for kind in worth}
     for name, rule in rules.items():
         order = context.protect(rule(context), recent=recent)[0]

@@ -13,6 +13,7 @@ from transformers import Cache, PreTrainedModel
 from kvbudget.attention import attend, attention_blocks, attention_sums
 from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.budgeted import SlidingLayer, layers_of
+from kvbudget.cache.slots import Tokens
 from kvbudget.policies.base import OBSERVATION, Candidates
 
 
@@ -50,7 +51,7 @@ class ProbeLayer(AttendingLayer):
         self.gate = self.context = self.probabilities = None
 
     def get_seq_length(self) -> int:
-        return 0 if self.context is None else self.context.count
+        return 0 if self.context is None else self.context.tokens.count
 
     def attend(self, query: Tensor, scaling: float, softcap: float | None, padding: None) -> Tensor:
         """Attention output of new tokens, shaped like `query`."""
@@ -78,7 +79,7 @@ class ProbeLayer(AttendingLayer):
 
     def _read(self, query: Tensor, key: Tensor, value: Tensor, terms: dict) -> Candidates:
         batch, kv_heads, count, _ = key.shape
-        return Candidates(
+        held = Tokens(
             heads=tuple(range(kv_heads)),
             keys=key,
             values=value,
@@ -87,10 +88,8 @@ class ProbeLayer(AttendingLayer):
                 "attention": attention_sums(query, key, **terms),
                 "window": attention_sums(query[:, :, -OBSERVATION:], key, **terms),
             },
-            layer=self.index,
-            seen=count,
-            budgets=(count,) * kv_heads,
         )
+        return Candidates(held, self.index, seen=count, budgets=(count,) * kv_heads)
 
 
 def _with_later(kept: Tensor, later: int) -> Tensor:

@@ -1,6 +1,7 @@
 """What a policy sees and what it decides. A policy scores; the cache keeps the best."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -11,10 +12,11 @@ OBSERVATION = 32  # queries at the end of a prompt that the "window" signal sums
 
 
 @dataclass
-class Candidates(Tokens):
+class Candidates:
     """Tokens of some KV heads of one layer that compete for slots.
 
     Attributes:
+        tokens: they; `heads`, `keys`, `values`, `positions` and `sums` are theirs.
         layer: index among the full-attention layers.
         seen: tokens of the sequence so far; `(batch, 1, 1)` where sequences are padded.
         budgets: tokens that each head may keep.
@@ -23,9 +25,31 @@ class Candidates(Tokens):
     single channels are not.
     """
 
+    tokens: Tokens
     layer: int
     seen: int | Tensor
     budgets: tuple[int, ...]
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        return self.tokens.heads
+
+    @property
+    def keys(self) -> Tensor:
+        return self.tokens.keys
+
+    @property
+    def values(self) -> Tensor:
+        return self.tokens.values
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """`(batch, heads, tokens)` int64, as indices are."""
+        return self.tokens.positions.long()
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        return self.tokens.sums
 
     def protect(self, scores: Tensor, recent: int = 1, sinks: int = SINKS) -> Tensor:
         """Lift the first `sinks` and the last `recent` tokens above every score, drop padding."""
@@ -43,17 +67,25 @@ class Policy:
         relative_positions: whether positions are those inside the cache.
         reconstructs: whether the whole context is held until it has been repeated
             (`kvbudget.reconstruction`), and evicted from then.
+        expects_losses: whether it knows `expected_loss`.
         phi: first position of the target (Group Position Encoding); None leaves positions alone.
     """
 
     signals: frozenset[str] = frozenset()
     relative_positions = False
     reconstructs = False
+    expects_losses = False
     phi: int | None = None
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         """Tokens that each KV head of each full-attention layer may keep, `budget` on average."""
         return [[budget] * geometry.kv_heads for _ in geometry.layers]
+
+    def expected_loss(
+        self, budgets: list[list[int]], prompt_tokens: int, bits: int | None
+    ) -> float:
+        """What an answer is expected to lose at these budgets in that many bits, in nats."""
+        raise NotImplementedError(f"{type(self).__name__} knows no losses")
 
     def sums(self, layer: int) -> frozenset[str]:
         """The attention sums that a layer's scores need."""
