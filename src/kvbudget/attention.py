@@ -141,7 +141,7 @@ def attend_one(
     if softcap is None:
         mask = None if valid is None else valid.unsqueeze(2)
         return scaled_dot_product_attention(grouped, key, value, mask, scale=scaling)
-    weights = probabilities(_logits(grouped, key, scaling), softcap, valid)
+    weights = attention_weights(_logits(grouped, key, scaling), softcap, valid)
     return (weights @ value.float()).to(value.dtype)
 
 
@@ -159,7 +159,7 @@ def attention_received(
     A pass of its own: the fast kernels do not tell their probabilities.
     """
     grouped = query.view(query.shape[0], key.shape[1], -1, query.shape[-1])
-    return probabilities(_logits(grouped, key, scaling), softcap, valid).sum(dim=2)
+    return attention_weights(_logits(grouped, key, scaling), softcap, valid).sum(dim=2)
 
 
 def _logits(grouped: Tensor, key: Tensor, scaling: float) -> Tensor:
@@ -168,7 +168,7 @@ def _logits(grouped: Tensor, key: Tensor, scaling: float) -> Tensor:
     return (grouped.float() * scaling) @ key.float().mT
 
 
-def probabilities(logits: Tensor, softcap: float | None, valid: Tensor | None) -> Tensor:
+def attention_weights(logits: Tensor, softcap: float | None, valid: Tensor | None) -> Tensor:
     """Attention probabilities of a single query from its logits, float32
     `(batch, kv_heads, group, tokens)`; `valid` is `(batch, kv_heads, tokens)`."""
     logits = _capped(logits, softcap)
@@ -203,16 +203,16 @@ def attention_sums(
 
 
 def attention_maxima(
-    query: Tensor, key: Tensor, *, scaling: float, softcap: float | None = None, valid: None = None
+    query: Tensor, key: Tensor, scaling: float, softcap: float | None = None
 ) -> Tensor:
     """The most that any query attends to each token, over the query heads of a KV head, too.
 
     In float32 and O(tokens) memory, without padding. Returns `(batch, kv_heads, tokens)`.
     """
     most = torch.zeros(key.shape[:3], dtype=torch.float32, device=key.device)
-    for _, end, probabilities in attention_blocks(query, key, scaling=scaling, softcap=softcap):
+    for _, end, weights in attention_blocks(query, key, scaling=scaling, softcap=softcap):
         seen = most[:, :, :end]
-        torch.maximum(seen, probabilities.amax(dim=(2, 3)), out=seen)
+        torch.maximum(seen, weights.amax(dim=(2, 3)), out=seen)
     return most
 
 

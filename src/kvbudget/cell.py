@@ -32,7 +32,6 @@ from kvbudget.measure import memory
 from kvbudget.measure.time import Stopwatch
 from kvbudget.models.load import load
 from kvbudget.models.pypi import file_sha256
-from kvbudget.reconstruction import reconstruct
 from kvbudget.record import provenance, replace_text, write_json
 from kvbudget.tasks.base import Context, Question
 from kvbudget.text import read_passages
@@ -81,8 +80,7 @@ class Runner:
         watch = Stopwatch()
         for piece in self.pieces(context.ids):
             last = self.read(cache, piece)[-1]
-        if cache.plan.policy.reconstructs:
-            reconstruct(self.model, self.tokenizer, cache, context.ids)
+        cache.plan.policy.finish(self.model, self.tokenizer, cache, context.ids)
         prefill_s = watch.seconds()
         # Read here, as what follows holds snapshots that only the protocol needs.
         peaks = {

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbudget.cache.budgeted import BudgetedCache, SlidingLayer
+from kvbudget.errors import UserError
 from kvbudget.tasks.base import encode, prompt_frame
 
 CHUNK = 2048  # tokens of the context that are repeated at a time
@@ -33,28 +34,51 @@ def reconstruct(
         tokenizer: the model's.
         cache: holds the context and nothing else, one sequence.
         ids: token ids of the context.
+
+    Raises:
+        UserError: the cache is of another method, or holds something else, or was compressed
+            before; the model's context is too short to repeat.
     """
+    _check(model, cache, ids)
     sliding = [layer for layer in cache.layers if isinstance(layer, SlidingLayer)]
     for chunk, repetition in repetitions(tokenizer, ids):
-        cache.plan.repeated = chunk
         before = [layer.snapshot() for layer in sliding]
         inputs = torch.tensor([repetition], device=model.device)
-        model(inputs, past_key_values=cache, logits_to_keep=1)
+        with cache.plan.repeating(chunk):
+            model(inputs, past_key_values=cache, logits_to_keep=1)
         for layer in cache.budgeted:
             layer.forget(len(repetition))
         for layer, state in zip(sliding, before, strict=True):
             layer.restore(state)
-    cache.plan.repeated = None
     cache.compress()
+
+
+def _check(model: PreTrainedModel, cache: BudgetedCache, ids: list[int]) -> None:
+    if not cache.plan.policy.reconstructs:
+        raise UserError("only a cache of method 'kvzip' is compressed by repeating its context")
+    if not all(layer.holds(len(ids)) for layer in cache.budgeted):
+        raise UserError(
+            f"the cache does not hold these {len(ids)} tokens and nothing else, one sequence "
+            "without padding; read the context into an empty cache, then compress it once"
+        )
+    known = model.config.get_text_config(decoder=True).max_position_embeddings
+    if len(ids) + min(len(ids), CHUNK) > known:
+        raise UserError(
+            f"a context of {len(ids)} tokens and a repetition exceed the {known} tokens that the "
+            "model reads; use a shorter context"
+        )
 
 
 def repetitions(
     tokenizer: PreTrainedTokenizerBase, ids: list[int]
 ) -> Iterator[tuple[slice, list[int]]]:
     """Chunks of a context, and the tokens to read for each: a request, a cue and the chunk."""
-    _, turn = prompt_frame(tokenizer)
+    head, turn = prompt_frame(tokenizer)
     turn = turn or encode(tokenizer, "\n")
-    for start in range(0, len(ids), CHUNK):
+    # What a chat begins with is no part of what is said in it.
+    first = len(head) if ids[: len(head)] == head else 0
+    for start in range(first, len(ids), CHUNK):
         chunk = slice(start, min(start + CHUNK, len(ids)))
-        request = encode(tokenizer, LATER if start else FIRST)
-        yield chunk, [*request, *ids[max(0, start - CUE) : start], *turn, *ids[chunk]]
+        request = encode(tokenizer, FIRST if start == first else LATER)
+        cue = ids[max(first, start - CUE) : start]
+        yield chunk, [*request, *cue, *turn, *ids[chunk]]

@@ -29,6 +29,8 @@ _ROOT = Path(__file__).resolve().parent
 PROFILED_POLICIES = frozenset({"head-aware"})
 #: Policies that need the whole context at once, before they evict.
 HOLDING_POLICIES = frozenset({"kvzip"})
+#: Tokens that they read again at a time (`kvbudget.reconstruction`).
+REPEATED = 2048
 #: What a profile is computed by.
 _PROFILE = ("kvbudget.heads.profile",)
 #: A needle, its surroundings and the chat template take this many tokens.
@@ -256,6 +258,8 @@ def _cells(config: Mapping[str, Any], experiment: Mapping[str, Any]) -> Iterable
             if _is_profiled(config["methods"][method]):
                 calibration = _calibration(config, config["methods"][method])
                 _check_length("profile", config, model, calibration.get("length", MIN_LENGTH))
+            for length in lengths:
+                _check_repetition(where, config, model, method, length)
         for task in experiment["tasks"]:
             for method in experiment["methods"]:
                 here = f"{where}: task {task!r}"
@@ -332,11 +336,6 @@ def _check_method(name: str, method: Mapping[str, Any]) -> None:
                 f"methods: {name}: policy {method['policy']!r} has no option {key!r}; it has "
                 f"{', '.join(taken) or 'none'}"
             )
-    if method.get("bits") == "auto" and not _is_profiled(method):
-        raise UserError(
-            f"methods: {name}: bits: auto needs a profile, which policy {method['policy']!r} does "
-            "not use; give a number of bits"
-        )
     if method.get("prefill_chunk") and method["policy"] in HOLDING_POLICIES:
         raise UserError(
             f"methods: {name}: policy {method['policy']!r} needs the whole context before it "
@@ -368,6 +367,18 @@ def _check_fits(where: str, kind: str, name: str, method: Mapping[str, Any]) -> 
         )
     if kind == "streaming":
         _check_streaming(where, name, method)
+
+
+def _check_repetition(
+    where: str, config: Mapping[str, Any], model: str, method: str, length: int
+) -> None:
+    context = config["models"][model].get("context")
+    repeated = length + min(length, REPEATED)
+    if config["methods"][method]["policy"] in HOLDING_POLICIES and repeated > (context or repeated):
+        raise UserError(
+            f"{where}: method {method!r} reads a context of {length} tokens twice, over the "
+            f"{context} tokens of model {model!r}; use a shorter length or another model"
+        )
 
 
 def _check_streaming(where: str, name: str, method: Mapping[str, Any]) -> None:

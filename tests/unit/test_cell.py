@@ -126,7 +126,7 @@ def test_methods_of_equal_budget_plan_equal_bytes(home, tmp_path):
     sha = json.loads((home / "tiny.verified.json").read_text())["sha256"]
     (tmp_path / "profile.json").write_text(json.dumps({**profile, "model_sha256": sha}))
     planned = set()
-    for policy in ("h2o", "streaming-llm", "head-aware"):
+    for policy in ("h2o", "streaming-llm", "kvzip", "head-aware"):
         method = {"name": policy, "policy": policy}
         known = tmp_path / "profile.json" if policy == "head-aware" else None
         args = arguments(home, tmp_path / f"{policy}.json", method=method, profile=known)

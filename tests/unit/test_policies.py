@@ -170,40 +170,6 @@ def test_a_head_whose_loss_hurts_the_answer_gets_more(profile):
     assert answer[3, 1] > output[3, 1]
 
 
-@pytest.mark.parametrize(
-    ("budget", "rounding", "bits"),
-    [
-        ("70%", {"8": 0.01, "4": 0.5}, 8),  # eight bits keep everything
-        ("20%", {"8": 0.01, "4": 0.02}, 4),
-        ("20%", {"8": 99, "4": 99}, None),
-    ],
-)
-def test_bits_are_those_that_the_answer_loses_least_with(model, profile, budget, rounding, bits):
-    profile["rounding"] = rounding
-    cache = make_cache(model, "head-aware", budget, profile=profile, bits="auto")
-    ids = tokens(100)
-    model(ids, past_key_values=cache)
-    codec = cache.plan.codec()
-    assert (codec and codec.bits) == bits
-    slots = codec.slots(cache.plan.tokens()) if codec else cache.plan.tokens()
-    kept = [len(each) for layer in cache.budgeted for each in layer.kept_positions()]
-    assert sum(kept) == min(100, slots) * len(kept)
-    same = make_cache(model, "head-aware", budget, profile=profile, bits=bits)
-    model(ids, past_key_values=same)
-    new = tokens(3, seed=1)
-    wanted = model(new, past_key_values=same).logits
-    assert torch.equal(model(new, past_key_values=cache).logits, wanted)
-
-
-def test_bits_are_chosen_by_those_who_know_what_they_lose_only(model, profile):
-    for options in ({"allocation": "class"}, {"loss": "output"}):
-        with pytest.raises(UserError, match="bits: auto needs a method that knows what it loses"):
-            make_cache(model, "head-aware", 16, profile=profile, bits="auto", **options)
-    with pytest.raises(UserError, match="make it anew"):
-        cache = make_cache(model, "head-aware", 16, profile=profile, bits="auto")
-        model(tokens(60), past_key_values=cache)
-
-
 def test_the_rule_of_a_head_is_the_one_that_loses_least(profile):
     curves = profile["loss"]["output"]
     for name in curves:

@@ -110,7 +110,7 @@ def test_a_decode_step_attends_to_what_is_stored(bits):
     codec = Quantizer(bits, DIM)
     geometry = Geometry(layers=(0,), kv_heads=2, query_heads=4, head_dim=DIM)
     policy = make_policy("h2o")
-    layer = BudgetedLayer(0, 2, LayerOptions(Plan(policy, geometry, 12, codecs=[codec])))
+    layer = BudgetedLayer(0, 2, LayerOptions(Plan(policy, geometry, 12, codec=codec)))
 
     def stored(x: torch.Tensor, centre: torch.Tensor | float = 0.0) -> torch.Tensor:
         return codec.turn_back(codec.decode(codec.encode(codec.turn(x - centre)))) + centre
@@ -142,7 +142,7 @@ def test_a_decode_step_attends_to_what_is_stored(bits):
 def test_storage_is_within_the_budget_of_2_byte_numbers(dtype):
     codec = Quantizer(4, 64)
     geometry = Geometry(layers=(0,), kv_heads=2, query_heads=2, head_dim=64)
-    plan = Plan(make_policy("keydiff"), geometry, 512, codecs=[codec])
+    plan = Plan(make_policy("keydiff"), geometry, 512, codec=codec)
     layer = BudgetedLayer(0, 2, LayerOptions(plan))
     tokens = drawn(1, 2, 3000, 64).to(dtype)
     layer.update(tokens, tokens)

@@ -5,12 +5,17 @@ import torch
 from oracle import Oracle
 from tiny import tiny_model
 from torch.testing import assert_close
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from kvbudget import UserError, attach, make_cache, reconstruction
 from kvbudget.attention import attention_maxima
 from kvbudget.cache.plan import MINIMUM
+from kvbudget.cache.streaming import StreamingCache
 from kvbudget.models.random import byte_tokenizer
 from kvbudget.reconstruction import FIRST, LATER, reconstruct, repetitions
+from kvbudget.tasks.base import prompt_frame
 
 TOKENIZER = byte_tokenizer()
 CONTEXT = TOKENIZER.encode("In the beginning God created the heaven and the earth.")
@@ -30,18 +35,33 @@ def compressed(model, budget: int, **options):
     return cache
 
 
-def test_the_best_tokens_of_all_heads_are_those_attended_to_most_by_the_repetition():
+@pytest.mark.parametrize("chunk", [2048, 20])
+def test_the_best_tokens_of_all_heads_are_those_attended_to_most_by_the_repetition(
+    monkeypatch, chunk
+):
+    """Scores by the definition, from a stock model's keys and queries: the most attention among
+    the sinks, the chunk and the repetition."""
+    monkeypatch.setattr(reconstruction, "CHUNK", chunk)
     stock = model_of("llama")
-    stock.set_attn_implementation("eager")
-    ((chunk, repetition),) = repetitions(TOKENIZER, CONTEXT)
-    assert chunk == slice(0, len(CONTEXT))
-    maps = stock(torch.tensor([CONTEXT + repetition]), output_attentions=True).attentions
-    most = torch.stack([m[0, :, len(CONTEXT) :, : len(CONTEXT)].amax(dim=1) for m in maps])
-    most = most.unflatten(1, (3, 2)).amax(dim=2)  # (layers, kv_heads, tokens)
-    most[..., :4] = most[..., -1:] = torch.inf
+    seen = watch_attention(stock)
+    most = torch.zeros(4, 3, len(CONTEXT))
+    for part, repetition in repetitions(TOKENIZER, CONTEXT):
+        seen.clear()
+        stock(torch.tensor([CONTEXT + repetition]))
+        for layer, (query, key, scaling) in enumerate(seen):
+            new, sinks = len(repetition), min(4, part.start)
+            columns = [*range(sinks), *range(part.start, part.stop)]
+            columns += range(len(CONTEXT), len(CONTEXT) + new)
+            keys = key[0].repeat_interleave(2, dim=0)[:, columns]
+            logits = query[0, :, -new:] @ keys.mT * scaling
+            hidden = torch.ones(new, new, dtype=torch.bool).triu(1)
+            logits[:, :, -new:] = logits[:, :, -new:].masked_fill(hidden, -torch.inf)
+            weights = logits.softmax(-1)[:, :, sinks:-new]
+            most[layer, :, part] = weights.amax(dim=1).unflatten(0, (3, 2)).amax(dim=1)
+    budget = 16
+    most[..., :4] = torch.inf
     sure = most.topk(MINIMUM, dim=-1).indices
     most.scatter_(-1, sure, torch.inf)
-    budget = 16
     wanted = torch.zeros(most.numel(), dtype=torch.bool)
     wanted[most.flatten().topk(budget * 12).indices] = True
 
@@ -54,7 +74,21 @@ def test_the_best_tokens_of_all_heads_are_those_attended_to_most_by_the_repetiti
     assert len(set(got.sum(dim=-1).flatten().tolist())) > 1  # heads keep unlike numbers
 
 
-def test_attention_outside_the_chunk_is_left_out_but_for_the_sinks():
+def watch_attention(model: torch.nn.Module) -> list:
+    """Queries and keys of each layer of the last forward pass."""
+    seen = []
+
+    def attention(module, query, key, value, mask, scaling=None, **kwargs):
+        seen.append((query, key, scaling))
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
+
+    AttentionInterface.register("watched", attention)
+    AttentionMaskInterface.register("watched", sdpa_mask)
+    model.set_attn_implementation("watched")
+    return seen
+
+
+def test_the_most_that_any_query_attends():
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 6, 5, 8, generator=generator)
     key = torch.randn(1, 3, 20, 8, generator=generator)
@@ -88,8 +122,9 @@ def test_what_is_kept_attends_as_the_masked_oracle(monkeypatch, kind, chunk):
             assert_close(model(new, past_key_values=cache).logits, wanted, rtol=2e-4, atol=2e-4)
         kept = [kept for layer in cache.budgeted for kept in layer.kept_positions()]
         assert [len(each) for each in kept] == budgets
-        newest = len(CONTEXT) + 21 - 1
-        assert all(newest in each and set(range(4)) <= set(each.tolist()) for each in kept)
+        newest = set(range(len(CONTEXT) + 21 - 4, len(CONTEXT) + 21))
+        assert all(newest | set(range(4)) <= set(each.tolist()) for each in kept)
+        assert any(4 <= position < len(CONTEXT) for each in kept for position in each.tolist())
         cache.restore(state)
         oracle.restore(known)
 
@@ -97,17 +132,57 @@ def test_what_is_kept_attends_as_the_masked_oracle(monkeypatch, kind, chunk):
 def test_a_long_context_is_repeated_in_chunks_with_a_cue(monkeypatch):
     monkeypatch.setattr(reconstruction, "CHUNK", 20)
     parts = list(repetitions(TOKENIZER, CONTEXT))
-    assert [i for chunk, _ in parts for i in range(len(CONTEXT))[chunk]] == [*range(len(CONTEXT))]
-    texts = [TOKENIZER.decode(repetition, skip_special_tokens=True) for _, repetition in parts]
+    told = [i for chunk, _ in parts for i in range(len(CONTEXT))[chunk]]
+    assert told == list(range(1, len(CONTEXT)))  # all but what opens a text
+    texts = [TOKENIZER.decode(repetition) for _, repetition in parts]
     words = TOKENIZER.decode(CONTEXT, skip_special_tokens=True)
-    assert texts[0] == f"{FIRST}\n{words[:19]}"
-    assert texts[1] == f"{LATER}{words[11:19]}\n{words[19:39]}"
+    assert texts[0] == f"{FIRST}\n{words[:20]}"
+    assert texts[1] == f"{LATER}{words[12:20]}\n{words[20:40]}"
+
+
+def test_what_opens_a_chat_is_not_repeated():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "<{{ messages[0]['content'] }}>\nanswer:"
+    head, _ = prompt_frame(tokenizer)
+    said = tokenizer.encode("Let there be light", add_special_tokens=False)
+    ((chunk, repetition),) = repetitions(tokenizer, head + said)
+    assert chunk == slice(len(head), len(head + said))
+    assert tokenizer.decode(repetition) == f"{FIRST}>\nanswer:Let there be light"
 
 
 def test_a_quantised_cache_is_repeated_too():
     cache = compressed(attach(model_of("llama")), 16, bits=8)
     kept = [len(each) for layer in cache.budgeted for each in layer.kept_positions()]
-    assert sum(kept) > 16 * len(kept)
+    assert sum(kept) == cache.plan.codec.slots(16) * len(kept) < len(CONTEXT) * len(kept)
+
+
+def test_a_budget_that_holds_everything_evicts_nothing():
+    cache = compressed(attach(model_of("llama")), 70)
+    assert {len(each) for layer in cache.budgeted for each in layer.kept_positions()} == {
+        len(CONTEXT)
+    }
+
+
+def test_what_cannot_be_repeated_is_refused():
+    model = attach(model_of("llama"))
+    message = "does not hold these 55 tokens and nothing else"
+    with pytest.raises(UserError, match=message):
+        reconstruct(model, TOKENIZER, make_cache(model, "kvzip", 16), CONTEXT)
+    with pytest.raises(UserError, match=message):
+        reconstruct(model, TOKENIZER, compressed(model, 16), CONTEXT)
+    cache = make_cache(model, "kvzip", 16)
+    ids = torch.tensor([[0, *CONTEXT[:-1]]])
+    model(ids, past_key_values=cache, attention_mask=ids > 0)
+    with pytest.raises(UserError, match=message):
+        reconstruct(model, TOKENIZER, cache, CONTEXT)
+    with pytest.raises(UserError, match="only a cache of method 'kvzip'"):
+        reconstruct(model, TOKENIZER, make_cache(model, "h2o", 16), CONTEXT)
+    cache = make_cache(model, "kvzip", 16)
+    model(torch.tensor([CONTEXT * 5]), past_key_values=cache)
+    with pytest.raises(UserError, match="275 tokens and a repetition exceed the 512 tokens"):
+        reconstruct(model, TOKENIZER, cache, CONTEXT * 5)
+    with pytest.raises(UserError, match="cannot stream"):
+        StreamingCache(make_cache(model, "kvzip", 16))
 
 
 def test_holding_the_context_and_evicting_as_it_comes_exclude_each_other():

@@ -205,16 +205,11 @@ def change(config: dict, path: str, value: object) -> None:
         ("tasks/needle/needles", "two", r"tasks: needle: needles must be of type int, not 'two'"),
         ("tasks/needle/needles", 0, r"tasks: needle: needles must be at least 1, not 0"),
         ("methods/h2o/group_mix", 0.5, r"methods: h2o: policy 'h2o' has no option 'group_mix'"),
-        ("methods/h2o/bits", 3, r"methods: h2o: bits: 3 is not one of \[2, 4, 8, 'auto'\]"),
+        ("methods/h2o/bits", 3, r"methods: h2o: bits: 3 is not one of \[2, 4, 8\]"),
         (
             "methods/h2o",
             {"policy": "streaming-llm", "bits": 4},
             r"methods: h2o: bits: keys that move .* use positions: absolute",
-        ),
-        (
-            "methods/h2o/bits",
-            "auto",
-            r"bits: auto needs a profile, which policy 'h2o' does not use",
         ),
         ("methods/h2o/calibration", "x", r"policy 'h2o' has no option 'calibration'"),
         ("methods/ours/calibration", "x", r"calibration: there is no 'x'; calibrations has "),
@@ -292,6 +287,9 @@ def test_a_method_that_needs_the_whole_context_is_refused_where_none_is_held(str
     message = rf"task '{task}': method 'zip' needs the whole context .* and {kind} is bounded"
     with pytest.raises(UserError, match=message):
         expand(streaming)
+    streaming["experiments"][0] |= {"tasks": ["needle"], "lengths": [1100]}
+    with pytest.raises(UserError, match=r"'zip' reads a context of 1100 tokens twice, over the"):
+        expand(streaming)
     streaming["methods"]["zip"]["prefill_chunk"] = 64
     with pytest.raises(
         UserError, match=r"methods: zip: policy 'kvzip' needs .* drop prefill_chunk"
@@ -315,7 +313,8 @@ def test_what_is_planned_is_what_the_modules_know():
     assert known["tasks"]["items"]["enum"] == list(calibration.TASKS)
     assert set(known["thresholds"]["properties"]) == set(profile.DEFAULTS["thresholds"])
     for name in studies.policies():
-        make_policy(name, **studies.policy_parameters(name))
+        policy = make_policy(name, **studies.policy_parameters(name))
+        assert policy.reconstructs == (name in studies.HOLDING_POLICIES)
     for kind in studies.task_kinds():
         assert studies.task_defaults(kind) == get(kind).DEFAULTS
 

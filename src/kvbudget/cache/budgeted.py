@@ -14,10 +14,9 @@ from transformers.cache_utils import (
 from kvbudget import attention
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions, LayerSnapshot
 from kvbudget.cache.plan import Geometry, Plan
-from kvbudget.cache.quantize import AUTO_BITS, Quantizer
+from kvbudget.cache.quantize import Quantizer
 from kvbudget.errors import UserError
 from kvbudget.policies import make_policy
-from kvbudget.policies.base import Policy
 from kvbudget.positions import inverse_frequencies
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
@@ -143,7 +142,7 @@ def make_cache(
     profile: dict | None = None,
     prefill_chunk: int | None = None,
     stride: int | None = None,
-    bits: int | str | None = None,
+    bits: int | None = None,
     prompt_tokens: int | None = None,
     **options,
 ) -> BudgetedCache:
@@ -160,8 +159,7 @@ def make_cache(
         stride: tokens that may gather above the budget before a decode step evicts them at once;
             None is 1/256 of the budget.
         bits: of a stored number (2, 4 or 8), which lets the bytes of the budget hold more tokens:
-            an unquantised number counts 16 bits. None stores keys and values as they are;
-            `"auto"` does what the profile expects to lose least at this budget.
+            an unquantised number counts 16 bits. None stores keys and values as they are.
         prompt_tokens: length of the prompt, where it comes in several forward passes; by default
             the first forward pass is the prompt.
         options: of the method, see `kvbudget.policies`.
@@ -182,8 +180,8 @@ def make_cache(
         options["profile"] = profile
     policy = make_policy(method, **options)
     geometry = geometry_of(model)
-    codecs = _codecs(bits, policy, geometry)
-    if bits is not None and policy.relative_positions:
+    codec = None if bits is None else Quantizer(bits, geometry.head_dim)
+    if codec is not None and policy.relative_positions:
         raise UserError(
             "bits: keys that move inside the cache cannot be quantised; use positions: absolute"
         )
@@ -192,7 +190,7 @@ def make_cache(
             f"method {method!r} holds the whole context until it is compressed, which "
             "prefill_chunk forbids; drop it"
         )
-    plan = Plan(policy, geometry, budget, prompt_tokens, codecs)
+    plan = Plan(policy, geometry, budget, prompt_tokens, codec)
     if not plan.geometry.layers:
         raise UserError(
             "every layer of this model has a sliding window, so there is no cache to budget; set "
@@ -203,20 +201,6 @@ def make_cache(
     shared = LayerOptions(plan, stride, prefill_chunk, frequencies)
     layers = layers_of(model, lambda index: BudgetedLayer(index, plan.geometry.kv_heads, shared))
     return BudgetedCache(layers, plan)
-
-
-def _codecs(
-    bits: int | str | None, policy: Policy, geometry: Geometry
-) -> tuple[Quantizer | None, ...]:
-    """What may quantise a cache: one, or those that the policy is to choose from."""
-    if bits != "auto":
-        return (None if bits is None else Quantizer(bits, geometry.head_dim),)
-    if not policy.expects_losses:
-        raise UserError(
-            "bits: auto needs a method that knows what it loses: head-aware with a profile, "
-            "allocation: curves and loss: answer; give a number of bits"
-        )
-    return (None, *(Quantizer(each, geometry.head_dim) for each in AUTO_BITS))
 
 
 def layers_of(

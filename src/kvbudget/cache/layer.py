@@ -105,7 +105,7 @@ class BudgetedLayer(AttendingLayer):
         if shift := plan.target_shift(self.seen):
             query = rotate(query, shift, self.options.frequencies)
             key = rotate(key, shift, self.options.frequencies)
-        codec = plan.codec()
+        codec = plan.codec
         if codec is not None:
             query, key, value = codec.turn(query), codec.turn(key), codec.turn(value)
         if self.slots is None:
@@ -140,7 +140,7 @@ class BudgetedLayer(AttendingLayer):
         if self.policy.reconstructs:  # all is held until the context has been repeated
             self.budgets = [UNBOUNDED] * self.kv_heads
         self.stride = self.options.stride or max(1, (plan.tokens() or 0) // 256)
-        codec, heads = plan.codec(), tuple(range(self.kv_heads))
+        codec, heads = plan.codec, tuple(range(self.kv_heads))
         coding = None if codec is None else Coding.of(codec, like)
         self.slots = Slots([(heads, 0)], like, self.policy.sums(self.index), coding)
 
@@ -206,7 +206,8 @@ class BudgetedLayer(AttendingLayer):
         outputs: list[Tensor] = [query] * self.kv_heads
         for tokens in everything:
             own, terms = self._queries(query, tokens.heads), self._terms(tokens, scaling, softcap)
-            output = attend(own, tokens.keys, tokens.values, **terms)
+            keys, values = tokens.keys.to(own.dtype), tokens.values.to(own.dtype)
+            output = attend(own, keys, values, **terms)
             for head, part in zip(tokens.heads, output.chunk(len(tokens.heads), 1), strict=True):
                 outputs[head] = part
             self._accumulate(own, tokens, terms)
@@ -247,13 +248,13 @@ class BudgetedLayer(AttendingLayer):
             if query.shape[2] >= OBSERVATION:  # fewer are too few to see for themselves
                 tokens.sums["window"].zero_()
             tokens.sums["window"] += received
-        repeated = self.options.plan.repeated
-        if "reconstruction" in tokens.sums and repeated is not None:
+        if repeated := self.options.plan.repeated:
             # Of the whole context, attention is shared out among the sinks and the chunk alone.
             sinks = tokens.keys[:, :, : min(SINKS, repeated.start)]
             new = tokens.keys[:, :, -query.shape[2] :]
             keys = torch.cat((sinks, tokens.keys[:, :, repeated], new), dim=2)
-            most = attention_maxima(query, keys, **terms)[:, :, sinks.shape[2] : -new.shape[2]]
+            most = attention_maxima(query, keys, terms["scaling"], terms["softcap"])
+            most = most[:, :, sinks.shape[2] : -new.shape[2]]
             tokens.sums["reconstruction"][:, :, repeated] = most
 
     def _scores(self, everything: list[Tokens]) -> list[Tensor]:
@@ -272,6 +273,11 @@ class BudgetedLayer(AttendingLayer):
         scores = self._scores(everything)
         self.budgets = self.policy.redistribute(self.index, scores, self.planned)
         self._store(everything, scores)
+
+    def holds(self, tokens: int) -> bool:
+        """Whether it holds so many tokens of one sequence, as they came and nothing else."""
+        whole = self.seen == tokens and min(self.budgets, default=0) == UNBOUNDED
+        return whole and not self.padded and self.slots.keys.shape[0] == 1
 
     def held_scores(self) -> list[Tensor]:
         """Scores of the tokens that each KV head holds, `(batch, tokens)` each."""
@@ -411,16 +417,16 @@ class BudgetedLayer(AttendingLayer):
 
     # State.
 
-    def kept(self) -> list[Tokens]:
-        """The tokens kept, a segment each, for attention from outside of this layer."""
-        held, codec = self.slots.tokens(), self.options.plan.codec()
+    def kept(self, dtype: torch.dtype) -> list[Tokens]:
+        """The tokens kept, a segment each, for attention in a dtype from outside of this layer."""
+        held, codec = self.slots.tokens(), self.options.plan.codec
         if codec is None:
             return held
         return [
             Tokens(
                 each.heads,
-                codec.turn_back(each.keys),
-                codec.turn_back(each.values),
+                codec.turn_back(each.keys).to(dtype),
+                codec.turn_back(each.values).to(dtype),
                 each.positions,
                 each.sums,
             )

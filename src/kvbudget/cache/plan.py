@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,10 +72,10 @@ class Plan:
         geometry: the heads that the budget is spread over.
         budget: tokens, a share of the prompt, or None for no bound.
         prompt_tokens: length of the prompt; by default the first forward pass is the prompt.
-        codecs: what may quantise what is kept, so that the bytes of the budget hold more tokens;
-            None stores it as it is. Of several the policy expects the least loss with one.
+        codec: quantises what is kept, so that the bytes of the budget hold more tokens.
 
     Attributes:
+        codec: as given.
         repeated: tokens of the prompt that are being repeated (`kvbudget.reconstruction`).
     """
 
@@ -84,10 +85,10 @@ class Plan:
         geometry: Geometry,
         budget: int | str | None,
         prompt_tokens: int | None = None,
-        codecs: Sequence[Quantizer | None] = (None,),
+        codec: Quantizer | None = None,
     ) -> None:
         self.policy, self.geometry, self.budget = policy, geometry, budget
-        self._codecs = codecs
+        self.codec = codec
         self._given = prompt_tokens
         self.reset()
 
@@ -95,13 +96,21 @@ class Plan:
         """Forget the prompt."""
         self.prompt_tokens = self._given
         self._budgets: list[list[int]] | None = None
-        self._codec = self._codecs[0]
         self.repeated: slice | None = None
 
     def begin(self, new: int) -> None:
         """Note a forward pass over `new` tokens: the first is the prompt if no length was given."""
         if self.prompt_tokens is None:
             self.prompt_tokens = new
+
+    @contextmanager
+    def repeating(self, tokens: slice) -> Iterator[None]:
+        """While some tokens of the prompt are repeated."""
+        self.repeated = tokens
+        try:
+            yield
+        finally:
+            self.repeated = None
 
     def restore(self, prompt_tokens: int | None) -> None:
         """Come back to a prompt of another length, for which the policy plans anew."""
@@ -119,27 +128,13 @@ class Plan:
         """Budgets in tokens of the KV heads of each full-attention layer."""
         if self._budgets is None:
             layers, kv_heads = len(self.geometry.layers), self.geometry.kv_heads
-            if self.tokens() is None:
+            tokens = self.tokens()
+            if tokens is None:
                 self._budgets = [[UNBOUNDED] * kv_heads] * layers
             else:
-                if len(self._codecs) > 1:
-                    self._codec = min(self._codecs, key=self._expected_loss)
-                self._budgets = self._spread(self._codec)
+                kept = self.codec.slots(tokens) if self.codec else tokens
+                self._budgets = self.policy.budgets(self.geometry, kept, self.prompt_tokens)
         return self._budgets
-
-    def codec(self) -> Quantizer | None:
-        """What quantises what is kept of this prompt."""
-        self.budgets()
-        return self._codec
-
-    def _spread(self, codec: Quantizer | None) -> list[list[int]]:
-        tokens = self.tokens()
-        kept = codec.slots(tokens) if codec else tokens
-        return self.policy.budgets(self.geometry, kept, self.prompt_tokens)
-
-    def _expected_loss(self, codec: Quantizer | None) -> float:
-        bits = codec and codec.bits
-        return self.policy.expected_loss(self._spread(codec), self.prompt_tokens, bits)
 
     def target_shift(self, seen: int) -> int:
         """How far the next token's position moves after `seen` tokens, so that the first target

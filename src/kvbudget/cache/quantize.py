@@ -20,7 +20,6 @@ from torch import Tensor
 from kvbudget.errors import UserError
 
 BITS = (2, 4, 8)
-AUTO_BITS = (8, 4)  # of which bits: auto chooses; 2 lose too much
 SCALE = torch.float16  # of a vector's step and least number
 NUMBER_BYTES = 2  # of the unquantised numbers that a budget is counted in
 INDEX_BYTES = 4  # of a token's position

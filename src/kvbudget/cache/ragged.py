@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from kvbudget.attention import attend_one, probabilities
+from kvbudget.attention import attend_one, attention_weights
 from kvbudget.cache.slots import Slots
 
 
@@ -48,7 +48,7 @@ def _dense(
         own = grouped[:, start:stop]
         if coding := segment.coding:
             logits = coding.products(own, held.keys, list(segment.heads)) * scaling
-            weights = probabilities(logits, softcap, valid)
+            weights = attention_weights(logits, softcap, valid)
             outputs.append(coding.codec.combine(weights, held.values).to(own.dtype))
         else:
             terms = {"scaling": scaling, "softcap": softcap, "valid": valid}

@@ -50,24 +50,24 @@ class Tokens:
 class CodedTokens(Tokens):
     """Tokens of a quantised segment: keys and values are decoded once they are asked for.
 
+    In float32 whatever a model computes in, so that to store them again changes nothing.
+
     Args:
         stored: keys and values as rows of bytes.
         coding: how they are stored.
-        dtype: of keys and values.
     """
 
-    def __init__(self, stored: Tokens, coding: Coding, dtype: torch.dtype) -> None:
+    def __init__(self, stored: Tokens, coding: Coding) -> None:
         self.heads, self.positions, self.sums = stored.heads, stored.positions, stored.sums
-        self._stored, self._coding, self._dtype = stored, coding, dtype
+        self._stored, self._coding = stored, coding
 
     @cached_property
     def keys(self) -> Tensor:
-        keys = self._coding.decode_keys(self._stored.keys, list(self.heads))
-        return keys.to(self._dtype)
+        return self._coding.decode_keys(self._stored.keys, list(self.heads))
 
     @cached_property
     def values(self) -> Tensor:
-        return self._coding.codec.decode(self._stored.values).to(self._dtype)
+        return self._coding.codec.decode(self._stored.values)
 
 
 @dataclass
@@ -79,7 +79,6 @@ class Segment:
         start: first slot of the first head in the flat storage.
         room: all slots of the heads, as views of the flat storage; the first `length` are filled.
         coding: how keys and values are stored; None as they are.
-        dtype: of keys and values that are attended to.
         held: how many of the slots snapshots rely on.
     """
 
@@ -87,7 +86,6 @@ class Segment:
     start: int
     room: Tokens
     coding: Coding | None
-    dtype: torch.dtype
     length: int = 0
     held: int = 0
 
@@ -103,7 +101,7 @@ class Segment:
     def tokens(self) -> Tokens:
         """The tokens in the filled slots; all are views but for quantised keys and values."""
         held = self.stored()
-        return held if self.coding is None else CodedTokens(held, self.coding, self.dtype)
+        return held if self.coding is None else CodedTokens(held, self.coding)
 
 
 class Slots:
@@ -152,7 +150,7 @@ class Slots:
                 flat[:, start:stop].unflatten(1, (len(heads), capacity)) for flat in self.tensors()
             ]
             room = Tokens.of(heads, room, self.sums)
-            self.segments.append(Segment(heads, start, room, coding, like.dtype))
+            self.segments.append(Segment(heads, start, room, coding))
             start = stop
         heads = [head for segment in self.segments for head in segment.heads]
         self.order = None if heads == sorted(heads) else torch.tensor(heads, device=like.device)

@@ -79,7 +79,7 @@ class StreamingLayer(AttendingLayer):
         """Attention of the last tokens of the target, which are in its part already."""
         by_head = query.unflatten(1, (self.source.kv_heads, -1))
         output = torch.empty_like(by_head)
-        for kept in self.source.kept():
+        for kept in self.source.kept(query.dtype):
             heads = list(kept.heads)
             output[:, heads] = attend(
                 by_head[:, heads].flatten(1, 2),
@@ -120,6 +120,11 @@ class StreamingCache(Cache):
             raise UserError(
                 "positions inside the cache shift while the source is read, and the target is "
                 "numbered apart from it; use positions: absolute"
+            )
+        if policy.reconstructs:
+            raise UserError(
+                "the method needs the whole source before it evicts, so it cannot stream; use "
+                "another"
             )
         if policy.phi is not None:
             raise UserError("phi is an option of the streaming task, not of its methods; drop it")

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import torch
@@ -24,8 +23,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbudget import attach
-from kvbudget.cache.budgeted import geometry_of, make_cache
-from kvbudget.cache.quantize import AUTO_BITS
+from kvbudget.cache.budgeted import geometry_of
 from kvbudget.errors import UserError, run_cli
 from kvbudget.heads import signals
 from kvbudget.heads.answer_curves import answer_curves
@@ -60,13 +58,11 @@ class Measured:
         task: which task of the mixture.
         heads: signal → `(layers, query_heads)`; retrieval only where the answer was right.
         loss: kind → scoring rule → `(layers, kv_heads, shares)`.
-        rounding: bits → what the answer loses when all is kept in so many bits, in nats.
     """
 
     task: str
     heads: dict[str, Tensor]
     loss: dict[str, dict[str, Tensor]]
-    rounding: dict[int, float]
 
 
 def make_profile(
@@ -110,7 +106,6 @@ def make_profile(
             kind: {rule: _rounded(curve) for rule, curve in rules.items()}
             for kind, rules in mean_curves(measured).items()
         },
-        "rounding": mean_rounding(measured),
         "stability": stability(measured, induction, _induction(model, spec["seed"] + 1)),
         "calibration": {"prompts": len(prompts), "answered_right": right, **spec},
     }
@@ -138,18 +133,7 @@ def measure(model: PreTrainedModel, prompt: Calibration, spec: dict) -> Measured
         rule: answer_curves(model, cache, prompt, rule, SHARES, spec["recent"])
         for rule in sorted(spec["answer_rules"])
     }
-    unrounded = prompt.nll(logits).item()
-    rounding = {bits: _rounded_nll(model, prompt, bits) - unrounded for bits in AUTO_BITS}
-    return Measured(prompt.task, heads, loss, rounding)
-
-
-def _rounded_nll(model: PreTrainedModel, prompt: Calibration, bits: int) -> float:
-    """Negative log-likelihood of the answer when the context is kept in so many bits."""
-    cache = make_cache(model, "full", bits=bits)
-    for ids in (prompt.context, prompt.later):
-        inputs = torch.tensor([ids], device=model.device)
-        logits = model(inputs, past_key_values=cache, logits_to_keep=prompt.answers + 1).logits[0]
-    return prompt.nll(logits).item()
+    return Measured(prompt.task, heads, loss)
 
 
 def mean_signals(measured: list[Measured], shape: Sequence[int]) -> dict[str, Tensor]:
@@ -161,25 +145,18 @@ def mean_signals(measured: list[Measured], shape: Sequence[int]) -> dict[str, Te
     }
 
 
-def mean_rounding(measured: list[Measured]) -> dict[str, float]:
-    """Mean over prompts, then over tasks, of what rounding costs; noise aside, it does no good."""
-    by_task = _by_task(measured)
-    return {
-        str(bits): _round(max(0.0, mean(mean(p.rounding[bits] for p in own) for own in by_task)))
-        for bits in AUTO_BITS
-    }
-
-
 def mean_curves(measured: list[Measured]) -> dict[str, dict[str, Tensor]]:
     """Mean over prompts, then over tasks, of each loss curve. Those of answers are noisy, and made
     to fall to zero: noise aside, more memory does no harm."""
-    by_task = _by_task(measured)
+    by_task: dict[str, list[Measured]] = {}
+    for each in measured:
+        by_task.setdefault(each.task, []).append(each)
     curves = {
         kind: {
             rule: torch.stack(
                 [
                     torch.stack([each.loss[kind][rule] for each in prompts]).mean(dim=0)
-                    for prompts in by_task
+                    for prompts in by_task.values()
                 ]
             ).mean(dim=0)
             for rule in rules
@@ -188,11 +165,6 @@ def mean_curves(measured: list[Measured]) -> dict[str, dict[str, Tensor]]:
     }
     curves["answer"] = {rule: _falling(curve) for rule, curve in curves["answer"].items()}
     return curves
-
-
-def _by_task(measured: list[Measured]) -> list[list[Measured]]:
-    tasks = dict.fromkeys(each.task for each in measured)
-    return [[each for each in measured if each.task == task] for task in tasks]
 
 
 def _falling(curves: Tensor) -> Tensor:

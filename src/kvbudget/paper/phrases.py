@@ -65,7 +65,7 @@ def _study(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "study/dtype", latex.escape(study.config.get("dtype", ""))
     yield "study/ours", latex.escape(study.title("methods", study.ours) if study.ours else OURS)
     bits = study.config["methods"][study.ours].get("bits", 16) if study.ours else 16
-    yield "method/bits", "8 or 4" if bits == "auto" else latex.decimal(bits, 0)
+    yield "method/bits", latex.decimal(bits, 0)
     quantised = [k for k, m in study.config["models"].items() if _from_gguf(m)]
     used = dict.fromkeys(c.model for c in planned)
     yield "study/quantised", _quantised(src, [model for model in used if model in quantised])

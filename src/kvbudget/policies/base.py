@@ -1,12 +1,20 @@
 """What a policy sees and what it decides. A policy scores; the cache keeps the best."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from kvbudget.cache.plan import SINKS, Geometry
 from kvbudget.cache.slots import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from kvbudget.cache.budgeted import BudgetedCache
 
 OBSERVATION = 32  # queries at the end of a prompt that the "window" signal sums over (SnapKV)
 
@@ -63,29 +71,22 @@ class Policy:
 
     Attributes:
         signals: attention sums that the scores need: "attention" (over all queries) or "window"
-            (over the last queries of the last long block, and those after it).
+            (over the last queries of the last long block, and those after it), or instead
+            "reconstruction" (the most that any query of a repetition of the context attends).
         relative_positions: whether positions are those inside the cache.
         reconstructs: whether the whole context is held until it has been repeated
             (`kvbudget.reconstruction`), and evicted from then.
-        expects_losses: whether it knows `expected_loss`.
         phi: first position of the target (Group Position Encoding); None leaves positions alone.
     """
 
     signals: frozenset[str] = frozenset()
     relative_positions = False
     reconstructs = False
-    expects_losses = False
     phi: int | None = None
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         """Tokens that each KV head of each full-attention layer may keep, `budget` on average."""
         return [[budget] * geometry.kv_heads for _ in geometry.layers]
-
-    def expected_loss(
-        self, budgets: list[list[int]], prompt_tokens: int, bits: int | None
-    ) -> float:
-        """What an answer is expected to lose at these budgets in that many bits, in nats."""
-        raise NotImplementedError(f"{type(self).__name__} knows no losses")
 
     def sums(self, layer: int) -> frozenset[str]:
         """The attention sums that a layer's scores need."""
@@ -98,6 +99,20 @@ class Policy:
     def score_layer(self, candidates: list[Candidates]) -> list[Tensor]:
         """Scores of all heads of a layer, for methods whose heads decide together."""
         return [self.score(each) for each in candidates]
+
+    def finish(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        cache: BudgetedCache,
+        ids: list[int],
+    ) -> None:
+        """What is to be done once a context, `ids`, has been read as a whole; nothing for most."""
+
+    def share_out(self, scores: list[Tensor], budgets: list[int]) -> list[int]:
+        """Budgets of all heads of all layers by the scores of a context that was held as a whole,
+        `(1, tokens)` each; their sum stays."""
+        return budgets
 
     def redistribute(self, layer: int, scores: list[Tensor], budgets: list[int]) -> list[int]:
         """Budgets of a layer's heads once this prompt's scores are known; their sum stays.

@@ -103,32 +103,13 @@ class HeadAware(Policy):
             spent = by_class(weights, total, floor, tokens)
         else:
             shares = np.array(self.profile["shares"])
-            spent = water_fill(shares, self._curves().reshape(heads, -1), total, floor, tokens)
+            losses = np.array(list(self._losses().values())).min(axis=0)
+            # On few prompts a head that matters may seem not to: shrink to the mean curve.
+            losses = (1 - SHRINKAGE) * losses + SHRINKAGE * losses.mean(axis=(0, 1))
+            spent = water_fill(shares, losses.reshape(heads, -1), total, floor, tokens)
         spent = spent.reshape(layers, kv_heads)
         self.rules = self._choose_rules(spent, tokens)
         return spent.tolist()
-
-    @property
-    def expects_losses(self) -> bool:
-        return self.allocation == "curves" and self.loss == "answer"
-
-    def expected_loss(
-        self, budgets: list[list[int]], prompt_tokens: int, bits: int | None
-    ) -> float:
-        shares = np.array(self.profile["shares"])
-        pairs = zip(np.array(budgets).flat, self._curves().reshape(-1, len(shares)), strict=True)
-        evicted = sum(np.interp(kept / prompt_tokens, shares, curve) for kept, curve in pairs)
-        if "rounding" not in self.profile:
-            raise UserError(
-                "bits: auto needs a profile that knows what rounding costs; make it anew"
-            )
-        return float(evicted) + (self.profile["rounding"][str(bits)] if bits else 0.0)
-
-    def _curves(self) -> np.ndarray:
-        """Loss curves `(layers, kv_heads, shares)` that budgets come from."""
-        losses = np.array(list(self._losses().values())).min(axis=0)
-        # On few prompts a head that matters may seem not to: shrink to the mean curve.
-        return (1 - SHRINKAGE) * losses + SHRINKAGE * losses.mean(axis=(0, 1))
 
     def _losses(self) -> dict[str, np.ndarray]:
         """Loss curves `(layers, kv_heads, shares)` of each rule that may be chosen."""

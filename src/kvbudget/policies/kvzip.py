@@ -1,10 +1,13 @@
 """KVzip (Kim et al., NeurIPS 2025): keeps what the model needs in order to repeat its context."""
 
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvbudget.cache.plan import MINIMUM, SINKS, Geometry
-from kvbudget.policies.base import Candidates, Policy
+from kvbudget.cache.budgeted import BudgetedCache
+from kvbudget.cache.plan import MINIMUM, Geometry
+from kvbudget.policies.base import OBSERVATION, Candidates, Policy
 from kvbudget.policies.pooling import pooled
+from kvbudget.reconstruction import reconstruct
 
 
 class KVzip(Policy):
@@ -12,7 +15,8 @@ class KVzip(Policy):
 
     The whole context is held until `kvbudget.reconstruction.reconstruct` has read it once more;
     then all heads of all layers compete for one total. Published KVzip evicts nothing afterwards;
-    here the cache stays within its budget: what comes after the context is kept before it.
+    here the cache stays within its budget: of what follows the context it keeps a window, as SnapKV
+    does, and what leaves the window goes first, as no repetition has scored it.
     """
 
     signals = frozenset({"reconstruction"})
@@ -23,15 +27,22 @@ class KVzip(Policy):
         return super().budgets(geometry, budget, prompt_tokens)
 
     def score(self, candidates: Candidates) -> Tensor:
-        later = candidates.positions - self._prompt
-        scores = candidates.sums["reconstruction"]  # probabilities, so at most 1
-        scores = scores.where(later < 0, (later + 2).float())
-        return candidates.protect(scores, sinks=SINKS)
+        scores = candidates.sums["reconstruction"]
+        scores = scores.masked_fill(candidates.positions >= self._prompt, -1.0)
+        window = min(OBSERVATION, min(candidates.budgets) // 2)
+        recent = min(window, candidates.seen - self._prompt)
+        return candidates.protect(scores, recent=recent)
+
+    def finish(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        cache: BudgetedCache,
+        ids: list[int],
+    ) -> None:
+        reconstruct(model, tokenizer, cache, ids)
 
     def share_out(self, scores: list[Tensor], budgets: list[int]) -> list[int]:
-        """Budgets of all heads of all layers by their scores of the context, `(1, tokens)` each.
-
-        Each head keeps as many tokens as a cache needs to work.
-        """
+        """One total for all; each head keeps as many tokens as a cache needs to work."""
         heads = [range(len(budgets))]
         return pooled(scores, budgets, heads, safeguard=min(1.0, MINIMUM / min(budgets)))

@@ -43,11 +43,11 @@ def pooled(
     given = np.array(budgets)
     for group in map(list, groups):
         pool = int(given[group].sum())
-        ranked = [scores[head][0].sort(descending=True, stable=True).values for head in group]
+        ranked = [scores[head][0].cpu().sort(descending=True, stable=True).values for head in group]
         for head, own in zip(group, ranked, strict=True):
-            own[: int(safeguard * budgets[head])] = float("inf")
+            own[: int(safeguard * budgets[head] + 1e-9)] = float("inf")
         owners = torch.cat([torch.full(own.shape, i) for i, own in enumerate(ranked)])
-        best = torch.cat(ranked).cpu().sort(descending=True, stable=True).indices[:pool]
+        best = torch.cat(ranked).sort(descending=True, stable=True).indices[:pool]
         counts = np.bincount(owners[best].numpy(), minlength=len(group))
         # Where the group keeps everything, what is left waits for the tokens to come.
         left = pool - len(best)
