@@ -26,6 +26,12 @@ GB = 1e9
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 #: Fewer finished cells than these tell too little about the terms of the cost.
 LEAST_CELLS = 4
+#: Forward passes that answer a question, about, for kinds of tasks with long answers and others.
+PASSES = {"vt": 30, "cwe": 100, "fwe": 50}
+DEFAULT_PASSES = 15
+#: Forward passes of a streamed translation for each token of its source, about: one for each word
+#: of the reference, one for each token that is written, and one more where a word of it ends.
+STREAMING_PASSES = 3
 UNKNOWN = "unknown"
 
 
@@ -43,16 +49,26 @@ class Costs:
 
 def work(cell: Planned, size: Size) -> np.ndarray:
     """What a cell does, `(4,)`: one start, and in units of 10¹⁵ multiplications the weights and
-    the attention of its prompts and the weights of its answers."""
-    contexts, questions = cell.spec["samples"]["contexts"], cell.spec["samples"]["questions"]
+    the attention of its prompts and the weights of its answers, once for each forward pass."""
+    contexts = cell.spec["samples"]["contexts"]
     pairs = (size.layers - size.sliding_layers) * cell.length**2
     pairs += size.sliding_layers * cell.length * min(cell.length, size.sliding_window)
     terms = (
         contexts * cell.length * size.parameters,
         contexts * pairs * size.query_heads * size.head_dim,
-        contexts * questions * size.parameters,
+        contexts * passes(cell) * size.parameters,
     )
     return np.array([1.0, *(term / 1e15 for term in terms)])
+
+
+def passes(cell: Planned) -> int:
+    """Forward passes, about, that a cell makes for a context after its prompt is read.
+
+    A translation is written while its source is read, whatever the number of questions.
+    """
+    if cell.kind == "streaming":
+        return STREAMING_PASSES * cell.length
+    return cell.spec["samples"]["questions"] * PASSES.get(cell.kind, DEFAULT_PASSES)
 
 
 def cache_bytes(size: Size, tokens: int, itemsize: int) -> int:

@@ -87,6 +87,34 @@ def test_hours_follow_from_finished_cells(planned, tmp_path):
     assert f"fitted on {costs.cells} finished cells" in text
 
 
+def test_a_translation_is_written_while_it_is_read(tmp_path):
+    """A cell that streams takes far longer than one that asks at the end, and the fit finds it."""
+    config = load("streaming")
+    config["experiments"][0] |= {"tasks": ["wait_3", "niah_single"], "lengths": [200, 300, 400]}
+    file = tmp_path / "results" / "streaming" / "study.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(expand(config).plan()))
+    study = load_study(file)
+    known = forecast.sizes(study, tmp_path)
+    law = np.array([10.0, 1e4, 1e4, 3e5])
+
+    def seconds(cell):
+        return float(forecast.work(cell, known[cell.model]) @ law)
+
+    asked, streamed = (
+        [cell for cell in study.cells if cell.kind == kind] for kind in ("niah", "streaming")
+    )
+    for cells in zip(asked, streamed, strict=True):
+        less, more = (forecast.work(cell, known[cell.model]) for cell in cells)
+        assert (more[:3] == less[:3]).all()
+        assert more[3] > 10 * less[3]
+    finish(study, study.cells[::3], seconds)
+    costs = forecast.fit(study, known)
+    assert costs.error < 0.01
+    for cell in study.cells:
+        assert costs.hours(cell, known[cell.model]) == pytest.approx(seconds(cell) / 3600, rel=0.03)
+
+
 def test_a_model_of_unknown_size_is_said_to_be(planned, tmp_path):
     plan = json.loads(planned.read_text())
     del plan["config"]["models"]["llama3.1-8b"]["size"]
