@@ -159,6 +159,7 @@ def record(cell: dict) -> dict:
                     "id": f"c{c}q{q}",
                     "context_id": f"c{c}",
                     "prompt_tokens": length // 2 if perplexity else length,
+                    "budget_tokens": None if budget is None else round(share * length),
                     "score": None if perplexity else score,
                     "nll": float(
                         3 + rng.random() - skill if perplexity else rng.random() + 1 - skill
@@ -201,10 +202,11 @@ def record(cell: dict) -> dict:
             "finished": "2026-01-01T00:01:00+00:00",
         },
     }
+    slots = np.ones((LAYERS, KV_HEADS))
     if spec["method"]["policy"] == "head-aware":
-        slots = rng.gamma(1.5, size=(LAYERS, KV_HEADS))
-        slots = slots / slots.mean() * share * length
-        out["allocation"] = {"layers": list(range(LAYERS)), "slots": slots.tolist()}
+        slots = rng.gamma(1.5, size=slots.shape)
+    slots = slots / slots.mean() * share * length
+    out["allocation"] = {"layers": list(range(LAYERS)), "slots": slots.tolist()}
     return out
 
 

@@ -132,6 +132,22 @@ def test_bytes_within_tolerance_pass(study):
     run(study)
 
 
+def test_more_bytes_than_planned(study):
+    cell = a_cell(study)
+
+    def more(record):
+        record["memory"]["cache_bytes_allocated"] = 2 * record["memory"]["cache_bytes_planned"]
+
+    edit(study, cell, more)
+    memory = json.loads(load_study(study).record_file(cell).read_text())["memory"]
+    message = refusal(study)
+    (line,) = [line for line in message.splitlines() if " holds " in line]
+    assert cell.path in line
+    assert f"holds {memory['cache_bytes_allocated']} bytes" in line
+    assert f"planned {memory['cache_bytes_planned']};" in line
+    assert mended_by(message, cell)
+
+
 def test_wrong_length(study):
     cell = a_cell(study)
     edit(study, cell, lambda r: r["samples"][3].update(prompt_tokens=round(cell.length * 1.02)))

@@ -42,6 +42,7 @@ def aggregate(
     study = load_study(study_file)
     cells, problems = checks.load(study)
     problems += checks.unequal_bytes(cells)
+    problems += checks.beyond_plan(cells)
     problems += checks.unpaired(cells)
     problems += checks.mixed_codes(cells)
     problems += checks.other_weights(cells, models)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from kvbudget.errors import UserError
 
 BYTES_TOLERANCE = 0.02
 LENGTH_TOLERANCE = 0.01
+# What a cache may hold above its plan: in each slot its position and the sums of at most two
+# signals; tokens that gather before they are evicted, as a share of the budget; and what a head has
+# once, in tokens (saved sinks, a mean key, the least that gathers).
+INDEX_BYTES = 12
+STRIDE = 1 / 256
+SPARE_TOKENS = 8
 MEMORY = ("cache_bytes_planned", "cache_bytes_allocated", "cache_bytes_full")
 
 
@@ -137,6 +144,26 @@ def unequal_bytes(cells: list[Cell]) -> list[Problem]:
                 )
                 for cell, size in zip(members, planned, strict=True)
             ]
+    return problems
+
+
+def beyond_plan(cells: list[Cell]) -> list[Problem]:
+    """What a method that evicts holds must be what it planned, whatever it stores numbers in."""
+    problems = []
+    for cell in cells:
+        if cell.planned.policy == FULL:
+            continue
+        planned = cell.record["memory"]["cache_bytes_planned"]
+        allocated = cell.record["memory"]["cache_bytes_allocated"]
+        budget = statistics.mean(sample["budget_tokens"] for sample in cell.samples)
+        slots = sum(map(sum, cell.record["allocation"]["slots"]))
+        allowed = planned * (1 + STRIDE + SPARE_TOKENS / budget) + slots * INDEX_BYTES
+        if allocated > allowed:
+            reason = (
+                f"holds {allocated} bytes and planned {planned}; positions, sums and a stride"
+                f" explain no more than {allowed:.0f}"
+            )
+            problems.append(Problem(cell.planned.path, reason))
     return problems
 
 
