@@ -150,6 +150,7 @@ def record(cell: dict) -> dict:
     share = 1.0 if budget is None else _tokens(budget, length) / length
     skill = SKILL.get(method, 0.2) * (share**0.2)
     perplexity = spec["task"]["kind"] == "perplexity"
+    streaming = spec["task"]["kind"] == "streaming"
     samples = []
     for c in range(spec["samples"]["contexts"]):
         for q in range(1 if perplexity else spec["samples"]["questions"]):
@@ -168,7 +169,7 @@ def record(cell: dict) -> dict:
                     "reference": ["1234567"],
                 }
             )
-    if spec["task"]["kind"] == "streaming":
+    if streaming:
         samples = [sample | _translation(rng, share) for sample in samples]
     token_bytes = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
     planned = round(share * length) * token_bytes
@@ -182,13 +183,13 @@ def record(cell: dict) -> dict:
             "cache_bytes_allocated": round(planned * 1.01),
             "cache_bytes_full": length * token_bytes,
             "cache_bytes_sliding": 0,
-            **({"cache_bytes_target": 2**21} if spec["task"]["kind"] == "streaming" else {}),
+            **({"cache_bytes_target": 2**21} if streaming else {}),
             "peak_rss_bytes": 9 * 10**8 + 4 * planned,
             "peak_cuda_bytes": None,
         },
         "timing": {
             "prefill_s": length / 600 * (1.2 if budget else 1),
-            "decode_ms_per_token": None if perplexity else 20 + share * length / 50,
+            "decode_ms_per_token": None if perplexity or streaming else 20 + share * length / 50,
             "load_s": 1.0,
         },
         "provenance": {

@@ -191,6 +191,25 @@ def test_any_study_can_be_rendered(tmp_path, methods):
     check.check(paper, src.directory)
 
 
+@pytest.mark.parametrize("methods", [["full"], ["full", "h2o"], synthetic.MAIN])
+def test_a_study_of_translations_alone(tmp_path, methods):
+    """It has no score, no question and no time of a token."""
+    settings = synthetic.config()
+    settings["tasks"] = {"wait_3": {"kind": "streaming", "title": "Wait-3", "k": 3}}
+    places = {"tasks": ["wait_3"], "lengths": [500], "methods": methods}
+    settings["experiments"] = [settings["experiments"][0] | places]
+    src, paper = build(tmp_path, settings)
+    with_prose(paper)
+    figures.write(src, paper / "figures")
+    check.check(paper, src.directory)
+    said = values(paper)
+    assert said["study/compressed"] == "sources compressed while they are read and translated"
+    assert "tells the time of a token" in said["summary/speed"]
+    wanted = "sets no method beside" if methods == ["full"] else "No task of this study is scored"
+    assert wanted in said["summary/headline"]
+    assert "in score" not in " ".join(said.values())
+
+
 def test_rendering_is_reproducible(tmp_path):
     def rendered(root):
         src, paper = build(root)

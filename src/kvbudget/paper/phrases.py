@@ -60,7 +60,8 @@ def _study(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "study/lengths", latex.listing(f"{n:,}" for n in sorted({c.length for c in planned}))
     yield "study/budgets", latex.listing(latex.budget(b) for b in sorted(budgets, key=budget_order))
     yield "study/contexts", Latex(_span(cells["n_contexts"].min(), cells["n_contexts"].max(), 0))
-    yield "study/questions", Latex(_span(cells["n_samples"].min(), cells["n_samples"].max(), 0))
+    yield "study/samples", Latex(_span(cells["n_samples"].min(), cells["n_samples"].max(), 0))
+    yield "study/compressed", _compressed({c.kind for c in planned})
     yield "study/seed", latex.decimal(study.seed, 0)
     yield "study/dtype", latex.escape(study.config.get("dtype", ""))
     yield "study/ours", latex.escape(study.title("methods", study.ours) if study.ours else OURS)
@@ -69,6 +70,13 @@ def _study(src: Source) -> Iterator[tuple[str, Latex]]:
     quantised = [k for k, m in study.config["models"].items() if _from_gguf(m)]
     used = dict.fromkeys(c.model for c in planned)
     yield "study/quantised", _quantised(src, [model for model in used if model in quantised])
+
+
+def _compressed(kinds: set[str]) -> Latex:
+    """What is compressed, and when; a translation has no question."""
+    if kinds == {"streaming"}:
+        return Latex("sources compressed while they are read and translated")
+    return Latex("contexts compressed before any question is known")
 
 
 def _titles(src: Source, section: str, keys: list[str]) -> list[str]:
@@ -266,12 +274,17 @@ def _ablation(src: Source) -> Latex:
 
 def _headline_tasks(src: Source) -> Latex:
     frame = src.comparisons[src.comparisons["kind"] == "full"]
-    places = frame.drop_duplicates(["model", "task", "length"])
+    if frame.empty:
+        return Latex("This study sets no method beside a full cache, so no place is headline.")
+    places = frame[frame["metric"] == "score"].drop_duplicates(["model", "task", "length"])
     weak = places[~places["headline"]]
     total = len(places)
+    if not total:
+        return Latex("No task of this study is scored, so every place counts.")
     if weak.empty:
         return Latex(
-            f"In this study all {_count(total, 'combination')} of model, task and length pass."
+            f"In this study {_count(total, 'combination')} of model, task and length "
+            f"{'is' if total == 1 else 'are'} scored, and none fails."
         )
     names = latex.listing(
         f"{src.study.title('models', r['model'])} on {src.study.title('tasks', r['task'])} "
@@ -344,7 +357,9 @@ def _memory(src: Source) -> Latex:
 
 def _speed(src: Source) -> Latex:
     wide = src.wide()
-    if src.study.ours is None or "decode_ms_per_token" not in wide:
+    if "decode_ms_per_token" not in wide:
+        return Latex("No task of this study tells the time of a token, so nothing is claimed here.")
+    if src.study.ours is None:
         return NO_OURS
     axes = ["model", "task", "length"]
     full = wide[wide["policy"] == FULL].set_index(axes)

@@ -160,8 +160,8 @@ def _sample_note(src: Source, keys: list) -> Latex:
     axes = ["model", "task", "length", "method", "budget"]
     part = src.cells.set_index(axes)
     part = part[part.index.isin(index)]
-    questions, contexts = sorted(set(part["n_samples"])), sorted(set(part["n_contexts"]))
-    return Latex(rf"\(n\) = {_span(questions)} questions on {_span(contexts)} contexts a cell.")
+    samples, contexts = sorted(set(part["n_samples"])), sorted(set(part["n_contexts"]))
+    return Latex(rf"\(n\) = {_span(samples)} samples on {_span(contexts)} contexts a cell.")
 
 
 def _span(values: list[int]) -> str:
