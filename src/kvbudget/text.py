@@ -21,7 +21,7 @@ from kvbudget.models import pypi
 #: Keys of a haystack's entry for each source: (required, optional).
 _SOURCES = {
     "pypi": ({"packages", "file", "sha256", "version"}, {"title", "translation"}),
-    "file": ({"path"}, {"title", "sha256", "translation"}),
+    "file": ({"path"}, {"title", "sha256", "translation", "translation_sha256"}),
     "hub": ({"repo", "revision", "split", "column", "words"}, {"title", "name"}),
 }
 # Segond numbers some verses twice, "(5:1) ...", where French and English chapters differ.
@@ -45,15 +45,16 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         elif spec["source"] == "hub":
             sides = [list(_lines_of_dataset(spec))]
         else:
-            sides = [list(_lines_of_file(Path(spec["path"]), spec.get("sha256")))]
+            sides = [_lines_of_file(Path(spec["path"]), spec.get("sha256"))]
             if "translation" in spec:
-                sides.append(list(_lines_of_file(Path(spec["translation"]), None)))
+                translation = Path(spec["translation"])
+                sides.append(_lines_of_file(translation, spec.get("translation_sha256")))
         if len(set(map(len, sides))) > 1:
             raise UserError(
-                f"haystack {out.stem}: the text has {len(sides[0])} passages and its translation "
-                f"{len(sides[1])}; give each passage one line in both"
+                f"haystack {out.stem}: the text has {len(sides[0])} lines and its translation "
+                f"{len(sides[1])}; give each passage one line in both, also where it is blank"
             )
-        lines = ["\t".join(passage) for passage in zip(*sides, strict=True)]
+        lines = ["\t".join(passage) for passage in zip(*sides, strict=True) if any(passage)]
         made = Path(scratch) / "text"
         made.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         verified = {
@@ -96,7 +97,8 @@ def verses(database: Path, version: str) -> Iterable[str]:
     return (_one_line(_VERSE_MARK.sub("", text.replace("`", "'"))) for (text,) in rows)
 
 
-def _lines_of_file(path: Path, sha256: str | None) -> Iterable[str]:
+def _lines_of_file(path: Path, sha256: str | None) -> list[str]:
+    """All lines, the blank ones too: those of a translation are told by their number."""
     if not path.is_file():
         raise UserError(f"haystack file {path} does not exist")
     if sha256 and (found := pypi.file_sha256(path)) != sha256:
@@ -105,8 +107,9 @@ def _lines_of_file(path: Path, sha256: str | None) -> Iterable[str]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"haystack file {path} is not UTF-8 ({error}); convert it first") from None
-    lines = [line for line in map(_one_line, text.splitlines()) if line]
-    if not lines:
+    # Not `splitlines`, which also parts where no editor does, and no `wc` counts.
+    lines = [_one_line(line) for line in text.removesuffix("\n").split("\n")]
+    if not any(lines):
         raise UserError(f"haystack file {path} holds no text")
     return lines
 
@@ -158,6 +161,8 @@ def check(key: str, spec: Mapping[str, Any]) -> None:
             f"{where}: unknown key {sorted(unknown)[0]!r} for source {source}; it knows "
             f"{', '.join(sorted(required | optional))}"
         )
+    if "translation_sha256" in given and "translation" not in given:
+        raise UserError(f"{where}: translation_sha256 needs the key 'translation'")
     if source == "hub" and not re.fullmatch("[0-9a-f]{40}", str(spec["revision"])):
         raise UserError(f"{where}: revision must be a full commit of 40 hex digits, not a branch")
 

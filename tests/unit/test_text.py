@@ -103,15 +103,42 @@ def test_one_column_is_no_parallel_text():
 
 
 def test_files_of_a_parallel_text_go_line_by_line(tmp_path):
+    (tmp_path / "en.txt").write_text("One.\n\nTwo.\n\nThree.\f\n", encoding="utf-8")
+    (tmp_path / "fr.txt").write_text("Un.\n \n\nQuatre.\nTrois\u2028.", encoding="utf-8")
+    spec = {"source": "file", "path": str(tmp_path / "en.txt")}
+    spec["translation"] = str(tmp_path / "fr.txt")
+    text.build(spec, tmp_path / "pairs.txt")
+    pairs = text.pairs(text.read_passages(tmp_path / "pairs.txt"))
+    # What is blank on one side moves nothing, and is left out by whoever needs both.
+    wanted = [("One.", "Un."), ("Two.", ""), ("", "Quatre."), ("Three.", "Trois .")]
+    assert pairs == wanted
+
+
+def test_a_parallel_text_with_a_line_too_few_is_refused(tmp_path):
+    """Also where the lines with text are as many."""
     (tmp_path / "en.txt").write_text("One.\n\nTwo.\n")
     (tmp_path / "fr.txt").write_text("Un.\nDeux.\n")
     spec = {"source": "file", "path": str(tmp_path / "en.txt")}
     spec["translation"] = str(tmp_path / "fr.txt")
-    text.build(spec, tmp_path / "pairs.txt")
-    assert text.read_passages(tmp_path / "pairs.txt") == ["One.\tUn.", "Two.\tDeux."]
-    (tmp_path / "fr.txt").write_text("Un.\n")
-    with pytest.raises(UserError, match="2 passages and its translation 1"):
+    with pytest.raises(UserError, match="pairs: the text has 3 lines and its translation 2;"):
         text.build(spec, tmp_path / "pairs.txt")
+    assert not (tmp_path / "pairs.txt").exists()
+
+
+def test_digests_cover_the_translation(tmp_path):
+    """The one of the text that is made, and the one that may be asked for."""
+    (tmp_path / "en.txt").write_text("One.\n")
+    spec = {"source": "file", "path": str(tmp_path / "en.txt")}
+    spec["translation"] = str(tmp_path / "fr.txt")
+    made = []
+    for french in ("Un.\n", "Une.\n"):
+        (tmp_path / "fr.txt").write_text(french)
+        made.append(text.build(spec, tmp_path / "pairs.txt")["sha256"])
+    assert made[0] != made[1]
+    digest = hashlib.sha256(b"Une.\n").hexdigest()
+    text.build(spec | {"translation_sha256": digest}, tmp_path / "pairs.txt")
+    with pytest.raises(UserError, match=r"fr\.txt: sha256 is .*, expected 0000"):
+        text.build(spec | {"translation_sha256": "0" * 64}, tmp_path / "pairs.txt")
 
 
 COMMIT = "0" * 40
@@ -146,6 +173,7 @@ def test_a_data_set_until_there_are_enough_words(tmp_path, monkeypatch):
         ),
         ({"source": "web"}, "unknown source 'web'"),
         ({"source": "file"}, "'path'"),
+        ({"source": "file", "path": "x", "translation_sha256": "0" * 64}, "'translation'"),
         ({"source": "file", "path": "x", "pth": "y"}, "unknown key 'pth'"),
         ({"source": "file", "path": "/absent.txt"}, "/absent.txt does not exist"),
         ({"source": "file", "path": __file__, "sha256": "0" * 64}, "expected 0000"),
