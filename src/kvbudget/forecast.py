@@ -21,6 +21,7 @@ from kvbudget.analysis.records import Planned, Study, load_study
 from kvbudget.errors import run_cli
 from kvbudget.models import registry
 from kvbudget.models.registry import Size
+from kvbudget.study import HOLDING_POLICIES
 
 GB = 1e9
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -53,8 +54,11 @@ def work(cell: Planned, size: Size) -> np.ndarray:
     contexts = cell.spec["samples"]["contexts"]
     pairs = (size.layers - size.sliding_layers) * cell.length**2
     pairs += size.sliding_layers * cell.length * min(cell.length, size.sliding_window)
+    read = cell.length
+    if cell.policy in HOLDING_POLICIES:  # read again, each token with all of the first reading
+        read, pairs = 2 * read, 4 * pairs
     terms = (
-        contexts * cell.length * size.parameters,
+        contexts * read * size.parameters,
         contexts * pairs * size.query_heads * size.head_dim,
         contexts * passes(cell) * size.parameters,
     )

@@ -115,6 +115,18 @@ def test_a_translation_is_written_while_it_is_read(tmp_path):
         assert costs.hours(cell, known[cell.model]) == pytest.approx(seconds(cell) / 3600, rel=0.03)
 
 
+def test_a_context_that_is_repeated_is_read_twice(planned, tmp_path):
+    plan = json.loads(planned.read_text())
+    once = plan["cells"][0]
+    spec = {**once["spec"], "method": {"name": "zip", "policy": "kvzip"}}
+    plan["cells"] = [once, {**once, "spec": spec}]
+    planned.write_text(json.dumps(plan))
+    study = load_study(planned)
+    size = forecast.sizes(study, tmp_path)[study.cells[0].model]
+    one, two = (forecast.work(cell, size) for cell in study.cells)
+    assert (two / one).tolist() == [1, 2, 4, 1]
+
+
 def test_a_model_of_unknown_size_is_said_to_be(planned, tmp_path):
     plan = json.loads(planned.read_text())
     del plan["config"]["models"]["llama3.1-8b"]["size"]

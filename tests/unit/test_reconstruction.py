@@ -11,7 +11,7 @@ from transformers.masking_utils import sdpa_mask
 
 from kvbudget import UserError, attach, make_cache, reconstruction
 from kvbudget.attention import attention_maxima
-from kvbudget.cache.plan import MINIMUM
+from kvbudget.cache.plan import SINKS
 from kvbudget.cache.streaming import StreamingCache
 from kvbudget.models.random import byte_tokenizer
 from kvbudget.reconstruction import FIRST, LATER, reconstruct, repetitions
@@ -60,7 +60,7 @@ def test_the_best_tokens_of_all_heads_are_those_attended_to_most_by_the_repetiti
             most[layer, :, part] = weights.amax(dim=1).unflatten(0, (3, 2)).amax(dim=1)
     budget = 16
     most[..., :4] = torch.inf
-    sure = most.topk(MINIMUM, dim=-1).indices
+    sure = most.topk(SINKS + budget // 2, dim=-1).indices  # sinks, and the window to come
     most.scatter_(-1, sure, torch.inf)
     wanted = torch.zeros(most.numel(), dtype=torch.bool)
     wanted[most.flatten().topk(budget * 12).indices] = True
@@ -122,7 +122,7 @@ def test_what_is_kept_attends_as_the_masked_oracle(monkeypatch, kind, chunk):
             assert_close(model(new, past_key_values=cache).logits, wanted, rtol=2e-4, atol=2e-4)
         kept = [kept for layer in cache.budgeted for kept in layer.kept_positions()]
         assert [len(each) for each in kept] == budgets
-        newest = set(range(len(CONTEXT) + 21 - 4, len(CONTEXT) + 21))
+        newest = set(range(len(CONTEXT) + 21 - 8, len(CONTEXT) + 21))
         assert all(newest | set(range(4)) <= set(each.tolist()) for each in kept)
         assert any(4 <= position < len(CONTEXT) for each in kept for position in each.tolist())
         cache.restore(state)

@@ -4,7 +4,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbudget.cache.budgeted import BudgetedCache
-from kvbudget.cache.plan import MINIMUM, Geometry
+from kvbudget.cache.plan import SINKS, Geometry
 from kvbudget.policies.base import OBSERVATION, Candidates, Policy
 from kvbudget.policies.pooling import pooled
 from kvbudget.reconstruction import reconstruct
@@ -24,13 +24,13 @@ class KVzip(Policy):
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         self._prompt = prompt_tokens
+        self._window = min(OBSERVATION, budget // 2)
         return super().budgets(geometry, budget, prompt_tokens)
 
     def score(self, candidates: Candidates) -> Tensor:
         scores = candidates.sums["reconstruction"]
         scores = scores.masked_fill(candidates.positions >= self._prompt, -1.0)
-        window = min(OBSERVATION, min(candidates.budgets) // 2)
-        recent = min(window, candidates.seen - self._prompt)
+        recent = min(self._window, candidates.seen - self._prompt)
         return candidates.protect(scores, recent=recent)
 
     def finish(
@@ -43,6 +43,6 @@ class KVzip(Policy):
         reconstruct(model, tokenizer, cache, ids)
 
     def share_out(self, scores: list[Tensor], budgets: list[int]) -> list[int]:
-        """One total for all; each head keeps as many tokens as a cache needs to work."""
+        """One total for all; each head has room for the sinks and the window."""
         heads = [range(len(budgets))]
-        return pooled(scores, budgets, heads, safeguard=min(1.0, MINIMUM / min(budgets)))
+        return pooled(scores, budgets, heads, safeguard=(SINKS + self._window) / min(budgets))
