@@ -304,6 +304,7 @@ def test_perplexity_reads_half_of_its_text_as_the_prompt_that_a_share_is_of(conf
 
 
 def test_what_is_planned_is_what_the_modules_know():
+    from kvbudget import reconstruction
     from kvbudget.heads import calibration, profile
     from kvbudget.policies import make_policy
     from kvbudget.tasks import get
@@ -315,6 +316,7 @@ def test_what_is_planned_is_what_the_modules_know():
     for name in studies.policies():
         policy = make_policy(name, **studies.policy_parameters(name))
         assert policy.reconstructs == (name in studies.HOLDING_POLICIES)
+    assert studies.REPEATED == reconstruction.CHUNK
     for kind in studies.task_kinds():
         assert studies.task_defaults(kind) == get(kind).DEFAULTS
 
