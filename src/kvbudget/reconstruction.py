@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvbudget.cache.budgeted import BudgetedCache, SlidingLayer
+from kvbudget.cache.budgeted import BudgetedCache, sliding_layers_forget
 from kvbudget.errors import UserError
 from kvbudget.tasks.base import encode, prompt_frame
 
@@ -40,16 +40,12 @@ def reconstruct(
             before; the model's context is too short to repeat.
     """
     _check(model, cache, ids)
-    sliding = [layer for layer in cache.layers if isinstance(layer, SlidingLayer)]
     for chunk, repetition in repetitions(tokenizer, ids):
-        before = [layer.snapshot() for layer in sliding]
         inputs = torch.tensor([repetition], device=model.device)
-        with cache.plan.repeating(chunk):
+        with sliding_layers_forget(cache), cache.plan.repeating(chunk):
             model(inputs, past_key_values=cache, logits_to_keep=1)
         for layer in cache.budgeted:
             layer.forget(len(repetition))
-        for layer, state in zip(sliding, before, strict=True):
-            layer.restore(state)
     cache.compress()
 
 

@@ -41,7 +41,7 @@ _SHARED = frozenset({"models", "text", "logs", "bench"})
 #: calibration, whose content they have.
 _NOT_IN_SPECS = frozenset({"title", "calibration"})
 #: Keys of a method that the cache takes, whatever the policy.
-_OF_ANY_METHOD = frozenset({"policy", "title", "prefill_chunk", "stride", "bits"})
+_OF_ANY_METHOD = frozenset({"policy", "title", "prefill_chunk", "stride", "bits", "value_bits"})
 #: Keys of a task that say what it is called, how much of it there is, and on which text.
 _OF_ANY_TASK = frozenset({"kind", "title", "samples", "haystack"})
 
@@ -346,6 +346,8 @@ def _check_method(name: str, method: Mapping[str, Any]) -> None:
             f"methods: {name}: bits: keys that move inside the cache cannot be quantised; use "
             "positions: absolute"
         )
+    if "value_bits" in method and "bits" not in method:
+        raise UserError(f"methods: {name}: value_bits needs bits, which says how keys are stored")
 
 
 def _check_haystack(name: str, task: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ METHODS = [
 CACHES = [
     ("streaming-llm", {}),  # saves its sinks, and is not quantised
     *((policy, {**own, "bits": bits}) for policy, own in METHODS for bits in (None, 2, 4, 8)),
+    ("keydiff", {"bits": 4, "value_bits": 2}),
 ]
 
 

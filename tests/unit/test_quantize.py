@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Geometry, Plan
-from kvbudget.cache.quantize import BITS, Quantizer, rotation
+from kvbudget.cache.quantize import BITS, Codec, Quantizer, rotation
 from kvbudget.policies import make_policy
 
 DIM = 16
@@ -65,7 +65,7 @@ def test_equal_numbers_stay_as_they_are():
 
 
 def test_turning_keeps_products_and_comes_back():
-    codec = Quantizer(4, DIM)
+    codec = Codec(4, None, DIM)
     query, key = drawn(4, DIM, seed=1), drawn(7, DIM, seed=2)
     torch.testing.assert_close(codec.turn(query) @ codec.turn(key).T, query @ key.T)
     torch.testing.assert_close(codec.turn_back(codec.turn(key)), key)
@@ -75,12 +75,13 @@ def test_turning_keeps_products_and_comes_back():
 
 @given(
     bits=st.sampled_from(BITS),
+    value_bits=st.sampled_from([None, *BITS]),
     tokens=st.integers(8, 5000),
     head_dim=st.sampled_from([32, 64, 96, 128, 256]),
 )
-def test_the_bytes_of_a_budget_are_not_exceeded(bits, tokens, head_dim):
-    codec = Quantizer(bits, head_dim)
-    each = 2 * codec.width + 4
+def test_the_bytes_of_a_budget_are_not_exceeded(bits, value_bits, tokens, head_dim):
+    codec = Codec(bits, value_bits, head_dim)
+    each = codec.keys.width + codec.values.width + 4
     assert (
         codec.slots(tokens) * each <= tokens * 2 * head_dim * 2 < (codec.slots(tokens) + 1) * each
     )
@@ -104,16 +105,21 @@ def test_keys_that_move_cannot_be_quantised(llama):
         make_cache(llama, "streaming-llm", 16, bits=4)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_decode_step_attends_to_what_is_stored(bits):
+def test_bits_of_values_alone_are_refused(llama):
+    with pytest.raises(UserError, match="value_bits needs bits"):
+        make_cache(llama, "keydiff", 16, value_bits=2)
+
+
+@pytest.mark.parametrize(("bits", "value_bits"), [(4, None), (8, None), (4, 2)])
+def test_a_decode_step_attends_to_what_is_stored(bits, value_bits):
     """Against attention over keys and values that were quantised one by one, in any layout."""
-    codec = Quantizer(bits, DIM)
+    codec = Codec(bits, value_bits, DIM)
     geometry = Geometry(layers=(0,), kv_heads=2, query_heads=4, head_dim=DIM)
     policy = make_policy("h2o")
     layer = BudgetedLayer(0, 2, LayerOptions(Plan(policy, geometry, 12, codec=codec)))
 
-    def stored(x: torch.Tensor, centre: torch.Tensor | float = 0.0) -> torch.Tensor:
-        return codec.turn_back(codec.decode(codec.encode(codec.turn(x - centre)))) + centre
+    def stored(quantizer: Quantizer, x: torch.Tensor) -> torch.Tensor:
+        return codec.turn_back(quantizer.decode(quantizer.encode(codec.turn(x))))
 
     keys, values = (drawn(1, 2, 60, DIM, seed=seed) for seed in (1, 2))
     keys = keys + drawn(1, 2, 1, DIM, seed=4, scale=20)  # what keys have in common
@@ -129,7 +135,8 @@ def test_a_decode_step_attends_to_what_is_stored(bits):
         for head in range(2):
             seen = torch.cat((before[head], torch.tensor([step])))
             centre = keys[:, head, :50].mean(dim=1, keepdim=True)
-            k, v = stored(keys[:, head, seen], centre), stored(values[:, head, seen])
+            k = stored(codec.keys, keys[:, head, seen] - centre) + centre
+            v = stored(codec.values, values[:, head, seen])
             expected = scaled_dot_product_attention(
                 query[0, 2 * head : 2 * head + 2], k, v, scale=0.25
             )
@@ -140,7 +147,7 @@ def test_a_decode_step_attends_to_what_is_stored(bits):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_storage_is_within_the_budget_of_2_byte_numbers(dtype):
-    codec = Quantizer(4, 64)
+    codec = Codec(4, None, 64)
     geometry = Geometry(layers=(0,), kv_heads=2, query_heads=2, head_dim=64)
     plan = Plan(make_policy("keydiff"), geometry, 512, codec=codec)
     layer = BudgetedLayer(0, 2, LayerOptions(plan))

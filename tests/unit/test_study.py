@@ -206,6 +206,7 @@ def change(config: dict, path: str, value: object) -> None:
         ("tasks/needle/needles", 0, r"tasks: needle: needles must be at least 1, not 0"),
         ("methods/h2o/group_mix", 0.5, r"methods: h2o: policy 'h2o' has no option 'group_mix'"),
         ("methods/h2o/bits", 3, r"methods: h2o: bits: 3 is not one of \[2, 4, 8\]"),
+        ("methods/h2o/value_bits", 2, r"methods: h2o: value_bits needs bits"),
         (
             "methods/h2o",
             {"policy": "streaming-llm", "bits": 4},

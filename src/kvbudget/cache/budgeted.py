@@ -1,6 +1,7 @@
 """The cache that plugs into transformers: `attach(model)`, then `make_cache(model, …)`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from transformers.cache_utils import (
 from kvbudget import attention
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions, LayerSnapshot
 from kvbudget.cache.plan import Geometry, Plan
-from kvbudget.cache.quantize import Quantizer
+from kvbudget.cache.quantize import Codec
 from kvbudget.errors import UserError
 from kvbudget.policies import make_policy
 from kvbudget.positions import inverse_frequencies
@@ -43,6 +44,16 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         """Come back to a snapshot of this layer; it can be restored again."""
         self.is_initialized = True
         self.keys, self.values, self.cumulative_length = snapshot
+
+
+@contextmanager
+def sliding_layers_forget(cache: Cache) -> Iterator[None]:
+    """Read tokens for once: sliding layers are as before at the end of the block."""
+    layers = [layer for layer in cache.layers if isinstance(layer, SlidingLayer)]
+    states = [layer.snapshot() for layer in layers]
+    yield
+    for layer, state in zip(layers, states, strict=True):
+        layer.restore(state)
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,7 @@ def make_cache(
     prefill_chunk: int | None = None,
     stride: int | None = None,
     bits: int | None = None,
+    value_bits: int | None = None,
     prompt_tokens: int | None = None,
     **options,
 ) -> BudgetedCache:
@@ -160,6 +172,7 @@ def make_cache(
             None is 1/256 of the budget.
         bits: of a stored number (2, 4 or 8), which lets the bytes of the budget hold more tokens:
             an unquantised number counts 16 bits. None stores keys and values as they are.
+        value_bits: of a number of a value, where that is not `bits`.
         prompt_tokens: length of the prompt, where it comes in several forward passes; by default
             the first forward pass is the prompt.
         options: of the method, see `kvbudget.policies`.
@@ -180,7 +193,9 @@ def make_cache(
         options["profile"] = profile
     policy = make_policy(method, **options)
     geometry = geometry_of(model)
-    codec = None if bits is None else Quantizer(bits, geometry.head_dim)
+    if value_bits is not None and bits is None:
+        raise UserError("value_bits needs bits, which says how keys are stored")
+    codec = None if bits is None else Codec(bits, value_bits, geometry.head_dim)
     if codec is not None and policy.relative_positions:
         raise UserError(
             "bits: keys that move inside the cache cannot be quantised; use positions: absolute"

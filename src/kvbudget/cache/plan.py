@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kvbudget.errors import UserError
 
 if TYPE_CHECKING:  # a policy imports this module, which the study does without torch
-    from kvbudget.cache.quantize import Quantizer
+    from kvbudget.cache.quantize import Codec
     from kvbudget.policies.base import Policy
 
 SINKS = 4  # attention sinks (Xiao et al., 2024) that every bounded method keeps
@@ -85,7 +85,7 @@ class Plan:
         geometry: Geometry,
         budget: int | str | None,
         prompt_tokens: int | None = None,
-        codec: Quantizer | None = None,
+        codec: Codec | None = None,
     ) -> None:
         self.policy, self.geometry, self.budget = policy, geometry, budget
         self.codec = codec

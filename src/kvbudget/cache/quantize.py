@@ -7,7 +7,9 @@ share a scale among tokens do not allow. Attention needs no turning back of keys
 alike give the same products, and what attention makes of turned values is turned back at the end.
 
 Keys of one head have much in common, in some models far more than what tells them apart, so what
-is stored of a key is its difference to a mean key.
+is stored of a key is its difference to a mean key. Attention is far more sensitive to keys than to
+values, as many values are averaged and a wrong key moves all weights (KIVI, Liu et al., 2024, says
+the same of formats by channel): values may have fewer bits.
 """
 
 import functools
@@ -45,22 +47,6 @@ class Quantizer:
         self.per_byte = 8 // bits
         self.codes = head_dim // self.per_byte  # bytes
         self.width = self.codes + 2 * SCALE.itemsize  # bytes of a row
-
-    def slots(self, tokens: int) -> int:
-        """Quantised tokens in the bytes of `tokens` unquantised ones, positions included.
-
-        Unquantised numbers count 2 bytes, whatever a run computes in: float32 must be no excuse
-        for more tokens.
-        """
-        return tokens * 2 * self.head_dim * NUMBER_BYTES // (2 * self.width + INDEX_BYTES)
-
-    def turn(self, x: Tensor) -> Tensor:
-        """Vectors in the turned basis, in which keys, values and queries meet."""
-        return x @ rotation(self.head_dim, x.dtype, x.device)
-
-    def turn_back(self, x: Tensor) -> Tensor:
-        """Vectors from the turned basis."""
-        return x @ rotation(self.head_dim, x.dtype, x.device).T
 
     def encode(self, x: Tensor) -> Tensor:
         """Turned vectors `(…, head_dim)` to rows of bytes `(…, width)`."""
@@ -115,6 +101,41 @@ class Quantizer:
         return scales[..., :1], scales[..., 1:]
 
 
+class Codec:
+    """The formats of keys and values.
+
+    Args:
+        bits: of a number of a key, one of `BITS`.
+        value_bits: of a number of a value; None is as many as of a key.
+        head_dim: numbers of a vector.
+
+    Raises:
+        UserError: as `Quantizer`.
+    """
+
+    def __init__(self, bits: int, value_bits: int | None, head_dim: int) -> None:
+        self.keys = Quantizer(bits, head_dim)
+        self.values = self.keys if value_bits is None else Quantizer(value_bits, head_dim)
+        self.head_dim = head_dim
+
+    def slots(self, tokens: int) -> int:
+        """Quantised tokens in the bytes of `tokens` unquantised ones, positions included.
+
+        Unquantised numbers count 2 bytes, whatever a run computes in: float32 must be no excuse
+        for more tokens.
+        """
+        slot = self.keys.width + self.values.width + INDEX_BYTES
+        return tokens * 2 * self.head_dim * NUMBER_BYTES // slot
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Vectors in the turned basis, in which keys, values and queries meet."""
+        return x @ rotation(self.head_dim, x.dtype, x.device)
+
+    def turn_back(self, x: Tensor) -> Tensor:
+        """Vectors from the turned basis."""
+        return x @ rotation(self.head_dim, x.dtype, x.device).T
+
+
 @dataclass(frozen=True)
 class Coding:
     """How the keys and values of one layer are stored.
@@ -124,11 +145,11 @@ class Coding:
         centre: `(batch, kv_heads, 1, head_dim)` float32, what keys are stored as a difference to.
     """
 
-    codec: Quantizer
+    codec: Codec
     centre: Tensor
 
     @classmethod
-    def of(cls, codec: Quantizer, keys: Tensor) -> "Coding":
+    def of(cls, codec: Codec, keys: Tensor) -> "Coding":
         """The coding of a layer whose first turned keys are `(batch, kv_heads, tokens, head_dim)`.
 
         Any centre is right; one that is near the keys loses least.
@@ -138,17 +159,21 @@ class Coding:
     def encode(self, keys: Tensor, values: Tensor, heads: list[int]) -> tuple[Tensor, Tensor]:
         """Rows of bytes of turned keys and values, `(batch, len(heads), tokens, head_dim)`."""
         differences = keys.float() - self.centre[:, heads]
-        return self.codec.encode(differences), self.codec.encode(values)
+        return self.codec.keys.encode(differences), self.codec.values.encode(values)
 
     def decode_keys(self, keys: Tensor, heads: list[int]) -> Tensor:
         """Turned keys in float32 from their rows of bytes."""
-        return self.codec.decode(keys) + self.centre[:, heads]
+        return self.codec.keys.decode(keys) + self.centre[:, heads]
+
+    def decode_values(self, values: Tensor) -> Tensor:
+        """Turned values in float32 from their rows of bytes."""
+        return self.codec.values.decode(values)
 
     def products(self, query: Tensor, keys: Tensor, heads: list[int]) -> Tensor:
         """Scalar products of turned queries `(batch, len(heads), n, head_dim)` with keys in rows
         of bytes: `(batch, len(heads), n, tokens)` float32."""
         query = query.float()
-        return self.codec.products(query, keys) + query @ self.centre[:, heads].mT
+        return self.codec.keys.products(query, keys) + query @ self.centre[:, heads].mT
 
 
 @functools.cache

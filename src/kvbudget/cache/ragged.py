@@ -49,7 +49,7 @@ def _dense(
         if coding := segment.coding:
             logits = coding.products(own, held.keys, list(segment.heads)) * scaling
             weights = attention_weights(logits, softcap, valid)
-            outputs.append(coding.codec.combine(weights, held.values).to(own.dtype))
+            outputs.append(coding.codec.values.combine(weights, held.values).to(own.dtype))
         else:
             terms = {"scaling": scaling, "softcap": softcap, "valid": valid}
             outputs.append(attend_one(own, held.keys, held.values, **terms))

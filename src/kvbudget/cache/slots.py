@@ -67,7 +67,7 @@ class CodedTokens(Tokens):
 
     @cached_property
     def values(self) -> Tensor:
-        return self._coding.codec.decode(self._stored.values)
+        return self._coding.decode_values(self._stored.values)
 
 
 @dataclass
@@ -135,9 +135,14 @@ class Slots:
         batch, head_dim = like.shape[0], like.shape[-1]
         slots = sum(len(heads) * capacity for heads, capacity in shapes)
         self.coding, self._like = coding, like.new_empty(batch, 0, head_dim)
-        width, dtype = (coding.codec.width, torch.uint8) if coding else (head_dim, like.dtype)
-        self.keys = like.new_empty(batch, slots, width, dtype=dtype)
-        self.values = torch.empty_like(self.keys)
+        if coding is None:
+            self.keys = like.new_empty(batch, slots, head_dim)
+            self.values = torch.empty_like(self.keys)
+        else:
+            self.keys, self.values = (
+                like.new_empty(batch, slots, each.width, dtype=torch.uint8)
+                for each in (coding.codec.keys, coding.codec.values)
+            )
         self.positions = like.new_empty(batch, slots, dtype=torch.int32)
         self.sums = {
             name: like.new_empty(batch, slots, dtype=torch.float32) for name in sorted(signals)

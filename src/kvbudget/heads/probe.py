@@ -12,7 +12,7 @@ from transformers import Cache, PreTrainedModel
 
 from kvbudget.attention import attend, attention_blocks, attention_sums
 from kvbudget.cache.attending import AttendingLayer
-from kvbudget.cache.budgeted import SlidingLayer, layers_of
+from kvbudget.cache.budgeted import layers_of, sliding_layers_forget
 from kvbudget.cache.slots import Tokens
 from kvbudget.policies.base import OBSERVATION, Candidates
 
@@ -121,10 +121,6 @@ def read_later(model: PreTrainedModel, cache: Probe, later: list[int], logits: i
 
     Probes do not store later tokens, so sliding layers forget them too.
     """
-    sliding = [layer for layer in cache.layers if isinstance(layer, SlidingLayer)]
-    states = [layer.snapshot() for layer in sliding]
     ids = torch.tensor([later], device=model.device)
-    output = model(ids, past_key_values=cache, logits_to_keep=logits).logits[0]
-    for layer, state in zip(sliding, states, strict=True):
-        layer.restore(state)
-    return output
+    with sliding_layers_forget(cache):
+        return model(ids, past_key_values=cache, logits_to_keep=logits).logits[0]
