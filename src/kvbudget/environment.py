@@ -125,6 +125,8 @@ def main() -> None:
     for line in found["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
     requirements(found, cuda=args.require_cuda, tex=args.require_tex, disk=args.require_disk)
+    # It changes by the minute; archives of two studies must agree on the machine they are from.
+    del found["disk_free_bytes"]
     args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -36,7 +36,7 @@ _PROFILE = ("kvbudget.heads.profile",)
 #: A needle, its surroundings and the chat template take this many tokens.
 MIN_LENGTH = 200
 #: Folders of results/ that are no study's.
-_SHARED = frozenset({"models", "text", "logs", "bench"})
+_SHARED = frozenset({"models", "text", "logs", "bench", "published"})
 #: Keys of an entry that its cells' specs do without: what is only printed, and the name of a
 #: calibration, whose content they have.
 _NOT_IN_SPECS = frozenset({"title", "calibration"})
