@@ -273,12 +273,9 @@ def _ablation(src: Source) -> Latex:
 
 
 def _headline_tasks(src: Source) -> Latex:
-    frame = src.comparisons[src.comparisons["kind"] == "full"]
-    if frame.empty:
-        return Latex("This study sets no method beside a full cache, so no place is headline.")
-    places = frame[frame["metric"] == "score"].drop_duplicates(["model", "task", "length"])
-    weak = places[~places["headline"]]
-    total = len(places)
+    if not (src.cells["policy"] == FULL).any():
+        return Latex("This study measures no full cache, so no place is headline.")
+    weak, total = src.places.query("not headline"), len(src.places)
     if not total:
         return Latex("No task of this study is scored, so every place counts.")
     if weak.empty:

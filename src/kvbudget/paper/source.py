@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from kvbudget.analysis import schema
-from kvbudget.analysis.records import Study, load_study
+from kvbudget.analysis.comparison_rows import HEADLINE_SCORE
+from kvbudget.analysis.records import FULL, Study, load_study
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,13 @@ class Source:
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         return self.table("comparisons")
+
+    @cached_property
+    def places(self) -> pd.DataFrame:
+        """Where the full cache is scored: model, task, length, and whether that is headline."""
+        full = self.cells[(self.cells["policy"] == FULL) & (self.cells["metric"] == "score")]
+        places = full[["model", "task", "length"]]
+        return places.assign(headline=full["value"] >= HEADLINE_SCORE)
 
     def table(self, name: str) -> pd.DataFrame:
         """One CSV file, typed."""

@@ -177,15 +177,28 @@ def _notes_on_rows(src: Source, keys: list) -> str:
     if chunked:
         titles = latex.listing(src.study.title("methods", m) for m in chunked)
         note += f" Prefilled in chunks, unlike the rest: {titles}."
-    weak = [t for t in dict.fromkeys(k[1] for k in keys) if t in _weak_tasks(src)]
+    weak = _weak_places(src, keys)
     if weak:
-        titles = latex.listing(src.study.title("tasks", task) for task in weak)
-        note += f" The full cache scores below one half somewhere in {titles}: no headline there."
+        named = latex.listing(
+            latex.escape(f"{src.study.title('tasks', task)} ({_spoken(lengths)})")
+            for task, lengths in weak.items()
+        )
+        note += f" The full cache scores below one half, so there is no headline, in {named}."
     return note
 
 
-def _weak_tasks(src: Source) -> set[str]:
-    return set(src.comparisons.loc[~src.comparisons["headline"], "task"])
+def _weak_places(src: Source, keys: list) -> dict[str, list[int]]:
+    """Tasks that the full cache fails, and at which lengths, among cells of one model."""
+    mine = {key[:3] for key in keys}
+    weak: dict[str, list[int]] = {}
+    for place in src.places.query("not headline").itertuples():
+        if (place.model, place.task, place.length) in mine:
+            weak.setdefault(place.task, []).append(place.length)
+    return weak
+
+
+def _spoken(lengths: list[int]) -> str:
+    return ", ".join(f"{length:,}" for length in sorted(lengths))
 
 
 def statistics_table(src: Source) -> str:
