@@ -325,6 +325,17 @@ def test_lengths_are_within_one_percent(kind, options, length, subword):
             assert abs(len(context.ids) + len(question.ids) - length) <= 0.01 * length
 
 
+@pytest.mark.parametrize("length", [500, 625, 700])
+def test_short_coded_texts_are_within_one_percent(length, subword):
+    """One more of `number` can be several words, which is more than 1% of a short prompt."""
+    for context in make("fwe", subword, length, contexts=3):
+        (question,) = context.questions
+        assert abs(len(context.ids) + len(question.ids) - length) <= 0.01 * length
+        text = decode(subword, context.ids).split(fwe.INSTRUCTION)[1]
+        ranked = Counter(text.split(" ")).most_common(5)
+        assert [word for word, _ in ranked[:4]] == [fwe.DOTS, *question.references]
+
+
 class TestPerplexity:
     @pytest.mark.parametrize("length", [200, 201, 1000])
     def test_two_halves_of_one_text(self, tokenizer, length):

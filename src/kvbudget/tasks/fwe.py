@@ -73,11 +73,18 @@ def _context(
     head, _ = base.prompt_frame(tokenizer)
     asked = base.ask(tokenizer, QUESTION, ANSWER_PREFIX)
 
-    def ids(number: int) -> list[int]:
-        """The context of about `number` words."""
-        return head + base.encode(tokenizer, INSTRUCTION + _text(vocabulary, number, identity))
+    def ids(number: int, dots: int = 0) -> list[int]:
+        """The context of about `number` words, and `dots` that count for nothing after them."""
+        text = " ".join([_text(vocabulary, number, identity), *[DOTS] * dots])
+        return head + base.encode(tokenizer, INSTRUCTION + text)
 
-    number = base.closest(lambda number: len(ids(number)), length - len(asked), length)
+    room = length - len(asked)
+    # A step of `number` may be several words, hence too long by more than a short prompt's
+    # tolerance: the last one that fits, then dots.
+    number = base.closest(lambda number: len(ids(number)), room, length)
+    while number and len(ids(number)) > room:
+        number -= 1
+    dots = base.closest(lambda dots: len(ids(number, dots)), room, length)
     counts = frequencies(number, _ASKED + 2)
     if len(set(counts)) < len(counts):
         raise UserError(
@@ -87,7 +94,7 @@ def _context(
     frequent = vocabulary[1 : _ASKED + 1]
     answer = base.encode(tokenizer, f" {', '.join(frequent)}")
     question = base.question(f"{identity}/q", asked, frequent, answer, _NEW_TOKENS)
-    return Context(identity, ids(number), [question])
+    return Context(identity, ids(number, dots), [question])
 
 
 def score(output: str, references: list[str]) -> float:
