@@ -151,14 +151,16 @@ def record(cell: dict) -> dict:
     skill = SKILL.get(method, 0.2) * (share**0.2)
     perplexity = spec["task"]["kind"] == "perplexity"
     streaming = spec["task"]["kind"] == "streaming"
+    # Tasks that differ in when they answer read the same texts.
+    source = f"{spec['task']['kind' if streaming else 'name']}/L{length}"
     samples = []
     for c in range(spec["samples"]["contexts"]):
         for q in range(1 if perplexity else spec["samples"]["questions"]):
             score = float(rng.random() < skill)
             samples.append(
                 {
-                    "id": f"c{c}q{q}",
-                    "context_id": f"c{c}",
+                    "id": f"{source}/{c}/{q}",
+                    "context_id": f"{source}/{c}",
                     "prompt_tokens": length // 2 if perplexity else length,
                     "budget_tokens": None if budget is None else round(share * length),
                     "score": None if perplexity else score,

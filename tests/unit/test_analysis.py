@@ -326,6 +326,21 @@ def test_pooled_comparisons_count_every_headline_context_once(finished):
     assert joined["difference"].to_numpy() == pytest.approx(expected.to_numpy())
 
 
+def test_pooled_comparisons_count_a_context_that_tasks_share_once(tmp_path):
+    settings = synthetic.config()
+    settings["tasks"] = {f"wait_{k}": {"kind": "streaming", "k": k} for k in (1, 3)}
+    settings["experiments"] = [
+        settings["experiments"][0]
+        | {"tasks": ["wait_1", "wait_3"], "lengths": [500], "methods": ["full", "h2o"]}
+    ]
+    out = run(synthetic.make(tmp_path, settings))
+    (pooled,) = schema.read(out, "pooled").query("metric == 'nll'").to_dict("records")
+    single = schema.read(out, "comparisons").query("metric == 'nll'")
+    assert len(single) == pooled["places"] == 2
+    assert set(single["n_contexts"]) == {pooled["n_contexts"]} == {6}
+    assert pooled["difference"] == pytest.approx(single["difference"].mean())
+
+
 def test_cells_hold_what_the_record_says(finished):
     study, out = finished
     cell = a_cell(study)

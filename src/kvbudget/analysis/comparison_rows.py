@@ -34,7 +34,7 @@ def comparison_rows(study: Study, cells: list[Cell]) -> pd.DataFrame:
         for metric in HIGHER_IS_BETTER:
             if cell.by_context(metric):
                 pair = _named(kind, cell, reference, metric)
-                test = _test(*_paired(cell, reference, metric), metric, study.seed)
+                test = _test(_paired(cell, reference, metric), metric, study.seed)
                 rows.append({**place, **pair, **test, "headline": headline})
     return _corrected(rows)
 
@@ -42,9 +42,10 @@ def comparison_rows(study: Study, cells: list[Cell]) -> pd.DataFrame:
 def pooled_rows(study: Study, cells: list[Cell]) -> pd.DataFrame:
     """The same comparisons over all headline tasks and lengths of a model and budget together.
 
-    Contexts stay the clusters: each counts once, whatever its task and length.
+    Contexts stay the clusters: each counts once, also one that several tasks share, as wait-k for
+    several k does.
     """
-    groups: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    groups: dict[tuple, list[pd.DataFrame]] = defaultdict(list)
     for kind, cell, reference, headline in _pairs(study, cells):
         for metric in HIGHER_IS_BETTER:
             if headline and cell.by_context(metric):
@@ -56,11 +57,7 @@ def pooled_rows(study: Study, cells: list[Cell]) -> pd.DataFrame:
             {
                 **dict(names),
                 "places": len(places),
-                **_test(
-                    *map(np.concatenate, zip(*places, strict=True)),
-                    dict(names)["metric"],
-                    study.seed,
-                ),
+                **_test(_by_context(places), dict(names)["metric"], study.seed),
             }
             for names, places in groups.items()
         ]
@@ -105,13 +102,19 @@ def _named(kind: str, cell: Cell, reference: Cell, metric: str) -> dict:
     }
 
 
-def _paired(cell: Cell, reference: Cell, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values of both, `(contexts,)` each, in the same order of contexts."""
-    ours, theirs = cell.by_context(metric), reference.by_context(metric)
-    return np.array(list(ours.values())), np.array([theirs[context] for context in ours])
+def _paired(cell: Cell, reference: Cell, metric: str) -> pd.DataFrame:
+    """Values of both (`ours`, `theirs`), a row a context."""
+    pair = {"ours": cell.by_context(metric), "theirs": reference.by_context(metric)}
+    return pd.DataFrame(pair).rename_axis("context")
 
 
-def _test(a: np.ndarray, b: np.ndarray, metric: str, seed: int) -> dict:
+def _by_context(places: list[pd.DataFrame]) -> pd.DataFrame:
+    """Means of both over the places that a context stands in."""
+    return pd.concat(places).groupby("context", sort=False).mean()
+
+
+def _test(pairs: pd.DataFrame, metric: str, seed: int) -> dict:
+    a, b = pairs["ours"].to_numpy(), pairs["theirs"].to_numpy()
     estimate = mean_interval(a - b, seed)
     return {
         "difference": estimate.value,
