@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from snakemake.utils import update_config
+from transformers import AutoTokenizer
 
-from kvbudget import attach, make_cache
+from kvbudget import attach, make_cache, study
 from kvbudget.cache.streaming import StreamingCache
+from kvbudget.cell import samples_of
 from kvbudget.models import integrity
 from kvbudget.models.download import download
 from kvbudget.models.load import load
@@ -57,6 +60,31 @@ def test_it_is_the_model_of_the_lock_file_and_works(directory):
     assert {name: size[name] for name in shape if name != "context"} == {
         name: shape[name] for name in shape if name != "context"
     }
+
+
+@pytest.mark.parametrize(
+    "overlay", [None, *sorted(p.stem for p in (ROOT / "workflow" / "studies").glob("*.yaml"))]
+)
+def test_every_task_fits_the_lengths_that_a_study_gives_it(overlay, directory, tmp_path):
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    if overlay:
+        laid_over = (ROOT / "workflow" / "studies" / f"{overlay}.yaml").read_text()
+        update_config(config, yaml.safe_load(laid_over))
+    schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
+    cells = study.expand(study.validate(config, schema)).cells
+    text = tmp_path / "text.txt"
+    verses = [f"{passage}\tLe jour {i}.\n" for i, passage in enumerate(4 * PASSAGES)]
+    text.write_text("".join(verses))
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    for spec in {(cell.task, cell.length): cell.spec for cell in cells}.values():
+        (context,) = samples_of(
+            spec | {"samples": {"contexts": 1, "questions": 1}}, tokenizer, text
+        )
+        wanted = study.prompt_tokens(spec["task"]["kind"], spec["length"])
+        # A passage to translate has no questions, and says itself when it does not fit.
+        for question in context.questions:
+            tokens = len(context.ids) + len(question.ids)
+            assert abs(tokens - wanted) <= 0.01 * wanted, spec["task"]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from kvbudget import study as studies
 from kvbudget.errors import UserError
@@ -16,20 +17,10 @@ REPO = Path(__file__).parents[2]
 SCHEMA = yaml.safe_load((REPO / "workflow/schemas/config.schema.yaml").read_text())
 
 
-def merge(below: dict, above: dict) -> dict:
-    """As Snakemake lays a --configfile over the default one."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = merge(old, value) if both else value
-    return merged
-
-
 def load(overlay: str | None = None) -> dict:
     config = yaml.safe_load((REPO / "config.yaml").read_text())
     if overlay:
-        config = merge(
+        update_config(
             config, yaml.safe_load((REPO / f"workflow/studies/{overlay}.yaml").read_text())
         )
     return config
