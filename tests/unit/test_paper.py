@@ -121,6 +121,15 @@ def test_chunks_are_even_and_lose_nothing():
 # --- tables and numbers
 
 
+def test_tables_of_another_study_go(built, tmp_path):
+    """The check takes every table in the folder for one of the paper's."""
+    out = tmp_path / "tables"
+    out.mkdir()
+    (out / "of-another-study.tex").write_text("")
+    tables.write(built[0], out)
+    assert {p.name for p in out.iterdir()} == {p.name for p in (built[1] / "tables").iterdir()}
+
+
 def test_one_table_an_experiment_and_three_more(built):
     names = {path.name for path in (built[1] / "tables").iterdir()}
     experiments = {f"{e['name']}.tex" for e in synthetic.config()["experiments"]}

@@ -323,7 +323,7 @@ def _notes(src: Source, *tables: str) -> Latex:
 
 
 def write(src: Source, out: Path) -> None:
-    """Write all tables into `out`."""
+    """Write all tables into `out`, and remove those of a study that was rendered before."""
     out.mkdir(parents=True, exist_ok=True)
     texts = {e["name"]: experiment_table(src, e) for e in src.study.experiments}
     texts |= {
@@ -333,6 +333,9 @@ def write(src: Source, out: Path) -> None:
     }
     for name, text in texts.items():
         (out / f"{name}.tex").write_text(text, encoding="utf-8")
+    for path in out.glob("*.tex"):
+        if path.stem not in texts:
+            path.unlink()
 
 
 def main() -> None:
