@@ -13,6 +13,7 @@ from kvbudget.analysis import schema
 from kvbudget.analysis.aggregate import aggregate
 from kvbudget.errors import UserError
 from kvbudget.paper import check, figures, latex, layout, numbers, source, tables
+from kvbudget.paper.plots import quality
 
 PAPER = Path(__file__).parents[2] / "paper"
 HOSTILE = r'100% \input{x} $1_2^3$ #&~"<|>` --- {°} Ünï €'
@@ -73,6 +74,7 @@ def test_escape_leaves_no_command():
     assert r"100\%" in text and r"\$1\_2\textasciicircum{}3\$" in text
     assert "---" not in text and latex.escape("a\n\n\tb") == "a b"
     assert latex.escape(latex.Latex(r"\emph{x}")) == r"\emph{x}"
+    assert latex.escape("λ = 0.3, α, ж") == r"\(\lambda\) = 0.3, \(\alpha\), ?"
 
 
 def test_templates_escape_what_is_not_latex(tmp_path):
@@ -164,6 +166,40 @@ def test_sentences_count_verdicts(built):
         count = (frame["verdict"] == verdict).sum()
         assert found[f"summary/baseline/nll/{verdict}"] == str(count)
     assert f"of {len(frame)}" in found["summary/short"]
+
+
+def test_variants_that_differ_are_named(built):
+    src, paper = built
+    frame = src.comparisons.query("kind == 'ablation' and metric == 'nll' and headline")
+    text = values(paper)["summary/ablation"].split("In NLL, ")[1]
+    assert f"{frame['method'].nunique()} variants in {len(frame)} comparisons: " in text
+    assert set(frame["verdict"]) == {"worse", "unclear"}
+    for row in frame.to_dict("records"):
+        title = rf"\emph{{{src.study.title('methods', row['method'])}}}"
+        named = f"{title} ({latex.signed(row['difference'])})"
+        assert (named in text) == (row["verdict"] == "worse")
+
+
+def test_rows_are_in_the_order_of_the_experiments(tmp_path):
+    settings = synthetic.config()
+    for experiment in settings["experiments"]:
+        experiment["methods"] = experiment["methods"][::-1]
+    src, _ = build(tmp_path, settings)
+    assert src.study.methods == [
+        "head-aware",
+        "streaming-llm",
+        "h2o",
+        "full",
+        "independent",
+        "uniform",
+    ]
+
+
+@pytest.mark.parametrize(
+    "panels, columns", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 3), (6, 3), (8, 4)]
+)
+def test_panels_wrap_with_the_fewest_gaps(panels, columns):
+    assert quality.columns(panels) == columns
 
 
 def test_losses_are_named(tmp_path):

@@ -106,9 +106,10 @@ class Study:
 
     @cached_property
     def methods(self) -> list[str]:
-        """Methods that the plan measures, in the config's order."""
+        """Methods that the plan measures, in the order in which the experiments name them."""
+        named = dict.fromkeys(name for e in self.experiments for name in e["methods"])
         used = {cell.method for cell in self.cells}
-        return [name for name in self.config["methods"] if name in used]
+        return [name for name in named if name in used]
 
     def policy(self, method: str) -> str:
         return self.config["methods"][method]["policy"]

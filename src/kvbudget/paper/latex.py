@@ -25,6 +25,8 @@ _SPECIAL = {
     "`": r"\textasciigrave{}",
     "…": r"\dots{}",
     "×": r"\(\times\)",
+    "α": r"\(\alpha\)",
+    "λ": r"\(\lambda\)",
 }
 DASH = "--"
 MEBIBYTE = 2**20

@@ -54,7 +54,7 @@ def chunks(items: list, size: int) -> Iterator[list]:
 
 
 def method_budget_rows(study: Study, keys: list[tuple]) -> list[tuple[str, str]]:
-    """(method, budget) pairs: budgets in order, within each the config's order of methods."""
+    """(method, budget) pairs: budgets in order, within each the study's order of methods."""
     pairs = {(method, budget) for *_, method, budget in keys}
     rank = {method: i for i, method in enumerate(study.methods)}
     return sorted(pairs, key=lambda p: (budget_order(p[1]), rank[p[0]]))

@@ -263,13 +263,29 @@ def _ablation(src: Source) -> Latex:
     frame = frame[(frame["kind"] == "ablation") & frame["headline"]]
     if frame.empty:
         return Latex("This study holds no headline comparison of a variant with Head-Aware.")
-    texts = []
+    parts = {metric: frame[frame["metric"] == metric] for metric in METRIC_TITLE}
+    return Latex(" ".join(_changed(src, p, metric) for metric, p in parts.items() if len(p)))
+
+
+def _changed(src: Source, frame: pd.DataFrame, metric: str) -> str:
+    """Which variants are better or worse, in how many of their comparisons, and by how much."""
+    named: dict[str, list[Latex]] = {"better": [], "worse": []}
     for method in [m for m in src.study.methods if m in set(frame["method"])]:
         part = frame[frame["method"] == method]
-        sentences = [s for s in (_sentence(part, metric) for metric in METRIC_TITLE) if s]
-        title = latex.escape(src.study.title("methods", method))
-        texts.append(rf"\emph{{{title}}}: " + "; ".join(sentences) + ".")
-    return Latex(" ".join(texts))
+        tally, mean = _tally(part), latex.signed(float(part["difference"].mean()))
+        for verdict, names in named.items():
+            if tally[verdict]:
+                title = latex.escape(src.study.title("methods", method))
+                often = f"{tally[verdict]} of {tally['all']}, " if tally["all"] > 1 else ""
+                names.append(Latex(rf"\emph{{{title}}} ({often}{mean})"))
+    found = [f"{verdict}: {latex.listing(names)}" for verdict, names in named.items() if names]
+    holm = _tally(frame)["holm"]
+    return (
+        f"In {METRIC_TITLE[metric]}, {_count(frame['method'].nunique(), 'variant')} in "
+        f"{_count(len(frame), 'comparison')}: {'; '.join(found) or 'all unclear'}"
+        f"{'; the rest unclear' if found else ''} (mean differences; {holm} "
+        rf"with Holm-corrected \(p<{ALPHA}\))."
+    )
 
 
 def _headline_tasks(src: Source) -> Latex:

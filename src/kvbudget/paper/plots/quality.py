@@ -18,7 +18,7 @@ PANELS_A_ROW = 4
 
 
 def draw(src: Source) -> Figure | None:
-    """Panels wrap four to a row; each shows the length measured at most budgets."""
+    """Panels wrap at four to a row or less; each shows the length measured at most budgets."""
     frame = src.cells[src.cells["method"].isin(src.study.main_methods)]
     places = [
         (model, task, metric)
@@ -28,16 +28,22 @@ def draw(src: Source) -> Figure | None:
     ]
     if not places or (frame["policy"] == FULL).all():
         return None
-    columns = min(PANELS_A_ROW, len(places))
-    rows = -(-len(places) // columns)
-    width = style.COLUMN if columns == 1 else style.PAGE
-    figure, axes = plt.subplots(rows, columns, figsize=(width, 1.75 * rows + 0.35), squeeze=False)
+    across = columns(len(places))
+    rows = -(-len(places) // across)
+    width = style.COLUMN if across == 1 else style.PAGE
+    figure, axes = plt.subplots(rows, across, figsize=(width, 1.9 * rows + 0.35), squeeze=False)
     for ax in axes.flat[len(places) :]:
         ax.remove()
     for ax, (model, task, metric) in zip(axes.flat, places, strict=False):
         _panel(ax, src.study, _part(frame, model, task, metric), (model, task, metric))
     style.legend(figure, 4 if width == style.PAGE else 2)
     return figure
+
+
+def columns(panels: int) -> int:
+    """Panels a row, such that the last row lacks fewest: scores then often stand above NLLs."""
+    wide = range(min(PANELS_A_ROW, panels), min(2, panels) - 1, -1)
+    return min(wide, key=lambda across: -panels % across)
 
 
 def _part(frame: pd.DataFrame, model: str, task: str, metric: str) -> pd.DataFrame:
@@ -84,7 +90,7 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, st
             label=title,
         )
     tokens = int(part["length"].iloc[0])
-    ax.set_title(f"{study.title('models', model)}, {study.title('tasks', task)}\n{tokens:,} tokens")
+    ax.set_title(f"{study.title('models', model)}\n{study.title('tasks', task)}\n{tokens:,} tokens")
     ax.set_xlabel("budget (MiB)")
     ax.set_ylabel({"score": "score", "nll": "NLL (nats a token)"}[metric])
     evicting = part[part["policy"] != FULL]
