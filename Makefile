@@ -18,7 +18,7 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help plan paper status rerun report verify bundle unbundle audit test test-slurm soak lint \
+.PHONY: help plan paper draft status rerun report verify bundle unbundle audit test test-slurm soak lint \
     bench lock packages tex slurm clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
@@ -31,6 +31,21 @@ plan: .venv/.installed ## Check STUDY and print what it will cost; nothing is do
 paper: ## Compute the study and build paper/main.pdf
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed tex
 	$(SNAKEMAKE) --resources gpu=1
+
+# In a folder of its own, as paper/ belongs to Snakemake and to finished studies.
+draft: DRAFT := results/$(STUDY)/draft
+draft: .venv/.installed tex ## Typeset what is finished of a study: results/{study}/draft/main.pdf
+	$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json results/environment.json
+	rm -rf $(DRAFT) && mkdir -p $(DRAFT)
+	cp -R paper/main.tex paper/references.bib paper/sections $(DRAFT)
+	$(BIN)/python -m kvbudget.analysis.aggregate --draft --study results/$(STUDY)/study.json \
+	    --models results/models --profiles results/$(STUDY)/profiles --out $(DRAFT)/csv
+	set -e; for part in tables figures; do $(BIN)/python -m kvbudget.paper.$$part \
+	    --study results/$(STUDY)/study.json --csv $(DRAFT)/csv --out $(DRAFT)/$$part; done
+	$(BIN)/python -m kvbudget.paper.numbers --study results/$(STUDY)/study.json --csv $(DRAFT)/csv \
+	    --environment results/environment.json --out $(DRAFT)/numbers.tex
+	$(BIN)/python -m kvbudget.paper.check --paper $(DRAFT) --csv $(DRAFT)/csv --out $(DRAFT)/check.txt
+	cd $(DRAFT) && latexmk -pdf -interaction=nonstopmode -halt-on-error -quiet main.tex
 
 status: .venv/.installed ## How far a study is, also while it runs: make status [STUDY=...]
 	@$(BIN)/python -m kvbudget.status --study results/$(STUDY)/study.json

@@ -141,6 +141,26 @@ def test_a_clone_with_a_bundle_computes_nothing_and_builds_the_same_paper(repo, 
     assert "Nothing to be done" in snakemake(tmp_path).stdout
 
 
+def test_a_draft_typesets_what_there_is_and_leaves_the_paper_alone(bundle, tmp_path):
+    copy_repository(tmp_path)
+    unpack(bundle, tmp_path)
+    (tmp_path / CELL).unlink()
+    (tmp_path / ".venv").symlink_to(Path(sys.prefix))
+    done = subprocess.run(
+        ["make", "-s", "-o", ".venv/.installed", "-o", "tex", "draft", "STUDY=tiny"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    draft = tmp_path / "results/tiny/draft"
+    assert (draft / "main.pdf").read_bytes().startswith(b"%PDF")
+    assert "\\draftstudytrue" in (draft / "numbers.tex").read_text()
+    assert (draft / "csv/missing.csv").read_text().split() == ["path", CELL]
+    assert not (tmp_path / CELL).exists()
+    assert not (tmp_path / "paper/tables").exists()
+
+
 def test_the_same_study_gives_the_same_archive(repo, bundle, tmp_path):
     pack(repo / STUDY, tmp_path / "again.tar.gz")
     assert (tmp_path / "again.tar.gz").read_bytes() == bundle.read_bytes()
