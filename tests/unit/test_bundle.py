@@ -11,6 +11,8 @@ import pytest
 from kvbudget.bundle import unpack
 from kvbudget.errors import UserError
 
+PUBLISHED = sorted((Path(__file__).parents[2] / "results/published").glob("*.tar.gz"))
+
 CELL = "results/tiny/cells/m/niah/L800/h2o/B12.5p.json"
 FILES = {
     CELL: b'{"schema": 1}',
@@ -127,3 +129,10 @@ def test_what_is_no_whole_archive(root, tmp_path):
         path.write_bytes(content)
         assert "it was altered or cut short" in refusal(path, root)
     assert "does not exist" in refusal(tmp_path / "absent.tar.gz", root)
+
+
+def test_what_is_published_is_whole_and_goes_together(tmp_path):
+    assert PUBLISHED
+    for file in PUBLISHED:
+        study, cells = unpack(file, tmp_path)
+        assert f"{study}.tar.gz" == file.name and cells
