@@ -94,9 +94,12 @@ def unpack(archive: Path, root: Path = Path()) -> tuple[str, int]:
             " a fresh clone"
         )
     # All of one age: no file is newer than another that was made from it, so nothing is made again.
+    # What studies share keeps its own, or another study's results would be older than it.
     now = time.time()
     for name, content in files.items():
         path = root / name
+        if path.exists() and not name.startswith(f"results/{study}/"):
+            continue
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_bytes(content)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -129,6 +130,17 @@ def test_what_is_no_whole_archive(root, tmp_path):
         path.write_bytes(content)
         assert "it was altered or cut short" in refusal(path, root)
     assert "does not exist" in refusal(tmp_path / "absent.tar.gz", root)
+
+
+def test_another_study_makes_nothing_of_the_first_stale(root, tmp_path):
+    unpack(archive(tmp_path / "b.tar.gz", FILES), root)
+    for name in FILES:
+        os.utime(root / name, (1000, 1000))
+    other = {name.replace("tiny", "other"): content for name, content in FILES.items()}
+    listed = manifest(other, study="other")
+    assert unpack(archive(tmp_path / "c.tar.gz", other, listed), root) == ("other", 1)
+    assert {(root / name).stat().st_mtime for name in FILES} == {1000}
+    assert (root / CELL.replace("tiny", "other")).stat().st_mtime > 1000
 
 
 def test_what_is_published_is_whole_and_goes_together(tmp_path):
