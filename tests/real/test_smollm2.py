@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from kvbudget import attach, make_cache, study
 from kvbudget.cache.streaming import StreamingCache
 from kvbudget.cell import samples_of
+from kvbudget.heads.calibration import mixture
 from kvbudget.models import integrity
 from kvbudget.models.download import download
 from kvbudget.models.load import load
@@ -71,12 +72,12 @@ def test_every_task_fits_the_lengths_that_a_study_gives_it(overlay, directory, t
         laid_over = (ROOT / "workflow" / "studies" / f"{overlay}.yaml").read_text()
         update_config(config, yaml.safe_load(laid_over))
     schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
-    cells = study.expand(study.validate(config, schema)).cells
+    planned = study.expand(study.validate(config, schema))
     text = tmp_path / "text.txt"
     verses = [f"{passage}\tLe jour {i}.\n" for i, passage in enumerate(4 * PASSAGES)]
     text.write_text("".join(verses))
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    for spec in {(cell.task, cell.length): cell.spec for cell in cells}.values():
+    for spec in {(cell.task, cell.length): cell.spec for cell in planned.cells}.values():
         (context,) = samples_of(
             spec | {"samples": {"contexts": 1, "questions": 1}}, tokenizer, text
         )
@@ -85,6 +86,9 @@ def test_every_task_fits_the_lengths_that_a_study_gives_it(overlay, directory, t
         for question in context.questions:
             tokens = len(context.ids) + len(question.ids)
             assert abs(tokens - wanted) <= 0.01 * wanted, spec["task"]
+    for spec in planned.profiles.values():
+        asked = {name: spec[name] for name in ("tasks", "length", "seed")}
+        assert mixture(tokenizer, verses, **asked, contexts=1)
 
 
 @torch.no_grad()
