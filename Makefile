@@ -26,7 +26,7 @@ help: ## Show the targets
 
 plan: .venv/.installed ## Check STUDY and print what it will cost; nothing is downloaded or computed
 	@$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json > /dev/null
-	@$(BIN)/python -m kvbudget.forecast --study results/$(STUDY)/study.json
+	@$(BIN)/python -m kvbudget.study.forecast --study results/$(STUDY)/study.json
 
 paper: ## Compute the study and build paper/main.pdf
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed tex
@@ -48,7 +48,7 @@ draft: .venv/.installed tex ## Typeset what is finished of a study: results/{stu
 	cd $(DRAFT) && latexmk -pdf -interaction=nonstopmode -halt-on-error -quiet main.tex
 
 status: .venv/.installed ## How far a study is, also while it runs: make status [STUDY=...]
-	@$(BIN)/python -m kvbudget.status --study results/$(STUDY)/study.json
+	@$(BIN)/python -m kvbudget.study.status --study results/$(STUDY)/study.json
 
 rerun: .venv/.installed ## Run one cell again: make rerun CELL=results/.../B20p.json [STUDY=...]
 	@test -n "$(CELL)" || { echo "error: name the cell: make rerun CELL=path [STUDY=...]" >&2; exit 2; }
@@ -61,16 +61,16 @@ report: .venv/.installed ## Write results/{study}/report.html of a finished stud
 
 verify: .venv/.installed ## Name what of a finished study is stale, and why: make verify [STUDY=...]
 	$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json
-	$(BIN)/python -m kvbudget.verify --study results/$(STUDY)/study.json
+	$(BIN)/python -m kvbudget.study.verify --study results/$(STUDY)/study.json
 
 bundle: BUNDLE ?= results/$(STUDY).tar.gz
 bundle: .venv/.installed ## Archive the finished cells of a study: make bundle [STUDY=... BUNDLE=file]
 	$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json
-	$(BIN)/python -m kvbudget.bundle pack --study results/$(STUDY)/study.json --out "$(BUNDLE)"
+	$(BIN)/python -m kvbudget.study.bundle pack --study results/$(STUDY)/study.json --out "$(BUNDLE)"
 
 unbundle: .venv/.installed ## Put someone's finished cells into results/: make unbundle BUNDLE=file
 	@test -n "$(BUNDLE)" || { echo "error: name the file: make unbundle BUNDLE=file" >&2; exit 2; }
-	$(BIN)/python -m kvbudget.bundle unpack "$(BUNDLE)"
+	$(BIN)/python -m kvbudget.study.bundle unpack "$(BUNDLE)"
 
 # No part of `make test`: it asks the package registry for advisories, which change by the day.
 # Strict, as a package that cannot be looked up must not count as a safe one.
@@ -101,13 +101,13 @@ lint: .venv/.installed-test
 bench: MODEL ?= smollm2-135m
 bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MODEL=key STUDY=... BENCH="--memory-at 20000"]
 	$(SNAKEMAKE) --quiet all -- results/models/$(MODEL).verified.json
-	$(BIN)/python -m kvbudget.bench --model-dir results/models/$(MODEL) \
+	$(BIN)/python -m kvbudget.run.bench --model-dir results/models/$(MODEL) \
 	    --verified results/models/$(MODEL).verified.json --out results/bench/$(MODEL).json $(BENCH)
 
 lock: .venv/.installed ## Record the file hashes of a model: make lock MODEL=key [STUDY=...]
 	@test -n "$(MODEL)" || { echo "error: name the model: make lock MODEL=key [STUDY=...]" >&2; exit 2; }
 	$(SNAKEMAKE) results/models/$(MODEL)/source.json
-	$(BIN)/python -m kvbudget.models.integrity --model $(MODEL) --dir results/models/$(MODEL) \
+	$(BIN)/python -m kvbudget.sources.integrity --model $(MODEL) --dir results/models/$(MODEL) \
 	    --lock workflow/models.lock.yaml --update-lock
 
 clean-paper: ## Remove what was rendered into paper/

@@ -1,62 +1,100 @@
-"""Which options policies, tasks and profiles have, so that a misspelt one stops the planning.
+"""Options of methods, tasks and calibrations: defaults, allowed values and what they mean.
 
-They are read from source, as importing those modules would import torch.
+One declaration serves the checks, the defaults and the schema of the configuration. No torch.
 """
 
-import ast
+import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
+
+import jsonschema
 
 from kvbudget.errors import UserError
 
 
-def constant(file: Path, name: str) -> Any:
-    """Value of a module's constant, written as a literal. Raises KeyError if there is none."""
-    for node in ast.parse(file.read_bytes()).body:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-            if ast.unparse(target) == name:
-                return ast.literal_eval(node.value)
-    raise KeyError(f"{file} has no constant {name}")
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        default: its value where none is given.
+        about: what it means, in a sentence.
+        schema: JSON schema of its values.
+    """
+
+    default: Any
+    about: str
+    schema: Mapping[str, Any]
 
 
-def parameters(file: Path) -> dict[str, Any]:
-    """Parameters of the policy that a module defines, with their defaults."""
-    for node in ast.parse(file.read_bytes()).body:
-        if isinstance(node, ast.ClassDef) and "Policy" in map(ast.unparse, node.bases):
-            for method in node.body:
-                if isinstance(method, ast.FunctionDef) and method.name == "__init__":
-                    names = [argument.arg for argument in method.args.args[1:]]
-                    values = [ast.literal_eval(default) for default in method.args.defaults]
-                    return dict(zip(names, values, strict=True))
-    return {}
+def count(default: int, about: str, least: int = 1) -> Option:
+    """An integer from `least` on."""
+    return Option(default, about, {"type": "integer", "minimum": least})
 
 
-def check(where: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuse options that are unknown, of another type than their default, or counts below 1.
+def share(default: float | None, about: str) -> Option:
+    """A number from 0 to 1; a default of None is worked out by who takes the option."""
+    kind = "number" if default is not None else ["number", "null"]
+    return Option(default, about, {"type": kind, "minimum": 0, "maximum": 1})
 
-    Where the default is `auto`, a number from 0 on may stand for it.
+
+def choice(default: str, about: str, values: Iterable[str]) -> Option:
+    """One of some words."""
+    return Option(default, about, {"enum": list(values)})
+
+
+def auto(about: str) -> Option:
+    """`auto`, or an integer of 0 or more in place of the one that is found."""
+    return Option("auto", about, {"oneOf": [{"const": "auto"}, {"type": "integer", "minimum": 0}]})
+
+
+def text(default: str, about: str) -> Option:
+    """Any text."""
+    return Option(default, about, {"type": "string"})
+
+
+def field(option: Option) -> Any:
+    """A field of a dataclass of options."""
+    return dataclasses.field(default=option.default, metadata={"option": option})
+
+
+def declared(cls: type) -> dict[str, Option]:
+    """The options that a dataclass of `field`s declares."""
+    return {each.name: each.metadata["option"] for each in dataclasses.fields(cls)}
+
+
+def filled(where: str, given: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
+    """The defaults of some options, overlaid with those given.
 
     Raises:
-        UserError: naming `where`, the option and the remedy.
+        UserError: an option that is unknown or has a value that it cannot have, naming `where`, the
+            option and the remedy.
     """
     for name, value in given.items():
-        if name not in defaults:
-            known = ", ".join(defaults) or "none"
+        if name not in known:
             raise UserError(
-                f"{where}: unknown option {name!r}{suggest(name, defaults)}; it has {known}"
+                f"{where}: unknown option {name!r}{suggest(name, known)}; it has "
+                f"{', '.join(known) or 'none'}"
             )
-        default = defaults[name]
-        if default == "auto":
-            if value != "auto" and (type(value) is not int or value < 0):
-                raise UserError(f"{where}: {name} must be auto or 0 or more, not {value!r}")
-        elif type(value) is not type(default):
-            kind = type(default).__name__
-            raise UserError(f"{where}: {name} must be of type {kind}, not {value!r}")
-        elif type(value) is int and name != "seed" and value < 1:
-            raise UserError(f"{where}: {name} must be at least 1, not {value}")
+        if jsonschema.Draft202012Validator(known[name].schema).is_valid(value):
+            continue
+        raise UserError(f"{where}: {name} must be {_spoken(known[name].schema)}, not {value!r}")
+    return {name: option.default for name, option in known.items()} | dict(given)
+
+
+def _spoken(schema: Mapping[str, Any]) -> str:
+    """What a schema of this module asks for, in words."""
+    if "oneOf" in schema:
+        return "auto or an integer of 0 or more"
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
+    if "maximum" in schema:
+        return f"a number from {schema['minimum']} to {schema['maximum']}"
+    if "minimum" in schema:
+        return f"an integer of {schema['minimum']} or more"
+    return f"a {schema['type']}"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -9,16 +9,17 @@ import yaml
 from snakemake.utils import update_config
 from transformers import AutoTokenizer
 
-from kvbudget import attach, make_cache, study
+from kvbudget import attach, make_cache
 from kvbudget.cache.streaming import StreamingCache
-from kvbudget.cell import samples_of
-from kvbudget.heads.calibration import mixture
-from kvbudget.models import integrity
-from kvbudget.models.download import download
-from kvbudget.models.load import load
-from kvbudget.models.registry import parse
+from kvbudget.calibration.prompts import mixture
+from kvbudget.run.cell import samples_of
+from kvbudget.run.translation import Translator
+from kvbudget.sources import integrity
+from kvbudget.sources.download import download
+from kvbudget.sources.load import load
+from kvbudget.sources.registry import parse
+from kvbudget.study.expand import expand as study
 from kvbudget.tasks import niah, streaming
-from kvbudget.translation import Translator
 
 pytestmark = pytest.mark.real
 

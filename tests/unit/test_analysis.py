@@ -13,7 +13,6 @@ from scipy import stats
 
 from kvbudget.analysis import schema
 from kvbudget.analysis.aggregate import aggregate
-from kvbudget.analysis.records import budget_token, load_study
 from kvbudget.analysis.statistics import (
     Estimate,
     detectable,
@@ -24,6 +23,7 @@ from kvbudget.analysis.statistics import (
     verdict,
 )
 from kvbudget.errors import UserError
+from kvbudget.study.records import budget_token, load_study
 
 
 @pytest.fixture

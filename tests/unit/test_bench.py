@@ -4,7 +4,7 @@ import torch
 from tiny import tiny_model
 
 from kvbudget import attach
-from kvbudget.bench import METHODS, bounded_memory, decode, interleaved, prefills, table
+from kvbudget.run.bench import METHODS, bounded_memory, decode, interleaved, prefills, table
 
 
 def test_what_is_compared_takes_turns():

@@ -6,9 +6,9 @@ from tiny import VOCABULARY, tiny_model, tiny_profile
 
 from kvbudget import attach, make_cache
 from kvbudget.analysis.checks import beyond_plan
-from kvbudget.analysis.records import Cell, Planned
 from kvbudget.cache.streaming import StreamingCache
-from kvbudget.translation import Translator
+from kvbudget.run.translation import Translator
+from kvbudget.study.records import Cell, Planned
 
 PROMPT = 400
 METHODS = [

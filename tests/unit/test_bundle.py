@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvbudget.bundle import unpack
 from kvbudget.errors import UserError
+from kvbudget.study.bundle import unpack
 
 PUBLISHED = sorted((Path(__file__).parents[2] / "results/published").glob("*.tar.gz"))
 

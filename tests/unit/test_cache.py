@@ -9,9 +9,10 @@ from tiny import ARCHITECTURES, VOCABULARY, WINDOW, tiny_model, tiny_profile
 from transformers import DynamicCache
 
 from kvbudget import UserError, attach, make_cache
-from kvbudget.cache.budgeted import geometry_of
+from kvbudget.cache.budget import Geometry
+from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
-from kvbudget.cache.plan import Geometry, Plan
+from kvbudget.cache.plan import Plan
 from kvbudget.policies import make_policy
 
 BUDGET = 16

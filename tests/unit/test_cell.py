@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from kvbudget import UserError, attach
-from kvbudget.cell import Runner, finished, run_cell
-from kvbudget.heads.profile import make_profile
-from kvbudget.models import integrity
-from kvbudget.models.download import download
-from kvbudget.models.load import load
-from kvbudget.models.registry import Random
+from kvbudget.calibration.calibrate import make_profile
+from kvbudget.run.cell import Runner, finished, run_cell
+from kvbudget.sources import integrity
+from kvbudget.sources.download import download
+from kvbudget.sources.load import load
+from kvbudget.sources.registry import Random
+from kvbudget.sources.text import build, read_passages
 from kvbudget.tasks import perplexity
-from kvbudget.text import build, read_passages
 
 SPEC = {
     "model": "tiny",
@@ -97,7 +97,7 @@ def refuse(event, arguments):
         os.write(2, f"{event} {arguments}".encode())
         os._exit(9)  # an exception might be caught
 sys.addaudithook(refuse)
-runpy.run_module("kvbudget.cell", run_name="__main__", alter_sys=True)
+runpy.run_module("kvbudget.run.cell", run_name="__main__", alter_sys=True)
 """
     out = tmp_path / "cell.json"
     command = [sys.executable, "-c", run, "--spec", json.dumps(SPEC)]
@@ -153,7 +153,7 @@ def test_a_cell_goes_on_where_it_was_killed(home, tmp_path):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kvbudget.measure.memory.mark_peak", killed_at_the_second_context)
+        patch.setattr("kvbudget.run.memory.mark_peak", killed_at_the_second_context)
         with pytest.raises(Killed):
             run_cell(args)
     assert not args.out.exists()
@@ -161,7 +161,7 @@ def test_a_cell_goes_on_where_it_was_killed(home, tmp_path):
         log.write('{"samples": [')
     computed = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kvbudget.measure.memory.mark_peak", lambda: computed.append(1))
+        patch.setattr("kvbudget.run.memory.mark_peak", lambda: computed.append(1))
         record = run_cell(args)
     assert len(computed) == 1
     assert outcome(record) == outcome(whole)

@@ -8,9 +8,9 @@ from tiny import ARCHITECTURES, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvbudget import UserError, attach
-from kvbudget.check import TOLERANCE, difference
-from kvbudget.models.download import download
-from kvbudget.models.registry import Random
+from kvbudget.run.check import TOLERANCE, difference
+from kvbudget.sources.download import download
+from kvbudget.sources.registry import Random
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -48,6 +48,6 @@ def test_a_model_that_attends_otherwise_fails():
 
 def test_the_command(tmp_path):
     download("tiny", Random(), tmp_path / "tiny")
-    command = [sys.executable, "-m", "kvbudget.check", str(tmp_path / "tiny")]
+    command = [sys.executable, "-m", "kvbudget.run.check", str(tmp_path / "tiny")]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "(llama) works" in run.stdout

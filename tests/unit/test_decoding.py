@@ -7,12 +7,13 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from kvbudget.cache import ragged
+from kvbudget.cache.budget import Geometry
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
-from kvbudget.cache.plan import Geometry, Plan
+from kvbudget.cache.plan import Plan
+from kvbudget.cache.positions import rotate
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.slots import Slots, Tokens
 from kvbudget.policies import make_policy
-from kvbudget.positions import rotate
 
 KV_HEADS, GROUP, DIM = 3, 2, 8
 PROMPT, STEPS, BUDGET = 30, 25, 12

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvbudget import environment
 from kvbudget.errors import UserError
+from kvbudget.run import environment
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_requirement_that_is_not_met_stops(found):
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, "-m", "kvbudget.environment", "--out", str(tmp_path / "e.json")]
+    command = [sys.executable, "-m", "kvbudget.run.environment", "--out", str(tmp_path / "e.json")]
     subprocess.run(command, check=True, capture_output=True)
     found = json.loads((tmp_path / "e.json").read_text())
     assert "torch" in found["versions"]

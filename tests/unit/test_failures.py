@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvbudget.failures import cause, find, report
+from kvbudget.study.failures import cause, find, report
 
 ROOMY = 1 << 30
 
@@ -15,7 +15,7 @@ Error in rule cell:
     output: results/s/cells/m/t/L400/h2o/B20p.json
     log: {log} (check log file(s) for error details)
     shell:
-        python -m kvbudget.cell --spec '{{}}'
+        python -m kvbudget.run.cell --spec '{{}}'
         (command exited with non-zero exit code)
 Logfile {log}:
 error: no

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from test_study import expand, load
 
-from kvbudget import forecast
-from kvbudget.analysis.records import load_study
-from kvbudget.models.registry import Size
+from kvbudget.sources.registry import Size
+from kvbudget.study import forecast
+from kvbudget.study.records import load_study
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 

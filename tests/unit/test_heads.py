@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from tiny import VOCABULARY, tiny_model
 
 from kvbudget import UserError, attach, make_cache
-from kvbudget.attention import attention_sums
-from kvbudget.heads import signals
-from kvbudget.heads.allocate import by_class, lower_hull, round_to_sum, water_fill
-from kvbudget.heads.answer_curves import answer_curves
-from kvbudget.heads.calibration import Calibration, find
-from kvbudget.heads.classify import classify, to_kv_heads
-from kvbudget.heads.curves import loss_curves
-from kvbudget.heads.probe import Gate, probe, read_later
+from kvbudget.cache.attention import attention_sums
+from kvbudget.calibration import functions as signals
+from kvbudget.calibration.answer_curves import answer_curves
+from kvbudget.calibration.curves import loss_curves
+from kvbudget.calibration.probe import Gate, probe, read_later
+from kvbudget.calibration.prompts import Calibration, find
+from kvbudget.policies.allocate import by_class, lower_hull, round_to_sum, water_fill
+from kvbudget.policies.classify import classify, to_kv_heads
 from kvbudget.policies.rules import RULES
 
 

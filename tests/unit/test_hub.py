@@ -12,8 +12,8 @@ import pytest
 from hub_server import COMMIT, REPO, serve
 
 from kvbudget.errors import UserError
-from kvbudget.models.download import download
-from kvbudget.models.registry import Hub
+from kvbudget.sources.download import download
+from kvbudget.sources.registry import Hub
 
 SPEC = Hub(repo=REPO, revision=COMMIT)
 FILES = {
@@ -235,7 +235,7 @@ def test_the_command_with_a_token_that_appears_nowhere(hub, tmp_path):
     """As the rule runs it: its own process, configured by the environment alone."""
     hub.token, hub.licensed = TOKEN, {TOKEN}
     spec = {"source": "hub", "repo": REPO, "revision": COMMIT}
-    command = [sys.executable, "-m", "kvbudget.models.download", "--model", "tiny"]
+    command = [sys.executable, "-m", "kvbudget.sources.download", "--model", "tiny"]
     command += ["--spec", json.dumps(spec), "--out", str(tmp_path / "tiny")]
     unset = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN")
     environment = {name: value for name, value in os.environ.items() if name not in unset}

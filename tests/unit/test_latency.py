@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvbudget.errors import UserError
-from kvbudget.measure.latency import (
+from kvbudget.tasks.latency import (
     average_lagging,
     bleu,
     length_adaptive_average_lagging,

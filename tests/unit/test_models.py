@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvbudget.errors import UserError
-from kvbudget.models import integrity, lock, pypi
-from kvbudget.models.download import download
-from kvbudget.models.load import load, threads
-from kvbudget.models.registry import ARCHITECTURES, Hub, Pypi, Random, parse
+from kvbudget.sources import integrity, lock, pypi
+from kvbudget.sources.download import download
+from kvbudget.sources.load import load, threads
+from kvbudget.sources.registry import ARCHITECTURES, Hub, Pypi, Random, parse
 
 HEX40, HEX64 = "a" * 40, "b" * 64
 PYPI = {"source": "pypi", "packages": ["p==1.0"], "parts": ["p/x.gguf"], "sha256": HEX64}
@@ -80,7 +80,7 @@ class TestRegistry:
         assert named in str(caught.value)
 
     def test_registry_needs_no_torch(self):
-        code = "import sys, kvbudget.models.registry; sys.exit('torch' in sys.modules)"
+        code = "import sys, kvbudget.sources.registry; sys.exit('torch' in sys.modules)"
         subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -6,11 +6,12 @@ import torch
 from tiny import VOCABULARY, tiny_model, tiny_profile
 
 from kvbudget import UserError, attach, make_cache
-from kvbudget.cache.budgeted import geometry_of
-from kvbudget.cache.plan import Geometry, Plan
+from kvbudget.cache.budget import Geometry
+from kvbudget.cache.cache import geometry_of
+from kvbudget.cache.plan import Plan
+from kvbudget.cache.policy import Candidates
 from kvbudget.cache.slots import Tokens
 from kvbudget.policies import make_policy
-from kvbudget.policies.base import Candidates
 from kvbudget.policies.head_aware import HeadAware
 from kvbudget.policies.rules import RULES, relative
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvbudget import provenance
 from kvbudget.errors import UserError
+from kvbudget.study import provenance
 
 FILES = {
     "__init__.py": "",
@@ -32,7 +32,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def digest(package: Path, *modules: str, versions: tuple[str, ...] = ()) -> str:
-    modules = modules or ("kvbudget.cell", "kvbudget.policies.h2o")
+    modules = modules or ("kvbudget.run.cell", "kvbudget.policies.h2o")
     return provenance.code_digest(modules, *versions, root=package)
 
 
@@ -41,8 +41,8 @@ def edit(package: Path, name: str, text: str) -> None:
 
 
 def test_reaches_static_imports_and_the_packages_above_them(package):
-    reached = provenance.reachable(["kvbudget.cell"], root=package)
-    assert reached == {"kvbudget", "kvbudget.cell", "kvbudget.plan", "kvbudget.policies"}
+    reached = provenance.reachable(["kvbudget.run.cell"], root=package)
+    assert reached == {"kvbudget", "kvbudget.run.cell", "kvbudget.plan", "kvbudget.policies"}
 
 
 def test_reaches_relative_imports_and_imports_inside_functions(package):
@@ -89,11 +89,11 @@ def test_changes_with(package, name, text):
 
 def test_depends_on_versions_and_entries_but_not_on_order_or_place(package, tmp_path_factory):
     assert digest(package) != digest(package, versions=("torch==2",))
-    assert digest(package) != digest(package, "kvbudget.cell")
-    assert digest(package) == digest(package, "kvbudget.policies.h2o", "kvbudget.cell")
+    assert digest(package) != digest(package, "kvbudget.run.cell")
+    assert digest(package) == digest(package, "kvbudget.policies.h2o", "kvbudget.run.cell")
     elsewhere = package.rename(tmp_path_factory.mktemp("elsewhere") / "kvbudget")
     assert digest(elsewhere) == provenance.code_digest(
-        ["kvbudget.cell", "kvbudget.policies.h2o"], root=elsewhere
+        ["kvbudget.run.cell", "kvbudget.policies.h2o"], root=elsewhere
     )
 
 
@@ -103,7 +103,7 @@ def test_reaches_what_a_package_imports_lazily_where_it_is_asked_for(package):
     edit(package, "paper.py", "from kvbudget import X, errors\n")
     edit(package, "cell.py", "from kvbudget import budget\n")
     assert "kvbudget.plan" not in provenance.reachable(["kvbudget.paper"], root=package)
-    assert "kvbudget.plan" in provenance.reachable(["kvbudget.cell"], root=package)
+    assert "kvbudget.plan" in provenance.reachable(["kvbudget.run.cell"], root=package)
 
 
 def test_constants_of_equal_value_and_other_type_differ(package):
@@ -137,14 +137,14 @@ def test_versions_leave_out_the_build():
     assert snakemake.startswith("snakemake==")
 
 
-@pytest.mark.parametrize("module", ["kvbudget.study", "kvbudget.provenance", "kvbudget.failures"])
+@pytest.mark.parametrize("module", ["kvbudget.study.expand", "kvbudget.study.provenance", "kvbudget.study.failures"])
 def test_what_the_snakefile_imports_is_free_of_torch(module):
     check = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 def test_a_policy_is_part_of_its_own_cells_alone():
-    root = ["kvbudget.cell", "kvbudget.tasks.niah"]
+    root = ["kvbudget.run.cell", "kvbudget.tasks.niah"]
     h2o = provenance.reachable([*root, "kvbudget.policies.h2o"])
     assert "kvbudget.policies.h2o" in h2o
     assert "kvbudget.policies.streaming_llm" not in h2o

@@ -8,8 +8,9 @@ from tiny import VOCABULARY, tiny_model
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvbudget import UserError, attach, make_cache
+from kvbudget.cache.budget import Geometry
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
-from kvbudget.cache.plan import Geometry, Plan
+from kvbudget.cache.plan import Plan
 from kvbudget.cache.quantize import BITS, Codec, Quantizer, rotation
 from kvbudget.policies import make_policy
 

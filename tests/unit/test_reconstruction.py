@@ -9,12 +9,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from kvbudget import UserError, attach, make_cache, reconstruction
-from kvbudget.attention import attention_maxima
-from kvbudget.cache.plan import SINKS
+from kvbudget import UserError, attach, make_cache
+from kvbudget.cache.attention import attention_maxima
+from kvbudget.cache.budget import SINKS
 from kvbudget.cache.streaming import StreamingCache
-from kvbudget.models.random import byte_tokenizer
-from kvbudget.reconstruction import FIRST, LATER, reconstruct, repetitions
+from kvbudget.policies import repetition as reconstruction
+from kvbudget.policies.repetition import FIRST, LATER, reconstruct, repetitions
+from kvbudget.sources.random import byte_tokenizer
 from kvbudget.tasks.base import prompt_frame
 
 TOKENIZER = byte_tokenizer()

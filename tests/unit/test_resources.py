@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kvbudget.resources import memory_mb
+from kvbudget.study.resources import memory_mb
 
 LLAMA_8B = {"layers": 32, "kv_heads": 8, "head_dim": 128, "checks": {"parameters": 8_030_261_248}}
 

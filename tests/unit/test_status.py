@@ -54,7 +54,7 @@ def finish(root, method: str, code: str = CODE) -> None:
 
 
 def status(root) -> list[str]:
-    command = [sys.executable, "-m", "kvbudget.status", "--study", "results/s/study.json"]
+    command = [sys.executable, "-m", "kvbudget.study.status", "--study", "results/s/study.json"]
     return subprocess.run(
         command, cwd=root, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -87,7 +87,7 @@ def test_a_record_of_other_code_is_not_done(study):
 
 
 def test_a_study_that_was_never_started(tmp_path):
-    command = [sys.executable, "-m", "kvbudget.status", "--study", "results/s/study.json"]
+    command = [sys.executable, "-m", "kvbudget.study.status", "--study", "results/s/study.json"]
     asked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert asked.returncode == 2
     assert asked.stderr.startswith("error: cannot read the plan results/s/study.json")

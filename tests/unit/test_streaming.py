@@ -12,15 +12,15 @@ from transformers import DynamicCache
 
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.streaming import StreamingCache
-from kvbudget.cell import run_cell
-from kvbudget.measure.latency import wait_k
-from kvbudget.models import integrity
-from kvbudget.models.download import download
-from kvbudget.models.random import byte_tokenizer
-from kvbudget.models.registry import Random
+from kvbudget.run.cell import run_cell
+from kvbudget.run.translation import Translator
+from kvbudget.sources import integrity
+from kvbudget.sources.download import download
+from kvbudget.sources.random import byte_tokenizer
+from kvbudget.sources.registry import Random
+from kvbudget.sources.text import build, read_passages
 from kvbudget.tasks import streaming
-from kvbudget.text import build, read_passages
-from kvbudget.translation import Translator
+from kvbudget.tasks.latency import wait_k
 
 PROMPT = [5, 6, 7]
 BEGINS = torch.arange(VOCABULARY) % 3 == 0

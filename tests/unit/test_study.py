@@ -10,8 +10,8 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from kvbudget import study as studies
 from kvbudget.errors import UserError
+from kvbudget.study import expand as studies
 
 REPO = Path(__file__).parents[2]
 SCHEMA = yaml.safe_load((REPO / "workflow/schemas/config.schema.yaml").read_text())
@@ -296,9 +296,10 @@ def test_perplexity_reads_half_of_its_text_as_the_prompt_that_a_share_is_of(conf
 
 
 def test_what_is_planned_is_what_the_modules_know():
-    from kvbudget import reconstruction
-    from kvbudget.heads import calibration, profile
+    from kvbudget.calibration import calibrate as profile
+    from kvbudget.calibration import prompts as calibration
     from kvbudget.policies import make_policy
+    from kvbudget.policies import repetition as reconstruction
     from kvbudget.tasks import get
 
     known = SCHEMA["$defs"]["calibration"]["properties"]
@@ -314,7 +315,7 @@ def test_what_is_planned_is_what_the_modules_know():
 
 
 def test_planning_imports_no_torch():
-    code = "import sys, kvbudget.study; sys.exit('torch' in sys.modules)"
+    code = "import sys, kvbudget.study.expand; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -373,7 +374,7 @@ def test_stale_names_records_of_other_code_or_spec(config, tmp_path):
 def test_command_writes_the_plan(config, tmp_path):
     filled = studies.validate(config, SCHEMA)
     out = tmp_path / "results" / "study.json"
-    command = [sys.executable, "-m", "kvbudget.study", "--config", json.dumps(filled)]
+    command = [sys.executable, "-m", "kvbudget.study.expand", "--config", json.dumps(filled)]
     subprocess.run([*command, "--out", str(out)], check=True)
     plan = json.loads(out.read_text())
     assert plan == json.loads(json.dumps(studies.expand(filled).plan()))

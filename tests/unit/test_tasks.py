@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kvbudget import tasks
 from kvbudget.errors import UserError
-from kvbudget.models.random import byte_tokenizer
+from kvbudget.sources.random import byte_tokenizer
 from kvbudget.tasks import base, cwe, fwe, niah, perplexity, vt
 
 SPLITS = tuple(base.SPLITS)

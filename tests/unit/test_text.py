@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kvbudget import text
 from kvbudget.errors import UserError
+from kvbudget.sources import text
 
 VERSES = [
     ("k", 2, 1, 1, "Now these are the names"),

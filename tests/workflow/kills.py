@@ -91,7 +91,7 @@ class Victim:
         found = []
         for process in psutil.process_iter():
             try:
-                if "kvbudget.cell" in process.cmdline() and process.cwd() == str(self.repo):
+                if "kvbudget.run.cell" in process.cmdline() and process.cwd() == str(self.repo):
                     found.append(process)
             except psutil.Error:
                 continue

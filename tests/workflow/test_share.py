@@ -11,10 +11,10 @@ import pytest
 from pipeline import copy_repository, snakemake
 from test_tiny import away, edited
 
-from kvbudget import verify
-from kvbudget.analysis.records import load_study
-from kvbudget.bundle import pack, unpack
 from kvbudget.errors import UserError
+from kvbudget.study import verify
+from kvbudget.study.bundle import pack, unpack
+from kvbudget.study.records import load_study
 
 pytestmark = pytest.mark.workflow
 
@@ -39,7 +39,7 @@ def here(repo, monkeypatch):
 
 
 def test_a_finished_study_is_current(repo):
-    command = [sys.executable, "-m", "kvbudget.verify", "--study", STUDY]
+    command = [sys.executable, "-m", "kvbudget.study.verify", "--study", STUDY]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "study tiny: 9 cells and all they rest on are current\n"
@@ -69,10 +69,10 @@ class TestStale:
         code = json.loads((repo / path).read_text())["code"]
         parts = json.loads((repo / f"results/tiny/code/{code}.json").read_text())
         older = repo / f"results/tiny/code/{'0' * 64}.json"
-        older.write_text(json.dumps(parts | {"kvbudget.text": "0", "torch": "2.0"}))
+        older.write_text(json.dumps(parts | {"kvbudget.sources.text": "0", "torch": "2.0"}))
         with edited(repo / path, lambda text: change(text, code="0" * 64)):
             assert stale(repo) == {
-                path: "measured by other code (kvbudget.text, torch changed since)"
+                path: "measured by other code (kvbudget.sources.text, torch changed since)"
             }
             older.unlink()
             assert "measured by other code (000000000000, the plan has" in stale(repo)[path]

@@ -29,9 +29,9 @@ rule plan:
     params:
         config=canonical(STUDY.config),
         plan=PLAN,
-        code=code("kvbudget.study"),
+        code=code("kvbudget.study.expand"),
     shell:
-        "python -m kvbudget.study --config {params.config:q} --out {output} > {log} 2>&1"
+        "python -m kvbudget.study.expand --config {params.config:q} --out {output} > {log} 2>&1"
 
 
 rule aggregate:

@@ -30,6 +30,6 @@ rule cell:
         text=lambda wildcards: f"results/text/{cell_of(wildcards).spec['haystack']}.txt",
         profile=lambda wildcards, input: f"--profile {input.profile}" if input.profile else "",
     shell:
-        f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.cell --spec {{params.spec:q}} --code {{params.code}}"
+        f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.run.cell --spec {{params.spec:q}} --code {{params.code}}"
         f" --model-dir results/models/{{wildcards.model}} --verified {{input.verified}}"
         " --text {params.text} {params.profile} --out {output} 2> {log}"

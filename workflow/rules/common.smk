@@ -22,11 +22,12 @@ for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.execut
     _rest = [os.environ[_variable]] if _variable in os.environ else []
     os.environ[_variable] = os.pathsep.join([str(_first), *_rest])
 
-from kvbudget import provenance, resources
-from kvbudget import study as studies
+from kvbudget.study import provenance
+from kvbudget.study import resources
+from kvbudget.study import expand as studies
 from kvbudget.errors import UserError
-from kvbudget.models import registry
-from kvbudget.study import canonical
+from kvbudget.sources import registry
+from kvbudget.study.expand import canonical
 
 try:
     with open(ROOT / "workflow/schemas/config.schema.yaml") as _schema:
@@ -47,7 +48,7 @@ OFFLINE = "HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1"
 if STUDY.config["device"] != "auto":
     os.environ.update(KVBUDGET_DEVICE=STUDY.config["device"])
 # On a machine with several GPUs each job has one to itself.
-ON_ONE_GPU = "python -m kvbudget.lease"
+ON_ONE_GPU = "python -m kvbudget.run.lease"
 HAS_TEX = shutil.which("latexmk") is not None
 CONDA = str(ROOT / "environment.yml")
 
@@ -127,7 +128,7 @@ def memory_mb(wildcards, input, attempt):
 
 
 def code(*modules):
-    """Digest of the code behind `python -m MODULE`; see kvbudget.provenance."""
+    """Digest of the code behind `python -m MODULE`; see kvbudget.study.provenance."""
     try:
         return provenance.code_digest(modules)
     except UserError as error:
@@ -151,7 +152,7 @@ def refuse_early():
             )
     # On a cluster, the jobs look for themselves.
     if measured and STUDY.config["device"] == "cuda" and workflow.local_exec:
-        command = [sys.executable, "-m", "kvbudget.device"]
+        command = [sys.executable, "-m", "kvbudget.sources.device"]
         found = subprocess.run(command, capture_output=True, text=True)
         if found.returncode:
             raise WorkflowError(found.stderr.strip().splitlines()[-1])
@@ -200,6 +201,6 @@ def failure_report(log):
     else:
         rerun = f"{again()} OUTPUT"
     return (
-        f"python -m kvbudget.failures --snakemake-log {shlex.quote(str(log[0]))} "
+        f"python -m kvbudget.study.failures --snakemake-log {shlex.quote(str(log[0]))} "
         f"--rerun {shlex.quote(rerun)} --out {RESULTS}/failures.md"
     )

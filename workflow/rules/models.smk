@@ -13,7 +13,7 @@ rule download_model:
     params:
         spec=model_spec,
     shell:
-        "python -m kvbudget.models.download --model {wildcards.model} --spec {params.spec:q}"
+        "python -m kvbudget.sources.download --model {wildcards.model} --spec {params.spec:q}"
         " --out results/models/{wildcards.model} > {log} 2>&1"
 
 
@@ -29,9 +29,9 @@ rule verify_model:
         CONDA
     params:
         locked=locked_hashes,
-        code=code("kvbudget.models.integrity"),
+        code=code("kvbudget.sources.integrity"),
     shell:
-        f"{OFFLINE} python -m kvbudget.models.integrity --model {{wildcards.model}} --lock {LOCK}"
+        f"{OFFLINE} python -m kvbudget.sources.integrity --model {{wildcards.model}} --lock {LOCK}"
         " --dir results/models/{wildcards.model} --out {output} > {log} 2>&1"
 
 
@@ -46,9 +46,9 @@ rule haystack:
         CONDA
     params:
         spec=haystack_spec,
-        code=code("kvbudget.text"),
+        code=code("kvbudget.sources.text"),
     shell:
-        "python -m kvbudget.text --spec {params.spec:q} --out {output.text} > {log} 2>&1"
+        "python -m kvbudget.sources.text --spec {params.spec:q} --out {output.text} > {log} 2>&1"
 
 
 rule environment:
@@ -60,7 +60,7 @@ rule environment:
     conda:
         CONDA
     params:
-        code=code("kvbudget.environment"),
+        code=code("kvbudget.run.environment"),
         versions=provenance.library_versions("torch", "transformers", "snakemake"),
     shell:
-        "python -m kvbudget.environment --out {output} > {log} 2>&1"
+        "python -m kvbudget.run.environment --out {output} > {log} 2>&1"

@@ -21,7 +21,7 @@ rule profile:
         code=STUDY.profile_code,
         model=model_identity,
     shell:
-        f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.heads.profile --model {{wildcards.model}}"
+        f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.calibration.calibrate --model {{wildcards.model}}"
         " --spec {params.spec:q} --code {params.code} --model-dir results/models/{wildcards.model}"
         f" --verified {{input.verified}} --text {TEXT}"
         " --out {output} 2> {log}"

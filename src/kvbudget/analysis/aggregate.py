@@ -16,8 +16,8 @@ from kvbudget.analysis.head_rows import (
     stability_rows,
 )
 from kvbudget.analysis.provenance_rows import code_rows, model_rows, provenance_rows
-from kvbudget.analysis.records import load_study
 from kvbudget.errors import UserError, run_cli
+from kvbudget.study.records import load_study
 
 
 def aggregate(

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from kvbudget.analysis import streaming_metrics
-from kvbudget.analysis.records import FULL, Cell
 from kvbudget.analysis.statistics import mean_interval
+from kvbudget.study.records import FULL, Cell
 
 QUALITY = ("score", "nll")
 MEMORY = (

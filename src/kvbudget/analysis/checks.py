@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvbudget.analysis.records import FULL, SCHEMA, Cell, Planned, Study
 from kvbudget.errors import UserError
+from kvbudget.study.records import FULL, SCHEMA, Cell, Planned, Study
 
 BYTES_TOLERANCE = 0.02
 LENGTH_TOLERANCE = 0.01

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from kvbudget.analysis.records import FULL, OURS, Cell, Study
 from kvbudget.analysis.statistics import (
     detectable,
     effect_size,
@@ -15,6 +14,7 @@ from kvbudget.analysis.statistics import (
     paired_p,
     verdict,
 )
+from kvbudget.study.records import FULL, OURS, Cell, Study
 
 HIGHER_IS_BETTER = {"score": True, "nll": False}
 HEADLINE_SCORE = 0.5

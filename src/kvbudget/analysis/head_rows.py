@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kvbudget.analysis.records import OURS, Cell, Study
 from kvbudget.errors import UserError
+from kvbudget.study.records import OURS, Cell, Study
 
 SIGNALS = ("retrieval", "induction", "local", "sink", "previous")
 

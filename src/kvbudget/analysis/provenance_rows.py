@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvbudget.analysis.records import Cell, Study
+from kvbudget.study.records import Cell, Study
 
 SHAPE = ("layers", "query_heads", "kv_heads", "head_dim", "context")
 

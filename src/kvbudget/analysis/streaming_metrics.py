@@ -1,7 +1,7 @@
 """What a cell of translations says beside its likelihood: agreement, lagging and BLEU."""
 
-from kvbudget.analysis.records import Cell
-from kvbudget.measure import latency
+from kvbudget.study.records import Cell
+from kvbudget.tasks import latency
 
 KIND = "streaming"
 

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbudget.attention import attend, attention_maxima, attention_received, attention_sums
 from kvbudget.cache.attending import AttendingLayer
-from kvbudget.cache.plan import SINKS, UNBOUNDED, Plan
+from kvbudget.cache.attention import attend, attention_maxima, attention_received, attention_sums
+from kvbudget.cache.budget import SINKS, UNBOUNDED
+from kvbudget.cache.plan import Plan
+from kvbudget.cache.policy import OBSERVATION, Candidates
+from kvbudget.cache.positions import rotate
 from kvbudget.cache.quantize import Coding
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.slots import Segment, Slots, Tokens, select
 from kvbudget.errors import UserError
-from kvbudget.policies.base import OBSERVATION, Candidates
-from kvbudget.positions import rotate
 
 ON_READING = ("attention", "window")  # sums that grow with whatever is read
 

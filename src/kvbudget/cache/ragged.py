@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from kvbudget.attention import attend_one, attention_weights
+from kvbudget.cache.attention import attend_one, attention_weights
 from kvbudget.cache.slots import Slots
 
 

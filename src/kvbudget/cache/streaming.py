@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from kvbudget.attention import attend
 from kvbudget.cache.attending import AttendingLayer
-from kvbudget.cache.budgeted import BudgetedCache
+from kvbudget.cache.attention import attend
+from kvbudget.cache.cache import BudgetedCache
 from kvbudget.cache.layer import BudgetedLayer
 from kvbudget.errors import UserError
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from kvbudget.analysis.records import FULL, Study
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
+from kvbudget.study.records import FULL, Study
 
 LENGTHS_A_FLOAT = 3
 ROWS_A_FLOAT = 40

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from kvbudget.analysis.records import FULL, OURS
 from kvbudget.analysis.statistics import RESAMPLES
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import budget_order
 from kvbudget.paper.source import Source
+from kvbudget.study.records import FULL, OURS
 
 METRIC_TITLE = {"score": "score", "nll": "NLL"}
 ALPHA = 0.05

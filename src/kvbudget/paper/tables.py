@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvbudget.analysis.records import FULL
 from kvbudget.errors import run_cli
 from kvbudget.paper import latex, layout, source
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import Row
 from kvbudget.paper.source import Source
+from kvbudget.study.records import FULL
 
 QUALITY = {
     "score": "score",

@@ -1,7 +1,7 @@
 """Baseline: the full cache, with Group Position Encoding (Tong et al., Findings of ACL 2025)."""
 
+from kvbudget.cache.policy import Policy
 from kvbudget.errors import UserError
-from kvbudget.policies.base import Policy
 
 
 class Full(Policy):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kvbudget.policies.base import Candidates, Policy
+from kvbudget.cache.policy import Candidates, Policy
 
 
 class H2O(Policy):

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvbudget.cache.plan import SINKS, Geometry
+from kvbudget.cache.budget import SINKS, Geometry
+from kvbudget.cache.policy import Candidates, Policy
 from kvbudget.errors import UserError
-from kvbudget.heads.allocate import by_class, water_fill
-from kvbudget.heads.classify import classify
-from kvbudget.policies.base import Candidates, Policy
+from kvbudget.policies.allocate import by_class, water_fill
+from kvbudget.policies.classify import classify
 from kvbudget.policies.pooling import check_safeguard, pooled
 from kvbudget.policies.rules import RULES, SIGNALS, relative
 
@@ -27,7 +27,7 @@ class HeadAware(Policy):
     """Budgets per head from its profile, eviction by groups of heads.
 
     Args:
-        profile: what the model's heads do (`kvbudget.heads.profile`). Without one, budgets come
+        profile: what the model's heads do (`kvbudget.calibration.calibrate`). Without one, budgets come
             from the prompt's own scores alone, pooled over all heads of each layer.
         allocation: `"curves"` (water-filling on the loss curves), `"class"` (proportional to the
             weight of the head's class) or `"uniform"`.
@@ -70,7 +70,7 @@ class HeadAware(Policy):
             raise UserError(f"group_mix must lie in [0, 1], not {group_mix!r}")
         if profile is None and rule == "per-head":
             raise UserError(
-                "rule: per-head needs a profile; make one with python -m kvbudget.heads.profile, "
+                "rule: per-head needs a profile; make one with python -m kvbudget.calibration.calibrate, "
                 f"or use one of {', '.join(RULES)}"
             )
         self.profile, self.loss, self.rule = profile, loss, rule

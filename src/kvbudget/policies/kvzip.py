@@ -3,17 +3,17 @@
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvbudget.cache.budgeted import BudgetedCache
-from kvbudget.cache.plan import SINKS, Geometry
-from kvbudget.policies.base import OBSERVATION, Candidates, Policy
+from kvbudget.cache.budget import SINKS, Geometry
+from kvbudget.cache.cache import BudgetedCache
+from kvbudget.cache.policy import OBSERVATION, Candidates, Policy
 from kvbudget.policies.pooling import pooled
-from kvbudget.reconstruction import reconstruct
+from kvbudget.policies.repetition import reconstruct
 
 
 class KVzip(Policy):
     """Keeps the tokens that were attended to most while the context was repeated.
 
-    The whole context is held until `kvbudget.reconstruction.reconstruct` has read it once more;
+    The whole context is held until `kvbudget.policies.repetition.reconstruct` has read it once more;
     then all heads of all layers compete for one total. Published KVzip evicts nothing afterwards;
     here the cache stays within its budget: of what follows the context it keeps a window, as SnapKV
     does, and what leaves the window goes first, as no repetition has scored it.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvbudget.errors import UserError
-from kvbudget.heads.allocate import round_to_sum
+from kvbudget.policies.allocate import round_to_sum
 
 
 def check_safeguard(safeguard: float) -> None:

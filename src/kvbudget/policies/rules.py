@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import max_pool1d, normalize
 
-from kvbudget.policies.base import Candidates
+from kvbudget.cache.policy import Candidates
 
 POOLING = 7  # tokens; SnapKV's neighbourhood, which keeps the words around a hit together
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kvbudget.policies.base import OBSERVATION, Candidates, Policy
+from kvbudget.cache.policy import OBSERVATION, Candidates, Policy
 from kvbudget.policies.pooling import check_safeguard, pooled
 from kvbudget.policies.rules import window
 

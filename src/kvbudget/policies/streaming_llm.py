@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from kvbudget.cache.policy import Candidates, Policy
 from kvbudget.errors import UserError
-from kvbudget.policies.base import Candidates, Policy
 
 
 class StreamingLLM(Policy):

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from kvbudget import prompts
 from kvbudget.errors import UserError
 
 #: Share of the haystack's passages that each split draws from, in order, as (start, end).
@@ -16,7 +17,6 @@ SPLITS = {"calibration": (0.0, 0.2), "development": (0.2, 0.4), "test": (0.4, 1.
 TOLERANCE = 0.01
 #: Keys of a task's config entry that say what it is called, not how it is made.
 _NAMES = {"name", "kind", "title"}
-_MARK = "\x00"
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,14 @@ def split_passages(passages: Sequence[str], split: str) -> Sequence[str]:
     return passages[start:end]
 
 
+def pairs(passages: Sequence[str]) -> list[tuple[str, str]]:
+    """The passages of a parallel text, each with its translation."""
+    split = [tuple(passage.split("\t")) for passage in passages]
+    if any(len(pair) != 2 for pair in split):
+        raise UserError("the haystack is not a parallel text; give its entry a translation")
+    return split
+
+
 def start_passage(passages: Sequence[str], index: int, contexts: int, rng: random.Random) -> int:
     """Where context `index` of `contexts` begins.
 
@@ -119,42 +127,6 @@ def passages_from(passages: Sequence[str], start: int) -> Sequence[str]:
     return [*passages[start:], *passages[:start]]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text alone, without the tokens that open or close a sequence."""
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that the tokenizer itself puts before any text (BOS, or none)."""
-    bos = tokenizer.bos_token_id
-    return [bos] if tokenizer.encode("")[:1] == [bos] else []
-
-
-def prompt_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Token ids that open a prompt and that end the user's turn.
-
-    With a chat template they are what it writes before and after the user's message; without one
-    the opening is the tokenizer's own and the end is empty: the model just continues a text.
-    """
-    if not tokenizer.chat_template:
-        return opening(tokenizer), []
-    message = [{"role": "user", "content": _MARK}]
-    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    head, mark, tail = text.partition(_MARK)
-    if not mark:
-        raise UserError("the model's chat template does not print the user's message")
-    # A template writes the opening tokens itself if the model wants them.
-    return encode(tokenizer, head), encode(tokenizer, tail)
-
-
-def ask(tokenizer: PreTrainedTokenizerBase, question: str, prefix: str) -> list[int]:
-    """Token ids of a question, the end of the user's turn and the first words of the answer."""
-    if not tokenizer.chat_template:
-        return encode(tokenizer, f"{question} {prefix}")
-    _, tail = prompt_frame(tokenizer)
-    return encode(tokenizer, question) + tail + encode(tokenizer, prefix)
-
-
 def passages_within(
     tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], tokens: int
 ) -> int:
@@ -164,7 +136,7 @@ def passages_within(
     """
     total = 0
     for number, passage in enumerate(passages):
-        total += len(encode(tokenizer, f" {passage}"))
+        total += len(prompts.encode(tokenizer, f" {passage}"))
         if total > tokens:
             return number
     return len(passages)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from wonderwords import RandomWord
 
+from kvbudget import prompts
 from kvbudget.errors import UserError
 from kvbudget.tasks import base
 from kvbudget.tasks.base import Context
@@ -68,13 +69,13 @@ def _context(
     example, rest = drawn[:solved], drawn[solved:]
     front = f"{_listed(example, *occurrences, identity)}{QUESTION} {ANSWER_PREFIX}"
     front += f"{_answer(example)}\n"
-    head, _ = base.prompt_frame(tokenizer)
-    asked = base.ask(tokenizer, QUESTION, ANSWER_PREFIX)
+    head, _ = prompts.prompt_frame(tokenizer)
+    asked = prompts.ask(tokenizer, QUESTION, ANSWER_PREFIX)
 
     def ids(number: int) -> list[int]:
         """The context with the first `number` words of the rest."""
         listed = _listed(rest[:number], often, seldom, identity)
-        return head + base.encode(tokenizer, front + listed)
+        return head + prompts.encode(tokenizer, front + listed)
 
     room = length - len(asked)
     # An entry takes two tokens or more: a number and a word.
@@ -86,7 +87,7 @@ def _context(
             f"cwe: {COMMON} to {len(rest)} words do not make a prompt of {length} tokens; with this"
             f" tokenizer they make at least {len(ids(COMMON)) + len(asked)}"
         )
-    answer = base.encode(tokenizer, _answer(rest))
+    answer = prompts.encode(tokenizer, _answer(rest))
     question = base.question(f"{identity}/q", asked, rest[:COMMON], answer, _NEW_TOKENS)
     return Context(identity, made, [question])
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from kvbudget import prompts
 from kvbudget.errors import UserError
 from kvbudget.tasks import base
 from kvbudget.tasks.base import Context
@@ -70,13 +71,13 @@ def _context(
 ) -> Context:
     drawn = base.draws(identity).sample(codes, length // _TOKENS_A_WORD - 1)
     vocabulary = [DOTS, *(base.spell(code, string.ascii_lowercase, _LETTERS) for code in drawn)]
-    head, _ = base.prompt_frame(tokenizer)
-    asked = base.ask(tokenizer, QUESTION, ANSWER_PREFIX)
+    head, _ = prompts.prompt_frame(tokenizer)
+    asked = prompts.ask(tokenizer, QUESTION, ANSWER_PREFIX)
 
     def ids(number: int, dots: int = 0) -> list[int]:
         """The context of about `number` words, and `dots` that count for nothing after them."""
         text = " ".join([_text(vocabulary, number, identity), *[DOTS] * dots])
-        return head + base.encode(tokenizer, INSTRUCTION + text)
+        return head + prompts.encode(tokenizer, INSTRUCTION + text)
 
     room = length - len(asked)
     # A step of `number` may be several words, hence too long by more than a short prompt's
@@ -92,7 +93,7 @@ def _context(
             " a longer length"
         )
     frequent = vocabulary[1 : _ASKED + 1]
-    answer = base.encode(tokenizer, f" {', '.join(frequent)}")
+    answer = prompts.encode(tokenizer, f" {', '.join(frequent)}")
     question = base.question(f"{identity}/q", asked, frequent, answer, _NEW_TOKENS)
     return Context(identity, ids(number, dots), [question])
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from kvbudget import prompts
 from kvbudget.errors import UserError
 from kvbudget.tasks import base
 from kvbudget.tasks.base import Context, Question
@@ -179,10 +180,10 @@ def _context_ids(
     rng: random.Random,
 ) -> list[int]:
     """Opening, instruction and haystack with the needles in it: `target` tokens, nearly."""
-    head, _ = base.prompt_frame(tokenizer)
+    head, _ = prompts.prompt_frame(tokenizer)
 
     def encode_body(body: str) -> list[int]:
-        return head + base.encode(tokenizer, instruction + body)
+        return head + prompts.encode(tokenizer, instruction + body)
 
     bare = len(encode_body(" ".join(needles) + " "))
     if bare >= target:
@@ -211,7 +212,7 @@ def _context_ids(
 
 def _ask(tokenizer: PreTrainedTokenizerBase, keys: Sequence[str], many: bool) -> list[int]:
     listed = _listing(keys)
-    return base.ask(
+    return prompts.ask(
         tokenizer, QUESTION[many].format(keys=listed), ANSWER_PREFIX[many].format(keys=listed)
     )
 
@@ -224,7 +225,7 @@ def _question(
     many: bool,
 ) -> Question:
     references = [value for key in keys for value in hidden[key]]
-    answer = base.encode(tokenizer, f" {_listing(references)}")
+    answer = prompts.encode(tokenizer, f" {_listing(references)}")
     return Question(
         id=identity,
         ids=_ask(tokenizer, keys, many),

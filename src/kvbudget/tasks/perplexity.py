@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from kvbudget import prompts
 from kvbudget.errors import UserError
 from kvbudget.tasks import base
 from kvbudget.tasks.base import Context, Question
@@ -64,7 +65,7 @@ def _text_ids(
     whole = base.passages_within(tokenizer, passages, length)
     # A few more than estimated: joined text may take fewer tokens than its passages alone.
     body = " ".join(passages[: whole + whole // 50 + 2])
-    ids = base.opening(tokenizer) + base.encode(tokenizer, body)
+    ids = prompts.opening(tokenizer) + prompts.encode(tokenizer, body)
     if len(ids) < length:
         raise UserError(f"the haystack is too short for a text of {length} tokens")
     return ids[:length]

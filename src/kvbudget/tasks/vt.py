@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from kvbudget import prompts
 from kvbudget.errors import UserError
 from kvbudget.tasks import base
 from kvbudget.tasks.base import Context, Question
@@ -80,10 +81,10 @@ def _context(
     example = _example(tokenizer, hops, min(_EXAMPLE_TOKENS, length // 4), split, rng)
     drawn = _draw(chains, hops, _LETTERS, split, rng)
     asked = [_question(tokenizer, identity, *chain) for chain in drawn.items()]
-    head, _ = base.prompt_frame(tokenizer)
+    head, _ = prompts.prompt_frame(tokenizer)
 
     def encode_body(body: str) -> list[int]:
-        return head + base.encode(tokenizer, example + body)
+        return head + prompts.encode(tokenizer, example + body)
 
     room = length - len(asked[0].ids)
     if (bare := len(encode_body(_hide(drawn, 0, identity)))) >= room:
@@ -96,7 +97,7 @@ def _context(
     body = _hide(drawn, lines, identity)
     # What is missing to the length: less than two lines.
     last = base.fit(
-        lambda text: len(base.encode(tokenizer, text)),
+        lambda text: len(prompts.encode(tokenizer, text)),
         " ".join([NOISE] * 3).split(" "),
         room - len(encode_body(body)),
         int(base.TOLERANCE / 4 * length),
@@ -156,8 +157,8 @@ def _example(
     chain = _draw(1, hops, _EXAMPLE_LETTERS, split, rng)
     ((value, names),) = chain.items()
     answer = f"{' '.join(_wording(value, names))} {' '.join(names)}\n\n"
-    room = max(0, tokens - len(base.encode(tokenizer, answer)))
-    lines = _lines(lambda text: len(base.encode(tokenizer, text)), chain, room, value)
+    room = max(0, tokens - len(prompts.encode(tokenizer, answer)))
+    lines = _lines(lambda text: len(prompts.encode(tokenizer, text)), chain, room, value)
     return _hide(chain, lines, value).rstrip("\n") + answer
 
 
@@ -169,6 +170,6 @@ def _wording(value: str, names: Sequence[str]) -> tuple[str, str]:
 def _question(
     tokenizer: PreTrainedTokenizerBase, identity: str, value: str, names: Sequence[str]
 ) -> Question:
-    answer = base.encode(tokenizer, f" {' '.join(names)}")
-    asked = base.ask(tokenizer, *_wording(value, names))
+    answer = prompts.encode(tokenizer, f" {' '.join(names)}")
+    asked = prompts.ask(tokenizer, *_wording(value, names))
     return base.question(f"{identity}/{value}", asked, list(names), answer, _NEW_TOKENS)

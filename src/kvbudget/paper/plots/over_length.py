@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbudget.analysis.records import FULL, Study
 from kvbudget.paper.plots import style
+from kvbudget.study.records import FULL, Study
 
 
 @dataclass(frozen=True)

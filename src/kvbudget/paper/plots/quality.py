@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbudget.analysis.records import FULL, Study
 from kvbudget.paper.plots import style
 from kvbudget.paper.source import Source
+from kvbudget.study.records import FULL, Study
 
 EMPTY = "no cell of a method that evicts"
 PANELS_A_ROW = 4

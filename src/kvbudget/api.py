@@ -1,0 +1,103 @@
+"""What a user calls: `attach(model)`, then `make_cache(model, …)`: knows cache and policies."""
+
+from transformers import PreTrainedModel
+
+from kvbudget.cache import attention
+from kvbudget.cache.cache import BudgetedCache, geometry_of, layers_of, text_config
+from kvbudget.cache.layer import BudgetedLayer, LayerOptions
+from kvbudget.cache.plan import Plan
+from kvbudget.cache.positions import inverse_frequencies
+from kvbudget.cache.quantize import Codec
+from kvbudget.errors import UserError
+from kvbudget.policies import make_policy
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
+
+
+def attach(model: PreTrainedModel, *, unlisted: bool = False) -> PreTrainedModel:
+    """Let a model attend through our caches; other caches work as before. Returns the model.
+
+    Raises `UserError` for an architecture that our tests do not cover, unless `unlisted` is set.
+    """
+    kind = text_config(model).model_type
+    if kind not in ARCHITECTURES and not unlisted:
+        raise UserError(
+            f"architecture {kind!r} is not supported; supported are {', '.join(ARCHITECTURES)}. "
+            "If python -m kvbudget.run.check finds that it works, use attach(model, unlisted=True)"
+        )
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    return model
+
+
+def make_cache(
+    model: PreTrainedModel,
+    method: str,
+    budget: int | str | None = None,
+    *,
+    profile: dict | None = None,
+    prefill_chunk: int | None = None,
+    stride: int | None = None,
+    bits: int | None = None,
+    value_bits: int | None = None,
+    prompt_tokens: int | None = None,
+    **options,
+) -> BudgetedCache:
+    """A cache for one batch of sequences.
+
+    Args:
+        model: a model that was `attach`ed.
+        method: a policy of `kvbudget.policies`, such as `"full"`, `"h2o"` or `"head-aware"`.
+        budget: mean tokens per KV head of a full-attention layer (`2048`), or a share of the
+            prompt (`"20%"`); only `"full"` takes none.
+        profile: of the model's heads, for `"head-aware"`.
+        prefill_chunk: evict after each so many tokens of a forward pass, so that the cache never
+            exceeds the budget by more; None attends to the whole prompt before evicting.
+        stride: tokens that may gather above the budget before a decode step evicts them at once;
+            None is 1/256 of the budget.
+        bits: of a stored number (2, 4 or 8), which lets the bytes of the budget hold more tokens:
+            an unquantised number counts 16 bits. None stores keys and values as they are.
+        value_bits: of a number of a value, where that is not `bits`.
+        prompt_tokens: length of the prompt, where it comes in several forward passes; by default
+            the first forward pass is the prompt.
+        options: of the method, see `kvbudget.policies`.
+
+    Raises:
+        UserError: for an unknown method or option and an impossible budget.
+    """
+    if text_config(model)._attn_implementation != attention.NAME:
+        raise UserError("the model attends by its own attention; call attach(model) first")
+    for name, value in (("stride", stride), ("prefill_chunk", prefill_chunk)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be 1 or more, not {value}")
+    if (method == "full") != (budget is None):
+        raise UserError(
+            f"method {method!r} needs a budget" if budget is None else "method 'full' has no budget"
+        )
+    if profile is not None:
+        options["profile"] = profile
+    policy = make_policy(method, **options)
+    geometry = geometry_of(model)
+    if value_bits is not None and bits is None:
+        raise UserError("value_bits needs bits, which says how keys are stored")
+    codec = None if bits is None else Codec(bits, value_bits, geometry.head_dim)
+    if codec is not None and policy.relative_positions:
+        raise UserError(
+            "bits: keys that move inside the cache cannot be quantised; use positions: absolute"
+        )
+    if policy.reconstructs and prefill_chunk is not None:
+        raise UserError(
+            f"method {method!r} holds the whole context until it is compressed, which "
+            "prefill_chunk forbids; drop it"
+        )
+    plan = Plan(policy, geometry, budget, prompt_tokens, codec)
+    if not plan.geometry.layers:
+        raise UserError(
+            "every layer of this model has a sliding window, so there is no cache to budget; set "
+            "sliding_window: null in its config.json if it was trained without one"
+        )
+    moves_keys = policy.relative_positions or policy.phi is not None
+    frequencies = inverse_frequencies(model) if moves_keys else None
+    shared = LayerOptions(plan, stride, prefill_chunk, frequencies)
+    layers = layers_of(model, lambda index: BudgetedLayer(index, plan.geometry.kv_heads, shared))
+    return BudgetedCache(layers, plan)

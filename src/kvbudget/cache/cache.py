@@ -1,0 +1,157 @@
+"""The cache that plugs into transformers, layer by layer."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicSlidingWindowLayer,
+    get_layer_types_and_kwargs,
+)
+
+from kvbudget.cache.budget import Geometry
+from kvbudget.cache.layer import BudgetedLayer, LayerSnapshot
+from kvbudget.cache.plan import Plan
+from kvbudget.errors import UserError
+
+
+class SlidingLayer(DynamicSlidingWindowLayer):
+    """The library's sliding-window layer, without the rest of the prompt.
+
+    The library keeps a view of its window, which holds on to all keys and values that it was cut
+    from until the next update.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Keys and values to attend to; only the window is kept."""
+        seen = super().update(key_states, value_states, *args, **kwargs)
+        self.keys, self.values = self.keys.clone(), self.values.clone()
+        return seen
+
+    def snapshot(self) -> tuple[Tensor, Tensor, int]:
+        """The state to come back to. It shares the tensors, which are replaced, not written to."""
+        return self.keys, self.values, self.cumulative_length
+
+    def restore(self, snapshot: tuple[Tensor, Tensor, int]) -> None:
+        """Come back to a snapshot of this layer; it can be restored again."""
+        self.is_initialized = True
+        self.keys, self.values, self.cumulative_length = snapshot
+
+
+@contextmanager
+def sliding_layers_forget(cache: Cache) -> Iterator[None]:
+    """Read tokens for once: sliding layers are as before at the end of the block."""
+    layers = [layer for layer in cache.layers if isinstance(layer, SlidingLayer)]
+    states = [layer.snapshot() for layer in layers]
+    yield
+    for layer, state in zip(layers, states, strict=True):
+        layer.restore(state)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """State of a cache to come back to, a layer at a time."""
+
+    prompt_tokens: int | None
+    layers: list[LayerSnapshot | tuple]
+
+
+class BudgetedCache(Cache):
+    """A `transformers.Cache` that keeps a budget of tokens per KV head.
+
+    Made by `make_cache`. Pass it as `past_key_values` to a model that was `attach`ed.
+
+    Attributes:
+        plan: budgets of all heads, and the policy.
+    """
+
+    def __init__(self, layers: list, plan: Plan) -> None:
+        super().__init__(layers=layers)
+        self.plan = plan
+
+    @property
+    def budgeted(self) -> list[BudgetedLayer]:
+        """The full-attention layers."""
+        return [layer for layer in self.layers if isinstance(layer, BudgetedLayer)]
+
+    def allocated_bytes(self) -> int:
+        """Bytes held by the full-attention layers, counted on the storage that really exists."""
+        return sum(layer.allocated_bytes() for layer in self.budgeted)
+
+    def sliding_bytes(self) -> int:
+        """Bytes held by sliding-window layers, which take no part in the budget."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for layer in self.layers
+            if isinstance(layer, SlidingLayer) and layer.is_initialized
+            for tensor in (layer.keys, layer.values)
+        )
+
+    def kept_positions(self, layer: int) -> list[Tensor]:
+        """Original positions that each KV head of a model layer keeps, ascending, a tensor each."""
+        if not isinstance(self.layers[layer], BudgetedLayer):
+            raise UserError(f"layer {layer} is a sliding-window layer: it evicts nothing by budget")
+        return self.layers[layer].kept_positions()
+
+    def planned_bytes(self, itemsize: int, tokens: int | None = None) -> int:
+        """Bytes of keys and values of one sequence at the budget, or at `tokens` per KV head."""
+        return self.plan.geometry.planned_bytes(tokens or self.plan.tokens(), itemsize)
+
+    def reset(self) -> None:
+        """Forget everything, the prompt's length included."""
+        super().reset()
+        self.plan.reset()
+
+    def compress(self) -> None:
+        """Evict a context that was held as a whole: all heads of all layers share one total."""
+        scores = [layer.held_scores() for layer in self.budgeted]
+        planned = [budget for layer in self.budgeted for budget in layer.planned]
+        heads = iter(self.plan.policy.share_out([own for each in scores for own in each], planned))
+        for layer, own in zip(self.budgeted, scores, strict=True):
+            layer.compress(own, [next(heads) for _ in own])
+
+    def snapshot(self) -> Snapshot:
+        """The state to come back to: ask several questions of one compressed context."""
+        return Snapshot(self.plan.prompt_tokens, [layer.snapshot() for layer in self.layers])
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Come back to a snapshot of this cache; it can be restored again."""
+        self.plan.restore(snapshot.prompt_tokens)
+        for layer, state in zip(self.layers, snapshot.layers, strict=True):
+            layer.restore(state)
+
+
+def layers_of(
+    model: PreTrainedModel, full: Callable[[int], CacheLayerMixin]
+) -> list[CacheLayerMixin]:
+    """Cache layers of a model: `full(index)` for its full-attention layers, counted among
+    themselves, and the library's for those with a sliding window."""
+    layers, index = [], 0
+    for kind, kwargs in zip(*get_layer_types_and_kwargs(text_config(model)), strict=True):
+        if kind == "full_attention":
+            layers.append(full(index))
+            index += 1
+        else:
+            layers.append(SlidingLayer(**kwargs))
+    return layers
+
+
+def geometry_of(model: PreTrainedModel) -> Geometry:
+    """Full-attention layers and heads of a model."""
+    config = text_config(model)
+    kinds, _ = get_layer_types_and_kwargs(config)
+    head_dim = getattr(config, "head_dim", None)
+    return Geometry(
+        layers=tuple(i for i, kind in enumerate(kinds) if kind == "full_attention"),
+        kv_heads=config.num_key_value_heads,
+        query_heads=config.num_attention_heads,
+        head_dim=head_dim or config.hidden_size // config.num_attention_heads,
+    )
+
+
+def text_config(model: PreTrainedModel):
+    """The configuration of the part of a model that reads text."""
+    return model.config.gettext_config(decoder=True)

@@ -1,1 +1,0 @@
-"""What attention heads do, and the budgets that follow from it."""

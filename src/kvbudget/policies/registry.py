@@ -1,0 +1,118 @@
+"""The methods by name, and what planning has to know of each. Imports no torch.
+
+A method is one file of this package and one entry here. Modules are named, not imported, so that a
+cell depends on the code of its own method alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvbudget.errors import UserError
+from kvbudget.options import Option, auto, choice, count, share, suggest
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is known of a method without its code.
+
+    Attributes:
+        module: where its class is, as `module:Class` in this package.
+        options: its own options.
+        calibrated: whether it takes a calibration of the model's heads.
+        rereads: tokens of the context that it reads again at a time, before it evicts anything;
+            0 for a method that evicts as it reads.
+        stays: the option and its value with which keys keep their positions; None if they always
+            do.
+    """
+
+    module: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    calibrated: bool = False
+    rereads: int = 0
+    stays: tuple[str, Any] | None = None
+
+    @property
+    def holds_context(self) -> bool:
+        """Whether the whole context is held until all of it has been read."""
+        return self.rereads > 0
+
+    def moves_keys(self, options: Mapping[str, Any]) -> bool:
+        """Whether keys are moved to other positions; `options` are all of the method's."""
+        return self.stays is not None and options[self.stays[0]] != self.stays[1]
+
+
+_SAFEGUARD = share(
+    1.0,
+    "α, the share of its budget that each head is sure of; the rest is pooled over its layer "
+    "(AdaKV; 0.2 as published).",
+)
+
+METHODS: dict[str, Method] = {
+    "full": Method(
+        "full:Full",
+        {"phi": auto("First position of the target (Group Position Encoding); auto is the last.")},
+        stays=("phi", "auto"),
+    ),
+    "h2o": Method("h2o:H2O"),
+    "streaming-llm": Method(
+        "streaming_llm:StreamingLLM",
+        {
+            "positions": choice(
+                "cache",
+                "Positions inside the cache, as published, or those of the text.",
+                ("cache", "absolute"),
+            )
+        },
+        stays=("positions", "absolute"),
+    ),
+    "snapkv": Method("snapkv:SnapKV", {"safeguard": _SAFEGUARD}),
+    "keydiff": Method("keydiff:KeyDiff", {"safeguard": _SAFEGUARD}),
+    "kvzip": Method("kvzip:KVzip", rereads=2048),
+    "head-aware": Method(
+        "head_aware:HeadAware",
+        {
+            "allocation": choice(
+                "curves",
+                "Where the budgets of heads come from.",
+                ("curves", "class", "uniform"),
+            ),
+            "loss": choice(
+                "answer",
+                "Loss curves of the answer's likelihood, of the attention output's norm, or of "
+                "attention mass.",
+                ("answer", "output", "mass"),
+            ),
+            "rule": choice(
+                "diversity",
+                "The score by which a head keeps tokens; per-head takes what loses least.",
+                ("attention", "window", "diversity", "recency", "per-head"),
+            ),
+            "group_mix": share(
+                0.0, "λ, from independent eviction (0) to one set of tokens a group (1)."
+            ),
+            "safeguard": share(
+                None,
+                "α, the share of its budget that each head is sure of; the rest is pooled over its "
+                "group. By default 1, or 0.5 without a calibration.",
+            ),
+            "gqa": choice("max", "How the query heads of a KV head are reduced.", ("max", "mean")),
+            "recent": count(8, "Last tokens that every head keeps."),
+        },
+        calibrated=True,
+    ),
+}
+
+
+def method(name: str) -> Method:
+    """A method by name. Raises `UserError` for an unknown one."""
+    if name not in METHODS:
+        raise UserError(
+            f"unknown method {name!r}{suggest(name, METHODS)}; known are {', '.join(METHODS)}"
+        )
+    return METHODS[name]
+
+
+def module_of(name: str) -> str:
+    """Full module name of a method."""
+    return f"{__package__}.{method(name).module.split(':')[0]}"

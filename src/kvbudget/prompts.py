@@ -1,0 +1,43 @@
+"""How text becomes the tokens that a model reads: openings, chat turns, questions."""
+
+from transformers import PreTrainedTokenizerBase
+
+from kvbudget.errors import UserError
+
+_MARK = "\x00"
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text alone, without the tokens that open or close a sequence."""
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the tokenizer itself puts before any text (BOS, or none)."""
+    bos = tokenizer.bos_token_id
+    return [bos] if tokenizer.encode("")[:1] == [bos] else []
+
+
+def prompt_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Token ids that open a prompt and that end the user's turn.
+
+    With a chat template they are what it writes before and after the user's message; without one
+    the opening is the tokenizer's own and the end is empty: the model just continues a text.
+    """
+    if not tokenizer.chat_template:
+        return opening(tokenizer), []
+    message = [{"role": "user", "content": _MARK}]
+    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    head, mark, tail = text.partition(_MARK)
+    if not mark:
+        raise UserError("the model's chat template does not print the user's message")
+    # A template writes the opening tokens itself if the model wants them.
+    return encode(tokenizer, head), encode(tokenizer, tail)
+
+
+def ask(tokenizer: PreTrainedTokenizerBase, question: str, prefix: str) -> list[int]:
+    """Token ids of a question, the end of the user's turn and the first words of the answer."""
+    if not tokenizer.chat_template:
+        return encode(tokenizer, f"{question} {prefix}")
+    _, tail = prompt_frame(tokenizer)
+    return encode(tokenizer, question) + tail + encode(tokenizer, prefix)

@@ -1,0 +1,134 @@
+"""What this machine is: `python -m kvbudget.run.environment --out results/environment.json`.
+
+Written before anything runs, printed in the paper, and warned about where it will not do.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from kvbudget.errors import UserError, run_cli
+
+#: Packages whose versions can change a number.
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "scipy")
+#: Programs that turn the sources of the paper into a PDF.
+TEX = ("latexmk", "pdflatex", "bibtex")
+#: Debian packages that bring them.
+TEX_PACKAGES = "latexmk texlive-latex-extra texlive-science texlive-fonts-recommended"
+#: Below these a study of one small model does not get through (memory, disk: gibibytes).
+LEAST_MEMORY, LEAST_DISK = 3.0, 3.0
+
+_GIB = 2**30
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """Python, libraries, devices, memory and disk (bytes), TeX programs with their paths."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "cpu": _cpu(),
+        "cuda": _cuda(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "disk_free_bytes": shutil.disk_usage(directory).free,
+        "tex": {program: shutil.which(program) for program in TEX},
+    }
+
+
+def warnings(found: dict[str, Any]) -> list[str]:
+    """What will be slow, or will fail later on, and what to do about it."""
+    said = []
+    memory, disk = found["memory_bytes"] / _GIB, found["disk_free_bytes"] / _GIB
+    if memory < LEAST_MEMORY:
+        said.append(f"{memory:.1f} GiB of memory; a small model needs {LEAST_MEMORY:.0f}")
+    if disk < LEAST_DISK:
+        said.append(f"{disk:.1f} GiB of disk are free; downloads need {LEAST_DISK:.0f}")
+    if missing := [program for program, path in found["tex"].items() if path is None]:
+        said.append(
+            f"no {', '.join(missing)}: results will be computed, but no PDF;"
+            f" on Debian: apt-get install --no-install-recommends {TEX_PACKAGES}"
+        )
+    if not found["cuda"]["devices"]:
+        said.append("no CUDA device: models run on the CPU, only small ones in bearable time")
+        if not found["cpu"]["fast_bfloat16"]:
+            said.append(
+                "this CPU has no bfloat16 arithmetic: `dtype: float32` is several times faster"
+            )
+    return said
+
+
+def requirements(found: dict[str, Any], *, cuda: bool, tex: bool, disk: float) -> None:
+    """Raise UserError for the first thing that is required and not there."""
+    if cuda and not found["cuda"]["devices"]:
+        raise UserError("no CUDA device, and this study requires one; run it where there is a GPU")
+    if tex and (missing := [program for program, path in found["tex"].items() if path is None]):
+        raise UserError(f"{missing[0]} is missing; on Debian: apt-get install {TEX_PACKAGES}")
+    free = found["disk_free_bytes"] / _GIB
+    if free < disk:
+        raise UserError(f"{free:.1f} GiB of disk are free, {disk:g} are required; make room")
+
+
+def _cpu() -> dict[str, Any]:
+    return {
+        "model": _cpu_model(),
+        "usable": len(os.sched_getaffinity(0)),
+        "physical": psutil.cpu_count(logical=False),
+        # Without these instructions bfloat16 products are emulated, several times slower than
+        # float32.
+        "fast_bfloat16": bool(
+            {"avx512_bf16", "amx_bf16", "bf16"} & set(_cpuinfo("flags", "Features").split())
+        ),
+    }
+
+
+def _cpu_model() -> str:
+    return _cpuinfo("model name", "Model") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*names: str) -> str:
+    """The first processor's entry of one of these names in /proc/cpuinfo, or ''."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else []:
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            return value.strip()
+    return ""
+
+
+def _cuda() -> dict[str, Any]:
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append({"name": properties.name, "memory_bytes": properties.total_memory})
+    return {"version": torch.version.cuda, "devices": devices}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
+    parser.add_argument("--require-cuda", action="store_true", help="fail without a GPU")
+    parser.add_argument("--require-tex", action="store_true", help="fail without TeX")
+    parser.add_argument("--require-disk", type=float, default=0, metavar="GIB", help="free space")
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    found = describe(args.out.parent)
+    found["warnings"] = warnings(found)
+    for line in found["warnings"]:
+        print(f"warning: {line}", file=sys.stderr)
+    requirements(found, cuda=args.require_cuda, tex=args.require_tex, disk=args.require_disk)
+    # It changes by the minute; archives of two studies must agree on the machine they are from.
+    del found["disk_free_bytes"]
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_cli(main)

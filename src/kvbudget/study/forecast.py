@@ -1,0 +1,234 @@
+"""What a study will cost, before anything runs. Imports no torch and needs no network.
+
+    python -m kvbudget.study.forecast --study results/{study}/study.json [--models results/models]
+
+Shapes of models come from their verified files or, before these are there, from `size:` in the
+config. Times are known once a few cells of the study are finished: a model of cost is fitted on
+those, so it is one of the machine that measured them.
+"""
+
+import argparse
+import datetime
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import nnls
+
+from kvbudget.errors import run_cli
+from kvbudget.sources import registry
+from kvbudget.sources.registry import Size
+from kvbudget.study.expand import HOLDING_POLICIES
+from kvbudget.study.records import Planned, Study, load_study
+
+GB = 1e9
+ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
+#: Fewer finished cells than these tell too little about the terms of the cost.
+LEAST_CELLS = 4
+#: Forward passes that answer a question, about, for kinds of tasks with long answers and others.
+PASSES = {"vt": 30, "cwe": 100, "fwe": 50}
+DEFAULT_PASSES = 15
+#: Forward passes of a streamed translation for each token of its source, about: one for each word
+#: of the reference, one for each token that is written, and one more where a word of it ends.
+STREAMING_PASSES = 3
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of a cell as a non-negative sum of what it does (`work`)."""
+
+    seconds: np.ndarray
+    cells: int
+    error: float  # median relative error on the cells it is fitted on
+
+    def hours(self, cell: Planned, size: Size) -> float:
+        return float(work(cell, size) @ self.seconds) / 3600
+
+
+def work(cell: Planned, size: Size) -> np.ndarray:
+    """What a cell does, `(4,)`: one start, and in units of 10¹⁵ multiplications the weights and
+    the attention of its prompts and the weights of its answers, once for each forward pass."""
+    contexts = cell.spec["samples"]["contexts"]
+    pairs = (size.layers - size.sliding_layers) * cell.length**2
+    pairs += size.sliding_layers * cell.length * min(cell.length, size.sliding_window)
+    read = cell.length
+    if cell.policy in HOLDING_POLICIES:  # read again, each token with all of the first reading
+        read, pairs = 2 * read, 4 * pairs
+    terms = (
+        contexts * read * size.parameters,
+        contexts * pairs * size.query_heads * size.head_dim,
+        contexts * passes(cell) * size.parameters,
+    )
+    return np.array([1.0, *(term / 1e15 for term in terms)])
+
+
+def passes(cell: Planned) -> int:
+    """Forward passes, about, that a cell makes for a context after its prompt is read.
+
+    A translation is written while its source is read, whatever the number of questions.
+    """
+    if cell.kind == "streaming":
+        return STREAMING_PASSES * cell.length
+    return cell.spec["samples"]["questions"] * PASSES.get(cell.kind, DEFAULT_PASSES)
+
+
+def cache_bytes(size: Size, tokens: int, itemsize: int) -> int:
+    """Bytes of all keys and values of one sequence of `tokens` tokens."""
+    held = (size.layers - size.sliding_layers) * tokens
+    held += size.sliding_layers * min(tokens, size.sliding_window)
+    return held * size.kv_heads * 2 * size.head_dim * itemsize
+
+
+def sizes(study: Study, models: Path) -> dict[str, Size | None]:
+    """Shape of each model that some cell uses; None where nothing tells."""
+    return {
+        key: registry.parse(key, study.config["models"][key]).size
+        or _verified_size(models / f"{key}.verified.json")
+        for key in dict.fromkeys(cell.model for cell in study.cells)
+    }
+
+
+def _verified_size(file: Path) -> Size | None:
+    if not file.exists():
+        return None
+    verified = json.loads(file.read_text(encoding="utf-8"))
+    return Size(
+        parameters=verified["checks"]["parameters"],
+        **{name: verified[name] for name in ("layers", "query_heads", "kv_heads", "head_dim")},
+        sliding_layers=sum(kind != "full_attention" for kind in verified["layer_types"]),
+        # It is not recorded; so long a window counts sliding layers as full ones.
+        sliding_window=verified["context"],
+    )
+
+
+def fit(study: Study, known: dict[str, Size | None]) -> Costs | None:
+    """The costs of this study's finished cells; None if there are too few."""
+    done = []
+    for cell in study.cells:
+        file = study.record_file(cell)
+        if known[cell.model] is not None and file.exists():
+            when = json.loads(file.read_text(encoding="utf-8"))["provenance"]
+            started, finished = (
+                datetime.datetime.fromisoformat(when[name]) for name in ("started", "finished")
+            )
+            # Records count whole seconds.
+            seconds = max(1.0, (finished - started).total_seconds())
+            done.append((work(cell, known[cell.model]), seconds))
+    if len(done) < LEAST_CELLS:
+        return None
+    terms, seconds = np.array([terms for terms, _ in done]), np.array([s for _, s in done])
+    # Relative errors are what counts: a short cell weighs as much as a long one.
+    solution, _ = nnls(terms / seconds[:, None], np.ones(len(done)))
+    error = float(np.median(np.abs(terms @ solution / seconds - 1)))
+    return Costs(solution, len(done), error)
+
+
+def model_table(study: Study, known: dict[str, Size | None], models: Path) -> pd.DataFrame:
+    """One row a model: where from, whether it is gated or there already, bytes to download."""
+    rows = []
+    for key, size in known.items():
+        spec = registry.parse(key, study.config["models"][key])
+        here = (models / f"{key}.verified.json").exists()
+        download = 0.0
+        if not here and spec.source in ("pypi", "hub", "modelscope"):
+            download = (size.download or 2 * size.parameters) / GB if size else float("nan")
+        rows.append(
+            {
+                "model": key,
+                "source": getattr(spec, "repo", spec.source),
+                "gated": "yes" if spec.gated else "no",
+                "on disk": "yes" if here else "no",
+                "download (GB)": download,
+                # Quantised files are kept as bfloat16.
+                "disk (GB)": 2 * size.parameters / GB if size else float("nan"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def cell_table(study: Study, known: dict[str, Size | None], costs: Costs | None) -> pd.DataFrame:
+    """One row a model and length: cells, memory and time of one, time of all."""
+    rows = []
+    itemsize = ITEMSIZE[study.config["dtype"]]
+    groups = dict.fromkeys((cell.model, cell.length) for cell in study.cells)
+    for model, length in groups:
+        mine = [cell for cell in study.cells if (cell.model, cell.length) == (model, length)]
+        size = known[model]
+        memory = hours = float("nan")
+        if size:
+            memory = (size.parameters * itemsize + cache_bytes(size, length, itemsize)) / GB
+            if costs:
+                hours = sum(costs.hours(cell, size) for cell in mine)
+        rows.append(
+            {
+                "model": model,
+                "length": length,
+                "cells": len(mine),
+                "done": sum(study.record_file(cell).exists() for cell in mine),
+                "memory a cell (GB)": memory,
+                "hours a cell": hours / len(mine),
+                "hours": hours,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def report(study: Study, models: Path) -> str:
+    """Both tables and what they mean, as text."""
+    known = sizes(study, models)
+    costs = fit(study, known)
+    of_models, of_cells = model_table(study, known, models), cell_table(study, known, costs)
+    gated = [
+        f"  https://huggingface.co/{row['source']}"
+        for row in of_models.to_dict("records")
+        if row["gated"] == "yes" and row["on disk"] == "no"
+    ]
+    lines = [
+        f"Study {study.name}: {len(study.cells)} cells, valid."
+        " Context lengths and budgets were checked when it was expanded.",
+        "",
+        _text(of_models),
+        "",
+        _text(of_cells),
+        "",
+        f"Downloads: {_sum(of_models['download (GB)'])} GB."
+        " Memory: weights and the whole prompt's cache; activations come on top.",
+    ]
+    if costs:
+        lines.append(
+            f"Hours: {_sum(of_cells['hours'])} for all cells (profiles of heads come on top),"
+            f" fitted on {costs.cells} finished cells of this study (median error"
+            f" {costs.error:.0%}), for a machine like theirs."
+        )
+    else:
+        lines.append(
+            f"Hours: unknown; they are fitted once {LEAST_CELLS} cells of this study are finished."
+        )
+    if gated:
+        lines += ["Gated: accept the licence of each on the hub and set HF_TOKEN.", *gated]
+    return "\n".join(lines)
+
+
+def _text(frame: pd.DataFrame) -> str:
+    return frame.to_string(index=False, na_rep=UNKNOWN, float_format=lambda value: f"{value:.3g}")
+
+
+def _sum(column: pd.Series) -> str:
+    """The sum of what is known."""
+    total = f"{column.sum():.3g}"
+    return f"at least {total}" if column.isna().any() else total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", type=Path, required=True, help="results/{study}/study.json")
+    parser.add_argument("--models", type=Path, default=Path("results/models"))
+    args = parser.parse_args()
+    print(report(load_study(args.study), args.models))
+
+
+if __name__ == "__main__":
+    run_cli(main)
