@@ -39,7 +39,7 @@ draft: .venv/.installed tex ## Typeset what is finished of a study: results/{stu
 	rm -rf $(DRAFT) && mkdir -p $(DRAFT)
 	cp -R paper/main.tex paper/references.bib paper/sections $(DRAFT)
 	$(BIN)/python -m kvbudget.analysis.aggregate --draft --study results/$(STUDY)/study.json \
-	    --models results/models --profiles results/$(STUDY)/profiles --out $(DRAFT)/csv
+	    --models results/models --calibrations results/$(STUDY)/calibrations --out $(DRAFT)/csv
 	set -e; for part in tables figures; do $(BIN)/python -m kvbudget.paper.$$part \
 	    --study results/$(STUDY)/study.json --csv $(DRAFT)/csv --out $(DRAFT)/$$part; done
 	$(BIN)/python -m kvbudget.paper.numbers --study results/$(STUDY)/study.json --csv $(DRAFT)/csv \

@@ -12,7 +12,7 @@ report: "workflow/report/study.rst"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/models.smk"
-include: "workflow/rules/profiles.smk"
+include: "workflow/rules/calibrations.smk"
 include: "workflow/rules/cells.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/paper.smk"

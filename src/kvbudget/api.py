@@ -9,7 +9,7 @@ from kvbudget.cache.plan import Plan
 from kvbudget.cache.positions import inverse_frequencies
 from kvbudget.cache.quantize import Codec
 from kvbudget.errors import UserError
-from kvbudget.policies import make_policy
+from kvbudget.policies.make import make_policy
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
 
@@ -35,7 +35,7 @@ def make_cache(
     method: str,
     budget: int | str | None = None,
     *,
-    profile: dict | None = None,
+    calibration: dict | None = None,
     prefill_chunk: int | None = None,
     stride: int | None = None,
     bits: int | None = None,
@@ -50,7 +50,7 @@ def make_cache(
         method: a policy of `kvbudget.policies`, such as `"full"`, `"h2o"` or `"head-aware"`.
         budget: mean tokens per KV head of a full-attention layer (`2048`), or a share of the
             prompt (`"20%"`); only `"full"` takes none.
-        profile: of the model's heads, for `"head-aware"`.
+        calibration: of the model's heads, for `"head-aware"`.
         prefill_chunk: evict after each so many tokens of a forward pass, so that the cache never
             exceeds the budget by more; None attends to the whole prompt before evicting.
         stride: tokens that may gather above the budget before a decode step evicts them at once;
@@ -74,9 +74,7 @@ def make_cache(
         raise UserError(
             f"method {method!r} needs a budget" if budget is None else "method 'full' has no budget"
         )
-    if profile is not None:
-        options["profile"] = profile
-    policy = make_policy(method, **options)
+    policy = make_policy(method, calibration, **options)
     geometry = geometry_of(model)
     if value_bits is not None and bits is None:
         raise UserError("value_bits needs bits, which says how keys are stored")

@@ -1,24 +1,35 @@
 """How text becomes the tokens that a model reads: openings, chat turns, questions."""
 
-from transformers import PreTrainedTokenizerBase
+from typing import Any, Protocol
 
 from kvbudget.errors import UserError
 
 _MARK = "\x00"
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+class Tokenizer(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    bos_token_id: int | None
+    chat_template: str | None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> str: ...
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a text alone, without the tokens that open or close a sequence."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def opening(tokenizer: Tokenizer) -> list[int]:
     """The tokens that the tokenizer itself puts before any text (BOS, or none)."""
     bos = tokenizer.bos_token_id
     return [bos] if tokenizer.encode("")[:1] == [bos] else []
 
 
-def prompt_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def prompt_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Token ids that open a prompt and that end the user's turn.
 
     With a chat template they are what it writes before and after the user's message; without one
@@ -35,7 +46,7 @@ def prompt_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[in
     return encode(tokenizer, head), encode(tokenizer, tail)
 
 
-def ask(tokenizer: PreTrainedTokenizerBase, question: str, prefix: str) -> list[int]:
+def ask(tokenizer: Tokenizer, question: str, prefix: str) -> list[int]:
     """Token ids of a question, the end of the user's turn and the first words of the answer."""
     if not tokenizer.chat_template:
         return encode(tokenizer, f"{question} {prefix}")

@@ -87,7 +87,7 @@ def test_every_task_fits_the_lengths_that_a_study_gives_it(overlay, directory, t
         for question in context.questions:
             tokens = len(context.ids) + len(question.ids)
             assert abs(tokens - wanted) <= 0.01 * wanted, spec["task"]
-    for spec in planned.profiles.values():
+    for spec in planned.calibrations.values():
         asked = {name: spec[name] for name in ("tasks", "length", "seed")}
         assert mixture(tokenizer, verses, **asked, contexts=1)
 

@@ -67,7 +67,7 @@ def config(**changes: object) -> dict:
 
 
 def make(root: Path, settings: dict | None = None) -> Path:
-    """Write study.json, records, profiles and verified.json under `root/results`.
+    """Write study.json, records, calibrations and verified.json under `root/results`.
 
     Returns:
         The path of study.json.
@@ -86,7 +86,7 @@ def make(root: Path, settings: dict | None = None) -> Path:
             METHODS.get(c["spec"]["method"]["name"], {}).get("policy") == "head-aware"
             for c in cells
         ):
-            _write(folder / "profiles" / f"{key}.json", profile(key))
+            _write(folder / "calibrations" / f"{key}.json", calibration(key))
     _write(results / "environment.json", ENVIRONMENT)
     plan = {"study": settings["study"], "config": settings, "cells": cells}
     _write(folder / "study.json", plan)
@@ -234,8 +234,8 @@ def hash_of(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def profile(model: str) -> dict:
-    """A plausible profile: random scores, loss curves that fall to zero."""
+def calibration(model: str) -> dict:
+    """A plausible calibration: random scores, loss curves that fall to zero."""
     rng = np.random.default_rng(hash_of(model))
     names = ("retrieval", "induction", "local", "sink", "previous")
     shares = [0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0]
@@ -251,7 +251,7 @@ def profile(model: str) -> dict:
         "model": model,
         "model_sha256": "a" * 64,
         "spec": {},
-        "code": "profile",
+        "code": "calibration",
         "query_heads": QUERY_HEADS,
         "kv_heads": KV_HEADS,
         "layers": list(range(LAYERS)),

@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
 def run(study, **options):
     results = study.parent.parent
     out = study.parent / "csv"
-    aggregate(study, out, results / "models", study.parent / "profiles", **options)
+    aggregate(study, out, results / "models", study.parent / "calibrations", **options)
     return out
 
 
@@ -249,11 +249,11 @@ def test_what_is_no_record(study, text):
     assert cell.path in message and mended_by(message, cell)
 
 
-def test_a_profile_with_nan(study):
-    file = study.parent / "profiles" / "tiny_a.json"
-    profile = json.loads(file.read_text())
-    profile["heads"]["retrieval"][0][0] = math.nan
-    file.write_text(json.dumps(profile))
+def test_a_calibration_with_nan(study):
+    file = study.parent / "calibrations" / "tiny_a.json"
+    calibration = json.loads(file.read_text())
+    calibration["heads"]["retrieval"][0][0] = math.nan
+    file.write_text(json.dumps(calibration))
     message = refusal(study)
     assert str(file) in message and "--forcerun" in message
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_model, tiny_profile
+from tiny import VOCABULARY, tiny_calibration, tiny_model
 
 from kvbudget import attach, make_cache
 from kvbudget.analysis.checks import beyond_plan
@@ -17,7 +17,10 @@ METHODS = [
     ("snapkv", {"safeguard": 0.2}),
     ("keydiff", {}),
     # Both sums, in many layers.
-    ("head-aware", {"rule": "per-head", "loss": "output", "profile": tiny_profile(4, 3, 6)}),
+    (
+        "head-aware",
+        {"rule": "per-head", "loss": "output", "calibration": tiny_calibration(4, 3, 6)},
+    ),
 ]
 CACHES = [
     ("streaming-llm", {}),  # saves its sinks, and is not quantised

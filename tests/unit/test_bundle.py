@@ -19,7 +19,7 @@ FILES = {
     CELL: b'{"schema": 1}',
     "results/models/m.verified.json": b"{}",
     "results/text/kjv.verified.json": b"{}",
-    "results/tiny/profiles/m.json": b"{}",
+    "results/tiny/calibrations/m.json": b"{}",
     f"results/tiny/code/{'a' * 64}.json": b"{}",
     "results/environment.json": b"{}",
 }
@@ -70,7 +70,7 @@ def test_all_files_arrive_with_one_age(root, tmp_path):
         "/tmp/escaped.json",
         "results/../../escaped.json",
         "results/tiny/cells/../../../../escaped.json",
-        "results/tiny/profiles/..json",
+        "results/tiny/calibrations/..json",
         "results/models/m/model.safetensors",
         "results/tiny/cells/m/niah/L800/h2o/B20p.json\nx",
         "workflow/rules/cells.smk",
@@ -99,7 +99,7 @@ def test_an_entry_that_is_no_plain_file(kind, root, tmp_path):
     [
         {CELL: b'{"schema": 2}'},
         {CELL: None},
-        {"results/tiny/profiles/other.json": b"{}"},
+        {"results/tiny/calibrations/other.json": b"{}"},
     ],
     ids=["altered", "left out", "added"],
 )

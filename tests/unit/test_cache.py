@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
-from tiny import ARCHITECTURES, VOCABULARY, WINDOW, tiny_model, tiny_profile
+from tiny import ARCHITECTURES, VOCABULARY, WINDOW, tiny_calibration, tiny_model
 from transformers import DynamicCache
 
 from kvbudget import UserError, attach, make_cache
@@ -13,7 +13,7 @@ from kvbudget.cache.budget import Geometry
 from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
-from kvbudget.policies import make_policy
+from kvbudget.policies.make import make_policy
 
 BUDGET = 16
 METHODS = {
@@ -46,7 +46,7 @@ def cache_for(model, method: str, budget=BUDGET, **options):
     options = {**METHODS[method], **options}
     if options["method"] == "head-aware":
         geometry = geometry_of(model)
-        options["profile"] = tiny_profile(
+        options["calibration"] = tiny_calibration(
             len(geometry.layers), geometry.kv_heads, geometry.query_heads
         )
     return make_cache(model, budget=budget, **options)
@@ -98,7 +98,7 @@ def test_an_attached_model_still_works_with_other_caches(model):
     assert torch.equal(fixed, free)
 
 
-def test_without_a_profile_the_prompt_alone_spends_the_budget(llama):
+def test_without_a_calibration_the_prompt_alone_spends_the_budget(llama):
     cache = make_cache(llama, "head-aware", 16)
     llama(tokens(60), past_key_values=cache)
     counts = [[len(head) for head in layer.kept_positions()] for layer in cache.budgeted]
@@ -378,7 +378,7 @@ def test_gpe_auto_equals_ordinary_positions_and_an_integer_phi_moves_the_target(
         ({"method": "h2o"}, "needs a budget"),
         ({"method": "full", "budget": 64}, "has no budget"),
         ({"method": "h2o", "budget": 64, "lamda": 1}, "no option 'lamda'"),
-        ({"method": "head-aware", "budget": 64, "rule": "per-head"}, "needs a profile"),
+        ({"method": "head-aware", "budget": 64, "rule": "per-head"}, "needs a calibration"),
         ({"method": "h2o", "budget": 64, "stride": 0}, "stride must be 1 or more"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kvbudget import UserError, attach
-from kvbudget.calibration.calibrate import make_profile
+from kvbudget.calibration.calibrate import calibrate
 from kvbudget.run.cell import Runner, finished, run_cell
 from kvbudget.sources import integrity
 from kvbudget.sources.download import download
@@ -47,14 +47,14 @@ def home(tmp_path_factory) -> Path:
 
 
 def arguments(home: Path, out: Path, **changes) -> argparse.Namespace:
-    profile = changes.pop("profile", None)
+    calibration = changes.pop("calibration", None)
     return argparse.Namespace(
         spec={**SPEC, **changes},
         code="digest",
         model_dir=home / "tiny",
         verified=home / "tiny.verified.json",
         text=home / "text.txt",
-        profile=profile,
+        calibration=calibration,
         out=out,
     )
 
@@ -122,14 +122,14 @@ def test_the_same_spec_gives_the_same_samples_and_scores(home, tmp_path):
 def test_methods_of_equal_budget_plan_equal_bytes(home, tmp_path):
     spec = {"dtype": "float32", "length": 800, "contexts": 1, "tasks": ["needles", "reading"]}
     model, tokenizer = load(home / "tiny", "float32")
-    profile = make_profile(attach(model), tokenizer, read_passages(home / "text.txt"), spec)
+    calibration = calibrate(attach(model), tokenizer, read_passages(home / "text.txt"), spec)
     sha = json.loads((home / "tiny.verified.json").read_text())["sha256"]
-    (tmp_path / "profile.json").write_text(json.dumps({**profile, "model_sha256": sha}))
+    (tmp_path / "calibration.json").write_text(json.dumps({**calibration, "model_sha256": sha}))
     planned = set()
     for policy in ("h2o", "streaming-llm", "kvzip", "head-aware"):
         method = {"name": policy, "policy": policy}
-        known = tmp_path / "profile.json" if policy == "head-aware" else None
-        args = arguments(home, tmp_path / f"{policy}.json", method=method, profile=known)
+        known = tmp_path / "calibration.json" if policy == "head-aware" else None
+        args = arguments(home, tmp_path / f"{policy}.json", method=method, calibration=known)
         record = run_cell(args)
         planned.add(record["memory"]["cache_bytes_planned"])
         slots = [kept for layer in record["allocation"]["slots"] for kept in layer]
@@ -226,7 +226,7 @@ def test_a_context_in_chunks_never_exceeds_the_budget(home):
         ({"budget": 6}, "fewer than the 8"),
         (
             {"method": {"name": "x", "policy": "head-aware", "rule": "per-head"}},
-            "needs a profile",
+            "needs a calibration",
         ),
         ({"dtype": "int8"}, "dtype 'int8' is unknown"),
     ],
@@ -237,7 +237,7 @@ def test_bad_cells_are_named(home, tmp_path, changes, message):
     assert not (tmp_path / "bad.json").exists()
 
 
-def test_a_profile_of_another_model_is_refused(home, tmp_path):
-    (tmp_path / "profile.json").write_text('{"model_sha256": "another"}')
-    with pytest.raises(UserError, match="the profile of another model"):
-        run_cell(arguments(home, tmp_path / "c.json", profile=tmp_path / "profile.json"))
+def test_a_calibration_of_another_model_is_refused(home, tmp_path):
+    (tmp_path / "calibration.json").write_text('{"model_sha256": "another"}')
+    with pytest.raises(UserError, match="the calibration of another model"):
+        run_cell(arguments(home, tmp_path / "c.json", calibration=tmp_path / "calibration.json"))

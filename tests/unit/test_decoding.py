@@ -13,7 +13,7 @@ from kvbudget.cache.plan import Plan
 from kvbudget.cache.positions import rotate
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.slots import Slots, Tokens
-from kvbudget.policies import make_policy
+from kvbudget.policies.make import make_policy
 
 KV_HEADS, GROUP, DIM = 3, 2, 8
 PROMPT, STEPS, BUDGET = 30, 25, 12

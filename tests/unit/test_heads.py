@@ -15,7 +15,7 @@ from kvbudget.calibration import functions as signals
 from kvbudget.calibration.answer_curves import answer_curves
 from kvbudget.calibration.curves import loss_curves
 from kvbudget.calibration.probe import Gate, probe, read_later
-from kvbudget.calibration.prompts import Calibration, find
+from kvbudget.calibration.prompts import Prompt, find
 from kvbudget.policies.allocate import by_class, lower_hull, round_to_sum, water_fill
 from kvbudget.policies.classify import classify, to_kv_heads
 from kvbudget.policies.rules import RULES
@@ -216,7 +216,7 @@ def test_a_gate_goes_from_an_evicting_cache_to_the_full_one(probed):
 def test_answer_curves_are_the_slopes_in_the_middle_of_each_step(probed):
     """Against finite differences of the answer's likelihood by one head's gate."""
     model, ids, cache, _ = probed
-    prompt = Calibration("text", ids[:48], ids[48:], 11)
+    prompt = Prompt("text", ids[:48], ids[48:], 11)
     losses = answer_curves(model, cache, prompt, "diversity", [0.25, 0.5, 1.0], recent=4)
     assert losses.shape == (4, 3, 3)
     assert (losses[..., -1] == 0).all()

@@ -12,14 +12,18 @@ from kvbudget.analysis.aggregate import aggregate
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "what_heads_do.ipynb"
 
 
-@pytest.mark.parametrize("heads", [True, False], ids=["with profile", "without head-aware cells"])
+@pytest.mark.parametrize(
+    "heads", [True, False], ids=["with calibration", "without head-aware cells"]
+)
 def test_notebook_runs(tmp_path, monkeypatch, heads):
     settings = synthetic.config()
     if not heads:
         for experiment in settings["experiments"]:
             experiment["methods"] = ["full", "h2o"]
     study = synthetic.make(tmp_path, settings)
-    aggregate(study, study.parent / "csv", tmp_path / "results/models", study.parent / "profiles")
+    aggregate(
+        study, study.parent / "csv", tmp_path / "results/models", study.parent / "calibrations"
+    )
     monkeypatch.setenv("KVBUDGET_STUDY", settings["study"])
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(NOTEBOOK, as_version=4)

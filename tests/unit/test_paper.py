@@ -27,7 +27,7 @@ def build(root, settings=None, draft=False):
 
 def render(root, study, draft=False):
     csv = study.parent / "csv"
-    aggregate(study, csv, root / "results/models", study.parent / "profiles", draft)
+    aggregate(study, csv, root / "results/models", study.parent / "calibrations", draft)
     src = source.load(study, csv)
     paper = root / "paper"
     tables.write(src, paper / "tables")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_model, tiny_profile
+from tiny import VOCABULARY, tiny_calibration, tiny_model
 
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.budget import Geometry
@@ -11,8 +11,8 @@ from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.policy import Candidates
 from kvbudget.cache.slots import Tokens
-from kvbudget.policies import make_policy
 from kvbudget.policies.head_aware import HeadAware
+from kvbudget.policies.make import make_policy
 from kvbudget.policies.rules import RULES, relative
 
 GEOMETRY = Geometry(layers=(0, 1, 2, 3), kv_heads=3, query_heads=6, head_dim=16)
@@ -29,9 +29,9 @@ def model():
 
 
 @pytest.fixture
-def profile(model):
+def calibration(model):
     geometry = geometry_of(model)
-    made = tiny_profile(len(geometry.layers), geometry.kv_heads, geometry.query_heads)
+    made = tiny_calibration(len(geometry.layers), geometry.kv_heads, geometry.query_heads)
     made["heads"]["retrieval"] = [[0.9, 0, 0.9, 0, 0, 0]] * 4  # KV heads 0 and 1 retrieve
     made["heads"]["induction"] = [[0.0] * 6] * 4  # KV head 2 is local
     return made
@@ -62,9 +62,9 @@ def test_h2o_keeps_recent_tokens_and_heavy_hitters(model):
             assert positions == [*heavy, *range(52, 60)]
 
 
-def test_heads_of_a_group_keep_the_same_tokens_at_lambda_one(model, profile):
+def test_heads_of_a_group_keep_the_same_tokens_at_lambda_one(model, calibration):
     common = {
-        "method": "head-aware", "budget": 20, "profile": profile, "allocation": "uniform",
+        "method": "head-aware", "budget": 20, "calibration": calibration, "allocation": "uniform",
         "safeguard": 1.0,
     }  # fmt: skip
     apart = kept(model, tokens(80), group_mix=0.0, **common)
@@ -78,9 +78,15 @@ def test_heads_of_a_group_keep_the_same_tokens_at_lambda_one(model, profile):
         assert overlap >= len(set(independent[0]) & set(independent[1]))
 
 
-def test_groups_agree_after_decoding_too(model, profile):
+def test_groups_agree_after_decoding_too(model, calibration):
     cache = make_cache(
-        model, "head-aware", 20, profile=profile, allocation="uniform", group_mix=1.0, safeguard=1.0
+        model,
+        "head-aware",
+        20,
+        calibration=calibration,
+        allocation="uniform",
+        group_mix=1.0,
+        safeguard=1.0,
     )
     model(tokens(80), past_key_values=cache)
     for seed in range(12):
@@ -145,8 +151,8 @@ def test_pooled_budgets_refuse_a_batch():
 
 
 @pytest.mark.parametrize("allocation", ["curves", "class", "uniform"])
-def test_budgets_add_up_to_the_total(profile, allocation):
-    policy = HeadAware(profile, allocation=allocation)
+def test_budgets_add_up_to_the_total(calibration, allocation):
+    policy = HeadAware(calibration, allocation=allocation)
     for budget, prompt in [(20, 60), (100, 3000), (500, 1000), (64, 64), (64, 30)]:
         budgets = np.array(policy.budgets(GEOMETRY, budget, prompt))
         assert budgets.shape == (4, 3)
@@ -155,28 +161,28 @@ def test_budgets_add_up_to_the_total(profile, allocation):
         assert budgets.max() <= max(prompt, budget)
 
 
-def test_classes_get_budgets_in_their_order(profile):
-    budgets = np.array(HeadAware(profile, allocation="class").budgets(GEOMETRY, 100, 3000))
+def test_classes_get_budgets_in_their_order(calibration):
+    budgets = np.array(HeadAware(calibration, allocation="class").budgets(GEOMETRY, 100, 3000))
     assert (budgets[:, :2] > budgets[:, 2:]).all()
 
 
-def test_a_head_whose_loss_hurts_the_answer_gets_more(profile):
+def test_a_head_whose_loss_hurts_the_answer_gets_more(calibration):
     curve = np.array([1.0, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0])
     weights = np.array([[0.01] * 3] * 3 + [[0.01, 1.0, 0.01]])
-    profile["loss"]["output"]["diversity"] = [[curve.tolist()] * 3] * 4
-    profile["loss"]["answer"]["diversity"] = (weights[..., None] * curve).tolist()
-    answer = np.array(HeadAware(profile).budgets(GEOMETRY, 100, 1000))
-    output = np.array(HeadAware(profile, loss="output").budgets(GEOMETRY, 100, 1000))
+    calibration["loss"]["output"]["diversity"] = [[curve.tolist()] * 3] * 4
+    calibration["loss"]["answer"]["diversity"] = (weights[..., None] * curve).tolist()
+    answer = np.array(HeadAware(calibration).budgets(GEOMETRY, 100, 1000))
+    output = np.array(HeadAware(calibration, loss="output").budgets(GEOMETRY, 100, 1000))
     assert answer[3, 1] == answer.max() > np.median(answer)
     assert answer[3, 1] > output[3, 1]
 
 
-def test_the_rule_of_a_head_is_the_one_that_loses_least(profile):
-    curves = profile["loss"]["output"]
+def test_the_rule_of_a_head_is_the_one_that_loses_least(calibration):
+    curves = calibration["loss"]["output"]
     for name in curves:
         curves[name] = [[[1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.0]] * 3] * 4
     curves["window"] = [[[1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]] * 2 + curves["recency"][0][:1]] * 4
-    policy = HeadAware(profile, loss="output", rule="per-head", allocation="uniform")
+    policy = HeadAware(calibration, loss="output", rule="per-head", allocation="uniform")
     policy.budgets(GEOMETRY, 100, 1000)
     assert [row[:2] for row in policy.rules] == [["window", "window"]] * 4
     assert all(row[2] != "window" for row in policy.rules)
@@ -227,14 +233,14 @@ def test_a_share_is_resolved_on_the_prompt():
         ({"loss": "l2"}, "loss must be one of answer, output, mass, not 'l2'"),
     ],
 )
-def test_bad_options_are_named(profile, options, message):
+def test_bad_options_are_named(calibration, options, message):
     with pytest.raises(UserError, match=message):
-        HeadAware(profile, **options)
+        HeadAware(calibration, **options)
 
 
-def test_a_profile_of_another_model_or_without_the_curves_is_refused(profile):
+def test_a_calibration_of_another_model_or_without_the_curves_is_refused(calibration):
     other = Geometry(layers=(0, 1), kv_heads=3, query_heads=6, head_dim=16)
-    with pytest.raises(UserError, match="make the profile anew"):
-        HeadAware(profile).budgets(other, 100, 1000)
+    with pytest.raises(UserError, match="make the calibration anew"):
+        HeadAware(calibration).budgets(other, 100, 1000)
     with pytest.raises(UserError, match="no answer curves of rule 'window', only of diversity"):
-        HeadAware(profile, rule="window").budgets(GEOMETRY, 100, 1000)
+        HeadAware(calibration, rule="window").budgets(GEOMETRY, 100, 1000)

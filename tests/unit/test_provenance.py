@@ -137,7 +137,9 @@ def test_versions_leave_out_the_build():
     assert snakemake.startswith("snakemake==")
 
 
-@pytest.mark.parametrize("module", ["kvbudget.study.expand", "kvbudget.study.provenance", "kvbudget.study.failures"])
+@pytest.mark.parametrize(
+    "module", ["kvbudget.study.expand", "kvbudget.study.provenance", "kvbudget.study.failures"]
+)
 def test_what_the_snakefile_imports_is_free_of_torch(module):
     check = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

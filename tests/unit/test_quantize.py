@@ -12,7 +12,7 @@ from kvbudget.cache.budget import Geometry
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.quantize import BITS, Codec, Quantizer, rotation
-from kvbudget.policies import make_policy
+from kvbudget.policies.make import make_policy
 
 DIM = 16
 

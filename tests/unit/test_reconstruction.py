@@ -15,8 +15,8 @@ from kvbudget.cache.budget import SINKS
 from kvbudget.cache.streaming import StreamingCache
 from kvbudget.policies import repetition as reconstruction
 from kvbudget.policies.repetition import FIRST, LATER, reconstruct, repetitions
+from kvbudget.prompts import prompt_frame
 from kvbudget.sources.random import byte_tokenizer
-from kvbudget.tasks.base import prompt_frame
 
 TOKENIZER = byte_tokenizer()
 CONTEXT = TOKENIZER.encode("In the beginning God created the heaven and the earth.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_model, tiny_profile
+from tiny import VOCABULARY, tiny_calibration, tiny_model
 from transformers import DynamicCache
 
 from kvbudget import UserError, attach, make_cache
@@ -30,7 +30,7 @@ METHODS = {
     "streaming-llm": {"positions": "absolute"},
     "snapkv": {"safeguard": 0.2},
     "keydiff": {},
-    "head-aware": {"safeguard": 0.5, "profile": tiny_profile(4, 3, 6)},
+    "head-aware": {"safeguard": 0.5, "calibration": tiny_calibration(4, 3, 6)},
 }
 
 
@@ -329,7 +329,7 @@ def cell(home: Path, out: Path, method: dict, budget, **task) -> dict:
             model_dir=home / "tiny",
             verified=home / "tiny.verified.json",
             text=home / "text.txt",
-            profile=None,
+            calibration=None,
             out=out,
         )
     )

@@ -46,7 +46,7 @@ def config() -> dict:
             "h2o": {"policy": "h2o", "title": "H2O"},
             "ours": {"policy": "head-aware", "group_mix": 0.5},
         },
-        "profile": {"length": 500},
+        "calibration": {"length": 500},
         "experiments": [
             {
                 "name": "one",
@@ -84,9 +84,9 @@ def test_a_spec_holds_what_the_cell_depends_on_and_no_titles(config):
         "samples": {"contexts": 6, "questions": 2},
     }
     ours = cells["results/s/cells/m/needle/L500/ours/B20p.json"]
-    assert ours.spec["profile"] == {"length": 500}
-    assert ours.profile == "results/s/profiles/m.json"
-    assert h2o.profile is None
+    assert ours.spec["calibration"] == {"length": 500}
+    assert ours.calibration == "results/s/calibrations/m.json"
+    assert h2o.calibration is None
 
 
 def test_a_method_may_have_a_calibration_of_its_own(config):
@@ -94,12 +94,12 @@ def test_a_method_may_have_a_calibration_of_its_own(config):
     config["methods"]["other"] = config["methods"]["ours"] | {"calibration": "copying"}
     config["experiments"][0]["methods"] = ["ours", "other", "full"]
     study = expand(config)
-    assert study.profiles == {
-        "results/s/profiles/m.json": {"length": 500},
-        "results/s/profiles/m/copying.json": {"length": 500, "tasks": ["recall"]},
+    assert study.calibrations == {
+        "results/s/calibrations/m.json": {"length": 500},
+        "results/s/calibrations/m/copying.json": {"length": 500, "tasks": ["recall"]},
     }
-    (other,) = {cell.profile for cell in study.cells if cell.method == "other"}
-    assert other == "results/s/profiles/m/copying.json"
+    (other,) = {cell.calibration for cell in study.cells if cell.method == "other"}
+    assert other == "results/s/calibrations/m/copying.json"
     assert all("calibration" not in cell.spec["method"] for cell in study.cells)
 
 
@@ -206,10 +206,10 @@ def change(config: dict, path: str, value: object) -> None:
         ("methods/h2o/calibration", "x", r"policy 'h2o' has no option 'calibration'"),
         ("methods/ours/calibration", "x", r"calibration: there is no 'x'; calibrations has "),
         ("calibrations", {"c": {"lenght": 5}}, r"unknown key 'lenght' at calibrations: c, did"),
-        ("profile/lenght", 500, r"unknown key 'lenght' at profile, did you mean 'length'"),
-        ("profile/tasks", ["songs"], r"profile: tasks: number 1: 'songs' is not one of"),
-        ("profile/thresholds", {"retrieval": 0.1}, r"thresholds: 'induction' is a required"),
-        ("profile/length", 3000, r"profile: length 3000 is over the context of model 'm'"),
+        ("calibration/lenght", 500, r"unknown key 'lenght' at calibration, did you mean 'length'"),
+        ("calibration/tasks", ["songs"], r"calibration: tasks: number 1: 'songs' is not one of"),
+        ("calibration/thresholds", {"retrieval": 0.1}, r"thresholds: 'induction' is a required"),
+        ("calibration/length", 3000, r"calibration: length 3000 is over the context of model 'm'"),
         ("haystacks/h/pth", "y", r"haystacks: h: unknown key 'pth' for source file"),
         ("haystacks/h/source", "web", r"haystacks: h: unknown source 'web'"),
         ("device", "gpu", r"config: device: 'gpu' is not one of"),
@@ -296,16 +296,16 @@ def test_perplexity_reads_half_of_its_text_as_the_prompt_that_a_share_is_of(conf
 
 
 def test_what_is_planned_is_what_the_modules_know():
-    from kvbudget.calibration import calibrate as profile
+    from kvbudget.calibration import calibrate as calibration
     from kvbudget.calibration import prompts as calibration
-    from kvbudget.policies import make_policy
     from kvbudget.policies import repetition as reconstruction
+    from kvbudget.policies.make import make_policy
     from kvbudget.tasks import get
 
     known = SCHEMA["$defs"]["calibration"]["properties"]
-    assert set(known) == set(profile.DEFAULTS)
+    assert set(known) == set(calibration.DEFAULTS)
     assert known["tasks"]["items"]["enum"] == list(calibration.TASKS)
-    assert set(known["thresholds"]["properties"]) == set(profile.DEFAULTS["thresholds"])
+    assert set(known["thresholds"]["properties"]) == set(calibration.DEFAULTS["thresholds"])
     for name in studies.policies():
         policy = make_policy(name, **studies.policy_parameters(name))
         assert policy.reconstructs == (name in studies.HOLDING_POLICIES)

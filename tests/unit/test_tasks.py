@@ -11,12 +11,13 @@ import tokenizers
 from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from kvbudget import tasks
 from kvbudget.errors import UserError
+from kvbudget.options import filled
 from kvbudget.sources.random import byte_tokenizer
-from kvbudget.tasks import base, cwe, fwe, niah, perplexity, vt
+from kvbudget.tasks import cwe, fwe, niah, perplexity, registry, splits, vt
+from kvbudget.tasks.request import Request
 
-SPLITS = tuple(base.SPLITS)
+SPLITS = tuple(splits.SPLITS)
 CHATML = (
     "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
@@ -73,7 +74,7 @@ def tokenizer(request):
 
 
 def make(kind, tokenizer, length, *, split="test", seed=1, contexts=3, questions=2, **options):
-    return tasks.get(kind).make(
+    request = Request(
         tokenizer,
         PARALLEL if kind == "streaming" else PASSAGES,
         length=length,
@@ -81,8 +82,9 @@ def make(kind, tokenizer, length, *, split="test", seed=1, contexts=3, questions
         questions=questions,
         seed=seed,
         split=split,
-        options={"name": f"some_{kind}", "kind": kind, "title": "Some", **options},
     )
+    known = filled(f"tasks: some_{kind}", options, registry.options_of(kind))
+    return registry.load(kind).make(request, registry.options_from(kind, known))
 
 
 def decode(tokenizer, ids):
@@ -91,17 +93,17 @@ def decode(tokenizer, ids):
 
 class TestTable:
     def test_unknown_kind(self):
-        with pytest.raises(UserError, match="unknown kind 'nia'"):
-            tasks.get("nia")
+        with pytest.raises(UserError, match="unknown kind of task 'nia', did you mean 'niah'"):
+            registry.load("nia")
 
     def test_asking_for_one_task_imports_no_other(self):
         code = (
-            "import sys; from kvbudget import tasks; tasks.get('perplexity');"
+            "import sys; from kvbudget.tasks import registry; registry.load('perplexity');"
             "sys.exit('kvbudget.tasks.niah' in sys.modules)"
         )
         subprocess.run([sys.executable, "-c", code], check=True)
 
-    @pytest.mark.parametrize("kind", list(tasks.KINDS))
+    @pytest.mark.parametrize("kind", list(registry.KINDS))
     def test_unknown_options_and_splits_are_named(self, kind, bytewise):
         with pytest.raises(UserError, match=f"some_{kind}: unknown option 'neddles'"):
             make(kind, bytewise, 1000, neddles=1)
@@ -361,7 +363,7 @@ class TestPerplexity:
             make("perplexity", bytewise, 400, chunk="64")
 
 
-@pytest.mark.parametrize("kind", list(tasks.KINDS))
+@pytest.mark.parametrize("kind", list(registry.KINDS))
 class TestSamples:
     def test_same_arguments_same_samples(self, kind, tokenizer):
         assert make(kind, tokenizer, 2000, contexts=1) == make(kind, tokenizer, 2000, contexts=1)
@@ -409,22 +411,15 @@ class TestHaystack:
     def test_a_haystack_that_is_too_short(self, kind, bytewise):
         for few in ([], PASSAGES[:3], PASSAGES[:20]):
             with pytest.raises(UserError, match="haystack is too short"):
-                tasks.get(kind).make(
-                    bytewise,
-                    few,
-                    length=5000,
-                    contexts=1,
-                    questions=1,
-                    seed=1,
-                    split="calibration",
-                    options={},
-                )
+                request = Request(bytewise, few, 5000, 1, 1, seed=1, split="calibration")
+                known = filled(kind, {}, registry.options_of(kind))
+                registry.load(kind).make(request, registry.options_from(kind, known))
 
 
 def test_splits_share_no_key_and_no_value(bytewise):
     drawn = {}
     for split in SPLITS:
-        rng = base.draws(split)
+        rng = splits.draws(split)
         drawn[split] = {
             "key": {
                 key

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvbudget.errors import UserError
+from kvbudget.tasks import passages
 from kvbudget.sources import text
 
 VERSES = [
@@ -92,14 +93,14 @@ def test_a_parallel_text_has_a_translation_beside_each_passage(index, tmp_path):
     index |= {"version": "4", "translation": "l"}
     index["sha256"] = hashlib.sha256(database.read_bytes()).hexdigest()
     text.build(index, tmp_path / "pairs.txt")
-    assert text.pairs(text.read_passages(tmp_path / "pairs.txt")) == [
+    assert passages.pairs(text.read_passages(tmp_path / "pairs.txt")) == [
         ("God's Spirit said, 'Let there be light.'", "Au commencement")
     ]
 
 
 def test_one_column_is_no_parallel_text():
     with pytest.raises(UserError, match="not a parallel text"):
-        text.pairs(["alone"])
+        passages.pairs(["alone"])
 
 
 def test_files_of_a_parallel_text_go_line_by_line(tmp_path):
@@ -108,7 +109,7 @@ def test_files_of_a_parallel_text_go_line_by_line(tmp_path):
     spec = {"source": "file", "path": str(tmp_path / "en.txt")}
     spec["translation"] = str(tmp_path / "fr.txt")
     text.build(spec, tmp_path / "pairs.txt")
-    pairs = text.pairs(text.read_passages(tmp_path / "pairs.txt"))
+    pairs = passages.pairs(text.read_passages(tmp_path / "pairs.txt"))
     # What is blank on one side moves nothing, and is left out by whoever needs both.
     wanted = [("One.", "Un."), ("Two.", ""), ("", "Quatre."), ("Three.", "Trois .")]
     assert pairs == wanted

@@ -42,8 +42,8 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 
 
-def tiny_profile(layers: int, kv_heads: int, query_heads: int, seed: int = 0) -> dict:
-    """A random profile of the right shape, with convex and non-convex loss curves."""
+def tiny_calibration(layers: int, kv_heads: int, query_heads: int, seed: int = 0) -> dict:
+    """A random calibration of the right shape, with convex and non-convex loss curves."""
     generator = torch.Generator().manual_seed(seed)
     shares = [0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0]
     rules = ["attention", "diversity", "recency", "window"]

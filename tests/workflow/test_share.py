@@ -19,7 +19,7 @@ from kvbudget.study.records import load_study
 pytestmark = pytest.mark.workflow
 
 CELL = "results/tiny/cells/tiny-llama/niah_single/L800/h2o/B20p.json"
-PROFILE = "results/tiny/profiles/tiny-llama.json"
+CALIBRATION = "results/tiny/calibrations/tiny-llama.json"
 VERIFIED = "results/models/tiny-llama.verified.json"
 STUDY = "results/tiny/study.json"
 
@@ -51,7 +51,7 @@ def test_a_finished_study_is_current(repo):
 
 
 class TestStale:
-    @pytest.mark.parametrize("path", [VERIFIED, PROFILE])
+    @pytest.mark.parametrize("path", [VERIFIED, CALIBRATION])
     def test_a_missing_file(self, repo, path):
         with away(repo / path):
             assert stale(repo)[path] == "missing"
@@ -64,7 +64,7 @@ class TestStale:
                 CELL: "measured for another spec (method.stride was 3, the plan has none)"
             }
 
-    @pytest.mark.parametrize("path", [CELL, PROFILE])
+    @pytest.mark.parametrize("path", [CELL, CALIBRATION])
     def test_other_code_is_named_by_module(self, repo, path):
         code = json.loads((repo / path).read_text())["code"]
         parts = json.loads((repo / f"results/tiny/code/{code}.json").read_text())
@@ -81,7 +81,7 @@ class TestStale:
         with edited(repo / VERIFIED, lambda text: change(text, sha256="0" * 64)):
             found = stale(repo)
         assert "measured with weights" in found[CELL]
-        assert found[PROFILE] == "measured with other weights than the verified ones"
+        assert found[CALIBRATION] == "measured with other weights than the verified ones"
 
     def test_files_of_the_model_altered_on_disk(self, repo):
         with edited(repo / "results/models/tiny-llama/config.json", lambda text: text + "\n"):
@@ -170,11 +170,11 @@ def test_a_bundle_replaces_nothing_that_differs(bundle, tmp_path):
     unpack(bundle, tmp_path)
     mine = (tmp_path / CELL).read_text().replace('"schema": 1', '"schema": 1, "mine": true')
     (tmp_path / CELL).write_text(mine)
-    (tmp_path / PROFILE).unlink()
+    (tmp_path / CALIBRATION).unlink()
     with pytest.raises(UserError, match=f"{CELL} is there already and differs"):
         unpack(bundle, tmp_path)
     assert (tmp_path / CELL).read_text() == mine
-    assert not (tmp_path / PROFILE).exists()
+    assert not (tmp_path / CALIBRATION).exists()
 
 
 def test_a_bundle_holds_what_is_current_alone(repo, tmp_path):

@@ -1,4 +1,4 @@
-"""Cells of the tiny study through the profile for Slurm, on a real Slurm that is started here."""
+"""Cells of the tiny study through the calibration for Slurm, on a real Slurm that is started here."""
 
 import json
 import re
@@ -17,7 +17,7 @@ pytestmark = [
 
 CELLS = "results/tiny/cells/tiny-llama/niah_single/L800"
 SOON = ("--slurm-init-seconds-before-status-checks", "3")
-PROFILE = "results/tiny/profiles/tiny-llama.json"
+CALIBRATION = "results/tiny/calibrations/tiny-llama.json"
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,15 @@ def repo(tmp_path_factory):
     return copy
 
 
-def submit(repo, environment, profile: str, *arguments: str) -> set[tuple[str, str]]:
+def submit(repo, environment, calibration: str, *arguments: str) -> set[tuple[str, str]]:
     """Run Snakemake to a good end; which device each job had, as (job, device)."""
-    command = [sys.executable, "-m", "snakemake", "--workflow-profile", f"profiles/{profile}"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--workflow-profile",
+        f"calibrations/{calibration}",
+    ]
     command += ["--configfile", TINY, "--seconds-between-status-checks", "3", *arguments]
     own = {k: v for k, v in environment.items() if k != "PYTHONPATH"} | {"SBATCH_PARTITION": "gpu"}
     log, devices = repo / "snakemake.out", set()
@@ -84,12 +90,12 @@ def test_account_and_partition_come_from_the_environment(slurm, repo):
     assert "slurm_account=group-7, slurm_partition=gpu" in planned.stdout + planned.stderr
 
 
-def test_cells_and_their_profile_through_slurm(slurm, repo):
+def test_cells_and_their_calibration_through_slurm(slurm, repo):
     cells = [f"{CELLS}/h2o/B20p.json", f"{CELLS}/head-aware/B20p.json"]
     devices = submit(repo, slurm, "slurm", *SOON, *cells)
     for cell in cells:
         assert len(json.loads((repo / cell).read_text())["samples"]) == 2
-    assert (repo / PROFILE).exists()
+    assert (repo / CALIBRATION).exists()
     # A job's log is where a run without Slurm has it.
     log = repo / cells[0].replace("tiny/cells", "tiny/logs/cells").replace(".json", ".log")
     assert "2/2" in log.read_text()
@@ -103,7 +109,7 @@ def test_cells_and_their_profile_through_slurm(slurm, repo):
         assert job["TresPerJob"] == "gres:gpu:1"
         assert 3000 < int(job["MinMemoryNode"].removesuffix("M")) < 3100
         assert job["TimeLimit"] == "04:00:00"
-    # The cell that needs no profile ran beside it, on another device.
+    # The cell that needs no calibration ran beside it, on another device.
     assert len(devices) == 3
     assert {device for _, device in devices} == {"gpu:1(IDX:0)", "gpu:1(IDX:1)"}
 
@@ -122,7 +128,7 @@ def test_a_job_array_at_a_site_that_knows_only_gres(slurm, repo):
 
 
 def test_a_scheduler_without_a_plugin(slurm, repo):
-    """Slurm's commands in place of the profile's."""
+    """Slurm's commands in place of the calibration's."""
     sbatch = (
         "sbatch --parsable --output /dev/null --partition gpu --gpus={resources.gpu}"
         " --mem={resources.mem_mb} --cpus-per-task={threads} --time={resources.runtime}"

@@ -38,7 +38,7 @@ rule aggregate:
     input:
         study=f"{RESULTS}/study.json",
         cells=list(CELLS),
-        profiles=list(STUDY.profiles),
+        calibrations=list(STUDY.calibrations),
         models=expand("results/models/{model}.verified.json", model=STUDY.models),
     output:
         [report(file, caption="../report/csv.rst", category="Data") for file in CSV],
@@ -52,4 +52,4 @@ rule aggregate:
         code=code("kvbudget.analysis.aggregate"),
     shell:
         "python -m kvbudget.analysis.aggregate --study {input.study}"
-        f" --out {RESULTS}/csv --models results/models --profiles {RESULTS}/profiles > {{log}} 2>&1"
+        f" --out {RESULTS}/csv --models results/models --calibrations {RESULTS}/calibrations > {{log}} 2>&1"

@@ -10,7 +10,7 @@ rule cell:
         haystack=lambda wildcards: (
             f"results/text/{cell_of(wildcards).spec['haystack']}.verified.json"
         ),
-        profile=lambda wildcards: cell_of(wildcards).profile or [],
+        calibration=lambda wildcards: cell_of(wildcards).calibration or [],
     output:
         ensure(
             f"{RESULTS}/cells/{{model}}/{{task}}/L{{length}}/{{method}}/B{{budget}}.json",
@@ -28,8 +28,8 @@ rule cell:
         code=lambda wildcards: cell_of(wildcards).code,
         model=model_identity,
         text=lambda wildcards: f"results/text/{cell_of(wildcards).spec['haystack']}.txt",
-        profile=lambda wildcards, input: f"--profile {input.profile}" if input.profile else "",
+        calibration=lambda wildcards, input: f"--calibration {input.calibration}" if input.calibration else "",
     shell:
         f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.run.cell --spec {{params.spec:q}} --code {{params.code}}"
         f" --model-dir results/models/{{wildcards.model}} --verified {{input.verified}}"
-        " --text {params.text} {params.profile} --out {output} 2> {log}"
+        " --text {params.text} {params.calibration} --out {output} 2> {log}"

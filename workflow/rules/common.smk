@@ -112,18 +112,18 @@ def model_identity(wildcards):
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def profile_spec(wildcards):
-    """What a profile of this study is made from."""
-    path = f"{RESULTS}/profiles/{wildcards.model}{wildcards.calibration}.json"
-    if path not in STUDY.profiles:
-        raise WorkflowError(f"{path} is not a profile that study {STUDY.name!r} needs")
-    return STUDY.profiles[path]
+def calibration_spec(wildcards):
+    """What a calibration of this study is made from."""
+    path = f"{RESULTS}/calibrations/{wildcards.model}{wildcards.calibration}.json"
+    if path not in STUDY.calibrations:
+        raise WorkflowError(f"{path} is not a calibration that study {STUDY.name!r} needs")
+    return STUDY.calibrations[path]
 
 
 def memory_mb(wildcards, input, attempt):
     """Memory of a job that runs a model; more at each attempt, as too little ends in a kill."""
     of_a_cell = "length" in wildcards.keys()
-    spec = cell_of(wildcards).spec if of_a_cell else profile_spec(wildcards)
+    spec = cell_of(wildcards).spec if of_a_cell else calibration_spec(wildcards)
     return attempt * resources.memory_mb(Path(input.verified), spec["dtype"], spec["length"])
 
 
@@ -142,7 +142,7 @@ def refuse_early():
         raise WorkflowError(f"{place.resolve()} cannot be written; make it writable for you")
     jobs = list(workflow.dag.needrun_jobs())
     fetched = {job.wildcards.model for job in jobs if job.rule.name == "download_model"}
-    measured = {job.wildcards.model for job in jobs if job.rule.name in ("profile", "cell")}
+    measured = {job.wildcards.model for job in jobs if job.rule.name in ("calibration", "cell")}
     for model in sorted(measured - fetched):
         # Weights may be deleted once all is measured, so that their absence alone makes no job.
         if not Path(f"results/models/{model}/source.json").exists():

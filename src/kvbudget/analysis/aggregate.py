@@ -11,7 +11,7 @@ from kvbudget.analysis.comparison_rows import comparison_rows, pooled_rows
 from kvbudget.analysis.head_rows import (
     allocation_rows,
     head_rows,
-    load_profiles,
+    load_calibrations,
     loss_rows,
     stability_rows,
 )
@@ -24,7 +24,7 @@ def aggregate(
     study_file: Path,
     out: Path,
     models: Path | None = None,
-    profiles_dir: Path | None = None,
+    calibrations_dir: Path | None = None,
     draft: bool = False,
 ) -> None:
     """Check a study and write all CSV files of `schema.TABLES`, and what they mean, into `out`.
@@ -33,7 +33,7 @@ def aggregate(
         study_file: the plan, results/{study}/study.json.
         out: folder of the CSV files.
         models: folder of the models' verified.json files.
-        profiles_dir: folder of the profiles.
+        calibrations_dir: folder of the calibrations.
         draft: let cells be missing; the paper then says DRAFT on its first page.
 
     Raises:
@@ -51,15 +51,15 @@ def aggregate(
     if not cells:
         raise UserError(f"study {study.name} has no finished cell; run `{study.command([])}`")
 
-    profiles = load_profiles(study, profiles_dir)
+    calibrations = load_calibrations(study, calibrations_dir)
     frames = {
         "cells": cell_rows(cells, study.seed),
         "comparisons": comparison_rows(study, cells),
         "pooled": pooled_rows(study, cells),
-        "heads": head_rows(profiles),
-        "allocation": allocation_rows(cells, profiles),
-        "loss_curves": loss_rows(profiles),
-        "stability": stability_rows(profiles),
+        "heads": head_rows(calibrations),
+        "allocation": allocation_rows(cells, calibrations),
+        "loss_curves": loss_rows(calibrations),
+        "stability": stability_rows(calibrations),
         "models": model_rows(study, cells, models),
         "provenance": provenance_rows(cells),
         "code_digests": code_rows(cells),
@@ -76,10 +76,10 @@ def main() -> None:
     parser.add_argument("--study", type=Path, required=True, help="results/{study}/study.json")
     parser.add_argument("--out", type=Path, required=True, help="folder of the CSV files")
     parser.add_argument("--models", type=Path, help="folder of the models' verified.json files")
-    parser.add_argument("--profiles", type=Path, help="folder of the profiles")
+    parser.add_argument("--calibrations", type=Path, help="folder of the calibrations")
     parser.add_argument("--draft", action="store_true", help="let cells be missing")
     args = parser.parse_args()
-    aggregate(args.study, args.out, args.models, args.profiles, args.draft)
+    aggregate(args.study, args.out, args.models, args.calibrations, args.draft)
 
 
 if __name__ == "__main__":

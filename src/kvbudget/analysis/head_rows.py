@@ -14,32 +14,32 @@ from kvbudget.study.records import OURS, Cell, Study
 SIGNALS = ("retrieval", "induction", "local", "sink", "previous")
 
 
-def load_profiles(study: Study, directory: Path | None) -> dict[str, dict]:
-    """Profiles of the plan's models by key; a model that no method profiles has none.
+def load_calibrations(study: Study, directory: Path | None) -> dict[str, dict]:
+    """Calibrations of the plan's models by key; a model that no method calibrations has none.
 
     Raises:
-        UserError: a profile is not JSON or holds a number that is not finite.
+        UserError: a calibration is not JSON or holds a number that is not finite.
     """
     if directory is None:
         return {}
-    profiles = {}
+    calibrations = {}
     for model in dict.fromkeys(cell.model for cell in study.cells):
         path = directory / f"{model}.json"
         if not path.exists():
             continue
         try:
-            profile = json.loads(path.read_text(encoding="utf-8"))
+            calibration = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise _bad(study, path, f"not JSON ({error})") from error
-        if not _finite([profile["heads"], profile["loss"]]):
+        if not _finite([calibration["heads"], calibration["loss"]]):
             raise _bad(study, path, "holds a number that is not finite")
-        profiles[model] = profile
-    return profiles
+        calibrations[model] = calibration
+    return calibrations
 
 
 def _bad(study: Study, path: Path, reason: str) -> UserError:
     return UserError(
-        f"profile {path}: {reason}; make it again with\n  {study.command([str(path)], force=True)}"
+        f"calibration {path}: {reason}; make it again with\n  {study.command([str(path)], force=True)}"
     )
 
 
@@ -51,21 +51,21 @@ def _finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def head_rows(profiles: dict[str, dict]) -> pd.DataFrame:
+def head_rows(calibrations: dict[str, dict]) -> pd.DataFrame:
     """One row a query head."""
     rows = []
-    for model, profile in profiles.items():
-        group = profile["query_heads"] // profile["kv_heads"]
-        for i, layer in enumerate(profile["layers"]):
-            for head in range(profile["query_heads"]):
+    for model, calibration in calibrations.items():
+        group = calibration["query_heads"] // calibration["kv_heads"]
+        for i, layer in enumerate(calibration["layers"]):
+            for head in range(calibration["query_heads"]):
                 row = {"model": model, "layer": layer, "query_head": head, "kv_head": head // group}
-                row["class"] = profile["classes"][i][head // group]
-                row |= {name: profile["heads"][name][i][head] for name in SIGNALS}
+                row["class"] = calibration["classes"][i][head // group]
+                row |= {name: calibration["heads"][name][i][head] for name in SIGNALS}
                 rows.append(row)
     return pd.DataFrame(rows)
 
 
-def loss_rows(profiles: dict[str, dict]) -> pd.DataFrame:
+def loss_rows(calibrations: dict[str, dict]) -> pd.DataFrame:
     """One row a point of a KV head's loss curve."""
     return pd.DataFrame(
         {
@@ -74,29 +74,29 @@ def loss_rows(profiles: dict[str, dict]) -> pd.DataFrame:
             "rule": rule,
             "layer": layer,
             "kv_head": head,
-            "class": profile["classes"][i][head],
+            "class": calibration["classes"][i][head],
             "share": share,
             "loss": loss,
         }
-        for model, profile in profiles.items()
-        for measure, rules in profile["loss"].items()
+        for model, calibration in calibrations.items()
+        for measure, rules in calibration["loss"].items()
         for rule, curves in rules.items()
-        for i, layer in enumerate(profile["layers"])
-        for head in range(profile["kv_heads"])
-        for share, loss in zip(profile["shares"], curves[i][head], strict=True)
+        for i, layer in enumerate(calibration["layers"])
+        for head in range(calibration["kv_heads"])
+        for share, loss in zip(calibration["shares"], curves[i][head], strict=True)
     )
 
 
-def stability_rows(profiles: dict[str, dict]) -> pd.DataFrame:
+def stability_rows(calibrations: dict[str, dict]) -> pd.DataFrame:
     """One row a signal: whether two halves of the calibration see the same heads in front."""
     return pd.DataFrame(
         {"model": model, "signal": signal, "correlation": correlation}
-        for model, profile in profiles.items()
-        for signal, correlation in profile["stability"].items()
+        for model, calibration in calibrations.items()
+        for signal, correlation in calibration["stability"].items()
     )
 
 
-def allocation_rows(cells: list[Cell], profiles: dict[str, dict]) -> pd.DataFrame:
+def allocation_rows(cells: list[Cell], calibrations: dict[str, dict]) -> pd.DataFrame:
     """One row a KV head of each cell of our policy; other policies keep the same in each head."""
     rows = []
     for cell in cells:
@@ -104,8 +104,8 @@ def allocation_rows(cells: list[Cell], profiles: dict[str, dict]) -> pd.DataFram
             continue
         allocation = cell.record["allocation"]
         axes = cell.planned.axes
-        profile = profiles.get(cell.planned.model)
-        classes = _classes(profile) if profile else {}
+        calibration = calibrations.get(cell.planned.model)
+        classes = _classes(calibration) if calibration else {}
         mean = float(np.mean([slots for heads in allocation["slots"] for slots in heads]))
         for layer, heads in zip(allocation["layers"], allocation["slots"], strict=True):
             for head, slots in enumerate(heads):
@@ -115,5 +115,5 @@ def allocation_rows(cells: list[Cell], profiles: dict[str, dict]) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def _classes(profile: dict) -> dict[int, list[str]]:
-    return dict(zip(profile["layers"], profile["classes"], strict=True))
+def _classes(calibration: dict) -> dict[int, list[str]]:
+    return dict(zip(calibration["layers"], calibration["classes"], strict=True))

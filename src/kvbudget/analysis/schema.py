@@ -52,7 +52,7 @@ BUDGET = {
 }
 LAYER = {"layer": _count("index of the full-attention layer in the model")}
 KV_HEAD = {"kv_head": _count("KV head")}
-CLASS = {"class": _text("functional class of the KV head, empty without a profile")}
+CLASS = {"class": _text("functional class of the KV head, empty without a calibration")}
 PAIR = {
     **BUDGET,
     "method": _text("the method compared"),

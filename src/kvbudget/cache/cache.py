@@ -154,4 +154,4 @@ def geometry_of(model: PreTrainedModel) -> Geometry:
 
 def text_config(model: PreTrainedModel):
     """The configuration of the part of a model that reads text."""
-    return model.config.gettext_config(decoder=True)
+    return model.config.get_text_config(decoder=True)

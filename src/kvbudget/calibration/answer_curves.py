@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 
 from kvbudget.cache.budget import SINKS
 from kvbudget.calibration.probe import Gate, Probe, read_later
-from kvbudget.calibration.prompts import Calibration
+from kvbudget.calibration.prompts import Prompt
 from kvbudget.policies.rules import RULES
 
 
 def answer_curves(
     model: PreTrainedModel,
     cache: Probe,
-    prompt: Calibration,
+    prompt: Prompt,
     rule: str,
     shares: list[float],
     recent: int,
@@ -56,7 +56,7 @@ def answer_curves(
 def _slopes(
     model: PreTrainedModel,
     cache: Probe,
-    prompt: Calibration,
+    prompt: Prompt,
     ranks: list[Tensor],
     fewer: int,
     more: int,

@@ -1,4 +1,4 @@
-"""The profile of a model: what each head does, and what it loses with less memory.
+"""The calibration of a model: what each head does, and what it loses with less memory.
 
 Made once for a model and used for every task, length and budget. The calibration prompts share no
 seed, needle or passage with any test sample.
@@ -20,7 +20,7 @@ from kvbudget.calibration import functions as signals
 from kvbudget.calibration.answer_curves import answer_curves
 from kvbudget.calibration.curves import loss_curves
 from kvbudget.calibration.probe import probe
-from kvbudget.calibration.prompts import Calibration, mixture
+from kvbudget.calibration.prompts import Prompt, mixture
 from kvbudget.errors import UserError
 from kvbudget.policies.classify import classify
 from kvbudget.policies.rules import RULES
@@ -54,7 +54,7 @@ class Measured:
     loss: dict[str, dict[str, Tensor]]
 
 
-def make_profile(
+def calibrate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     passages: Sequence[str],
@@ -66,11 +66,11 @@ def make_profile(
     """
     for key in spec:
         if key not in DEFAULTS:
-            raise UserError(f"profile: unknown key {key!r}; known are {', '.join(DEFAULTS)}")
+            raise UserError(f"calibration: unknown key {key!r}; known are {', '.join(DEFAULTS)}")
     spec = {**DEFAULTS, **spec}
     for rule in spec["answer_rules"]:
         if rule not in RULES:
-            raise UserError(f"profile: no scoring rule {rule!r}; known are {', '.join(RULES)}")
+            raise UserError(f"calibration: no scoring rule {rule!r}; known are {', '.join(RULES)}")
     geometry = geometry_of(model)
     keys = ("tasks", "length", "contexts", "seed")
     prompts = mixture(tokenizer, passages, **{key: spec[key] for key in keys})
@@ -100,7 +100,7 @@ def make_profile(
     }
 
 
-def measure(model: PreTrainedModel, prompt: Calibration, spec: dict) -> Measured:
+def measure(model: PreTrainedModel, prompt: Prompt, spec: dict) -> Measured:
     """All that one prompt tells."""
     cache, logits = probe(model, prompt.context, prompt.later)
     attention = [layer.probabilities[0].flatten(0, 1) for layer in cache.probes]

@@ -11,10 +11,11 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from kvbudget.errors import UserError
+from kvbudget.prompts import Tokenizer
 from kvbudget.tasks import cwe, niah, perplexity, vt
+from kvbudget.tasks.request import Request
 
 CUE = 8  # tokens of a passage of the context that are given; the model continues it
 COPIED = 16  # tokens that it should continue with
@@ -22,7 +23,7 @@ READ = 64  # tokens that are read on
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Prompt:
     """A context and what is read after it.
 
     Attributes:
@@ -58,13 +59,12 @@ class Calibration:
 
 
 def needles(
-    tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], length: int, count: int, seed: int
-) -> list[Calibration]:
+    tokenizer: Tokenizer, passages: Sequence[str], length: int, count: int, seed: int
+) -> list[Prompt]:
     """One of four needles in running text."""
     contexts = niah.make(
-        tokenizer, passages, length=length, contexts=count, questions=1, seed=seed,
-        split="calibration", options={"needles": 4},
-    )  # fmt: skip
+        _request(tokenizer, passages, length, count, seed), niah.Options(needles=4)
+    )
     made = []
     for context in contexts:
         (question,) = context.questions
@@ -72,17 +72,17 @@ def needles(
         needle = find(answer, context.ids)
         if not needle:
             raise UserError(
-                "profile: the tokenizer splits a number in an answer otherwise than in the text, "
-                "so that its needle is not found; leave needles out of the profile's tasks"
+                "calibration: the tokenizer splits a number in an answer otherwise than in the text, "
+                "so that its needle is not found; leave needles out of the calibration's tasks"
             )
         later = [*question.ids, *answer]
-        made.append(Calibration("needles", context.ids, later, len(answer), needle))
+        made.append(Prompt("needles", context.ids, later, len(answer), needle))
     return made
 
 
 def recall(
-    tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], length: int, count: int, seed: int
-) -> list[Calibration]:
+    tokenizer: Tokenizer, passages: Sequence[str], length: int, count: int, seed: int
+) -> list[Prompt]:
     """Continue a passage of the context, given its first tokens."""
     made = []
     for index, whole in enumerate(_texts(tokenizer, passages, length, count, seed)):
@@ -92,39 +92,37 @@ def recall(
         )
         middle, end = start + CUE, start + CUE + COPIED
         made.append(
-            Calibration("recall", context, context[start:end], COPIED, tuple(range(middle, end)))
+            Prompt("recall", context, context[start:end], COPIED, tuple(range(middle, end)))
         )
     return made
 
 
 def reading(
-    tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], length: int, count: int, seed: int
-) -> list[Calibration]:
+    tokenizer: Tokenizer, passages: Sequence[str], length: int, count: int, seed: int
+) -> list[Prompt]:
     """Read on in the same text; the first later token is predicted by the context, not by it."""
     return [
-        Calibration("reading", whole[: length - READ], whole[length - READ :], READ - 1)
+        Prompt("reading", whole[: length - READ], whole[length - READ :], READ - 1)
         for whole in _texts(tokenizer, passages, length, count, seed + 1)
     ]
 
 
 def _asked(
-    task: str, module: ModuleType, tokenizer: PreTrainedTokenizerBase, passages: Sequence[str],
+    task: str, module: ModuleType, tokenizer: Tokenizer, passages: Sequence[str],
     length: int, count: int, seed: int,
-) -> list[Calibration]:  # fmt: skip
+) -> list[Prompt]:  # fmt: skip
     """The first question of a task of the test, on calibration samples."""
-    contexts = module.make(
-        tokenizer, passages, length=length, contexts=count, questions=1, seed=seed,
-        split="calibration", options={},
-    )  # fmt: skip
+    request = _request(tokenizer, passages, length, count, seed)
+    contexts = module.make(request, module.Options())
     made = []
     for context in contexts:
         question = context.questions[0]
         later = [*question.ids, *question.answer_ids]
-        made.append(Calibration(task, context.ids, later, len(question.answer_ids)))
+        made.append(Prompt(task, context.ids, later, len(question.answer_ids)))
     return made
 
 
-TASKS: dict[str, Callable[..., list[Calibration]]] = {
+TASKS: dict[str, Callable[..., list[Prompt]]] = {
     "needles": needles,
     "recall": recall,
     "reading": reading,
@@ -134,14 +132,14 @@ TASKS: dict[str, Callable[..., list[Calibration]]] = {
 
 
 def mixture(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     passages: Sequence[str],
     *,
     tasks: Sequence[str],
     length: int,
     contexts: int,
     seed: int,
-) -> list[Calibration]:
+) -> list[Prompt]:
     """`contexts` prompts of about `length` tokens of each task.
 
     Raises:
@@ -150,7 +148,9 @@ def mixture(
     made = []
     for task in tasks:
         if task not in TASKS:
-            raise UserError(f"profile: no calibration task {task!r}; known are {', '.join(TASKS)}")
+            raise UserError(
+                f"calibration: no calibration task {task!r}; known are {', '.join(TASKS)}"
+            )
         made += TASKS[task](tokenizer, passages, length, contexts, seed)
     return made
 
@@ -168,11 +168,23 @@ def find(part: list[int], whole: list[int]) -> tuple[int, ...]:
 
 
 def _texts(
-    tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], length: int, count: int, seed: int
+    tokenizer: Tokenizer, passages: Sequence[str], length: int, count: int, seed: int
 ) -> list[list[int]]:
     """Running text of exactly `length` tokens."""
-    contexts = perplexity.make(
-        tokenizer, passages, length=length, contexts=count, questions=1, seed=seed,
-        split="calibration", options={},
-    )  # fmt: skip
+    request = _request(tokenizer, passages, length, count, seed)
+    contexts = perplexity.make(request, perplexity.Options())
     return [[*each.ids, *each.questions[0].answer_ids] for each in contexts]
+
+
+def _request(
+    tokenizer: Tokenizer, passages: Sequence[str], length: int, count: int, seed: int
+) -> Request:
+    return Request(
+        tokenizer,
+        passages,
+        length=length,
+        contexts=count,
+        questions=1,
+        seed=seed,
+        split="calibration",
+    )

@@ -392,13 +392,13 @@ def _speed(src: Source) -> Latex:
 def _classes(src: Source) -> Latex:
     heads = src.table("heads").drop_duplicates(["model", "layer", "kv_head"])
     if heads.empty:
-        return Latex("This study holds no profile.")
+        return Latex("This study holds no calibration.")
     texts = []
     for model, group in heads.groupby("model", sort=False):
         counts = group["class"].value_counts().sort_index()
         listed = latex.listing(f"{number} {name}" for name, number in counts.items())
         title = latex.escape(src.study.title("models", model))
-        texts.append(f"Of the {len(group)} KV heads of {title}, the profile classes {listed}.")
+        texts.append(f"Of the {len(group)} KV heads of {title}, the calibration classes {listed}.")
     return Latex(" ".join(texts))
 
 

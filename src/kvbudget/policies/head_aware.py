@@ -1,7 +1,7 @@
 """Head-Aware cache with Group-Aware eviction: ours.
 
 Each KV head gets the budget that its function needs, and the heads of a group (one layer, one
-class) may decide together what to evict. The profile says what a head needs; where heads pool their
+class) may decide together what to evict. The calibration says what a head needs; where heads pool their
 budgets, the prompt corrects it.
 """
 
@@ -14,20 +14,18 @@ from kvbudget.cache.policy import Candidates, Policy
 from kvbudget.errors import UserError
 from kvbudget.policies.allocate import by_class, water_fill
 from kvbudget.policies.classify import classify
-from kvbudget.policies.pooling import check_safeguard, pooled
+from kvbudget.policies.pooling import pooled
 from kvbudget.policies.rules import RULES, SIGNALS, relative
 
-ALLOCATIONS = ("curves", "class", "uniform")
-LOSSES = ("answer", "output", "mass")
 SHRINKAGE = 0.2  # share of the mean curve in that of a head
 CLASS_WEIGHTS = {"retrieval": 4.0, "induction": 2.0, "local": 1.0}
 
 
 class HeadAware(Policy):
-    """Budgets per head from its profile, eviction by groups of heads.
+    """Budgets per head from its calibration, eviction by groups of heads.
 
     Args:
-        profile: what the model's heads do (`kvbudget.calibration.calibrate`). Without one, budgets come
+        calibration: what the model's heads do (`kvbudget.calibration`). Without one, budgets come
             from the prompt's own scores alone, pooled over all heads of each layer.
         allocation: `"curves"` (water-filling on the loss curves), `"class"` (proportional to the
             weight of the head's class) or `"uniform"`.
@@ -38,46 +36,35 @@ class HeadAware(Policy):
         group_mix: λ in [0, 1]. Each head's scores are mixed with the mean over its group; 0 is
             independent eviction, at 1 the heads of a group rank tokens alike.
         safeguard: α in [0, 1]. Each head keeps that share of its budget; the rest is pooled over
-            its group and spent by this prompt's scores (AdaKV, Feng et al., 2024). By default 1, or
-            0.5 without a profile.
+            its group and spent by this prompt's scores (AdaKV, Feng et al., 2024). None is 1, or
+            0.5 without a calibration.
         gqa: how scores of query heads are reduced to a KV head, `"max"` or `"mean"`.
         recent: tokens at the end that are always kept.
     """
 
     def __init__(
         self,
-        profile: dict | None = None,
-        allocation: str = "curves",
-        loss: str = "answer",
-        rule: str = "diversity",
-        group_mix: float = 0.0,
-        safeguard: float | None = None,
-        gqa: str = "max",
-        recent: int = 8,
+        calibration: dict | None,
+        allocation: str,
+        loss: str,
+        rule: str,
+        group_mix: float,
+        safeguard: float | None,
+        gqa: str,
+        recent: int,
     ) -> None:
-        if allocation not in ALLOCATIONS:
-            raise UserError(
-                f"allocation must be one of {', '.join(ALLOCATIONS)}, not {allocation!r}"
-            )
-        if loss not in LOSSES:
-            raise UserError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
-        if rule not in (*RULES, "per-head"):
-            raise UserError(f"rule must be per-head or one of {', '.join(RULES)}, not {rule!r}")
         if safeguard is None:
-            safeguard = 0.5 if profile is None else 1.0
-        check_safeguard(safeguard)
-        if not 0 <= group_mix <= 1:
-            raise UserError(f"group_mix must lie in [0, 1], not {group_mix!r}")
-        if profile is None and rule == "per-head":
+            safeguard = 0.5 if calibration is None else 1.0
+        if calibration is None and rule == "per-head":
             raise UserError(
-                "rule: per-head needs a profile; make one with python -m kvbudget.calibration.calibrate, "
-                f"or use one of {', '.join(RULES)}"
+                "rule: per-head needs a calibration; make one with kvbudget calibrate, or use one "
+                f"of {', '.join(RULES)}"
             )
-        self.profile, self.loss, self.rule = profile, loss, rule
-        self.allocation = allocation if profile else "uniform"
+        self.calibration, self.loss, self.rule = calibration, loss, rule
+        self.allocation = allocation if calibration else "uniform"
         self.group_mix, self.safeguard, self.recent = group_mix, safeguard, recent
-        self.classes = profile and classify(
-            profile["heads"], profile["kv_heads"], profile["thresholds"], gqa
+        self.classes = calibration and classify(
+            calibration["heads"], calibration["kv_heads"], calibration["thresholds"], gqa
         )
         self.rules: list[list[str]] | None = None  # [layer][KV head], chosen with the budgets
 
@@ -85,10 +72,10 @@ class HeadAware(Policy):
         layers, kv_heads = len(geometry.layers), geometry.kv_heads
         heads = layers * kv_heads
         tokens = max(prompt_tokens, budget)
-        if self.profile is not None and np.shape(self.classes) != (layers, kv_heads):
+        if self.calibration is not None and np.shape(self.classes) != (layers, kv_heads):
             raise UserError(
-                f"the profile is of a model with {np.shape(self.classes)} (layers, KV heads), this "
-                f"one has {(layers, kv_heads)}; make the profile anew for this model"
+                f"the calibration is of a model with {np.shape(self.classes)} (layers, KV heads), this "
+                f"one has {(layers, kv_heads)}; make the calibration anew for this model"
             )
         total, floor = budget * heads, SINKS + self.recent
         if budget < floor:
@@ -102,7 +89,7 @@ class HeadAware(Policy):
             weights = np.array([CLASS_WEIGHTS[name] for row in self.classes for name in row])
             spent = by_class(weights, total, floor, tokens)
         else:
-            shares = np.array(self.profile["shares"])
+            shares = np.array(self.calibration["shares"])
             losses = np.array(list(self._losses().values())).min(axis=0)
             # On few prompts a head that matters may seem not to: shrink to the mean curve.
             losses = (1 - SHRINKAGE) * losses + SHRINKAGE * losses.mean(axis=(0, 1))
@@ -113,12 +100,12 @@ class HeadAware(Policy):
 
     def _losses(self) -> dict[str, np.ndarray]:
         """Loss curves `(layers, kv_heads, shares)` of each rule that may be chosen."""
-        curves = self.profile["loss"].get(self.loss, {})
+        curves = self.calibration["loss"].get(self.loss, {})
         names = list(curves) if self.rule == "per-head" else [self.rule]
         if not set(names) <= set(curves) or (self.rule == "per-head" and len(names) < 2):
             raise UserError(
-                f"the profile holds no {self.loss} curves of rule {self.rule!r}, only of "
-                f"{', '.join(curves) or 'none'}; add rules to the profile's answer_rules, or use "
+                f"the calibration holds no {self.loss} curves of rule {self.rule!r}, only of "
+                f"{', '.join(curves) or 'none'}; add rules to the calibration's answer_rules, or use "
                 "the method with loss: output"
             )
         return {name: np.array(curves[name]) for name in names}
@@ -126,7 +113,7 @@ class HeadAware(Policy):
     def _choose_rules(self, budgets: np.ndarray, tokens: int) -> list[list[str]]:
         if self.rule != "per-head":
             return np.full(budgets.shape, self.rule).tolist()
-        losses, shares = self._losses(), np.array(self.profile["shares"])
+        losses, shares = self._losses(), np.array(self.calibration["shares"])
         names = list(losses)
         at_budget = [
             [[np.interp(b / tokens, shares, curve) for b, curve in zip(*row, strict=True)]
@@ -139,7 +126,7 @@ class HeadAware(Policy):
         return frozenset(SIGNALS[name] for name in self.rules[layer] if name in SIGNALS)
 
     def groups(self, layer: int, kv_heads: int) -> list[list[int]]:
-        """KV heads of a layer that decide together: of one class, or all without a profile."""
+        """KV heads of a layer that decide together: of one class, or all without a calibration."""
         classes = self.classes[layer] if self.classes else ["all"] * kv_heads
         return [
             [head for head, name in enumerate(classes) if name == each]

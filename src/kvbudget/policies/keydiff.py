@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kvbudget.cache.policy import Candidates, Policy
-from kvbudget.policies.pooling import check_safeguard, pooled
+from kvbudget.policies.pooling import pooled
 from kvbudget.policies.rules import diversity
 
 
@@ -15,8 +15,7 @@ class KeyDiff(Policy):
             that share of its own: AdaKV (0.2 as published).
     """
 
-    def __init__(self, safeguard: float = 1.0) -> None:
-        check_safeguard(safeguard)
+    def __init__(self, safeguard: float) -> None:
         self.safeguard = safeguard
 
     def score(self, candidates: Candidates) -> Tensor:

@@ -10,12 +10,6 @@ from kvbudget.errors import UserError
 from kvbudget.policies.allocate import round_to_sum
 
 
-def check_safeguard(safeguard: float) -> None:
-    """Raise `UserError` unless a safeguard is a share."""
-    if not 0 <= safeguard <= 1:
-        raise UserError(f"safeguard must lie in [0, 1], not {safeguard!r}")
-
-
 def pooled(
     scores: Sequence[Tensor],
     budgets: Sequence[int],

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbudget.cache.cache import BudgetedCache, sliding_layers_forget
 from kvbudget.errors import UserError
+from kvbudget.policies.registry import method
 from kvbudget.prompts import encode, prompt_frame
 
-CHUNK = 2048  # tokens of the context that are repeated at a time
+CHUNK = method("kvzip").rereads  # tokens of the context that are repeated at a time
 CUE = 8  # tokens before a chunk that say where to go on
 FIRST = "\n\nRepeat the previous context exactly."
 LATER = "\n\nRepeat the part of the previous context exactly, starting with"

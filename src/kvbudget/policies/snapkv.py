@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kvbudget.cache.policy import OBSERVATION, Candidates, Policy
-from kvbudget.policies.pooling import check_safeguard, pooled
+from kvbudget.policies.pooling import pooled
 from kvbudget.policies.rules import window
 
 
@@ -17,8 +17,7 @@ class SnapKV(Policy):
 
     signals = frozenset({"window"})
 
-    def __init__(self, safeguard: float = 1.0) -> None:
-        check_safeguard(safeguard)
+    def __init__(self, safeguard: float) -> None:
         self.safeguard = safeguard
 
     def score(self, candidates: Candidates) -> Tensor:

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from kvbudget.cache.policy import Candidates, Policy
-from kvbudget.errors import UserError
 
 
 class StreamingLLM(Policy):
@@ -14,9 +13,7 @@ class StreamingLLM(Policy):
             those in the sequence.
     """
 
-    def __init__(self, positions: str = "cache") -> None:
-        if positions not in ("cache", "absolute"):
-            raise UserError(f"positions must be 'cache' or 'absolute', not {positions!r}")
+    def __init__(self, positions: str) -> None:
         self.relative_positions = positions == "cache"
 
     def score(self, candidates: Candidates) -> Tensor:

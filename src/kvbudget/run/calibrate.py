@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from kvbudget.api import attach
-from kvbudget.calibration.calibrate import DEFAULTS, make_profile
+from kvbudget.calibration.calibrate import DEFAULTS, calibrate
 from kvbudget.errors import run_cli
 from kvbudget.run.record import provenance, write_json
 from kvbudget.sources.load import load
@@ -27,7 +27,7 @@ def main() -> None:
     dtype = {**DEFAULTS, **args.spec}["dtype"]
     model, tokenizer = load(args.model_dir, dtype)
     verified = json.loads(args.verified.read_text())
-    profile = make_profile(attach(model), tokenizer, read_passages(args.text), args.spec)
+    calibration = calibrate(attach(model), tokenizer, read_passages(args.text), args.spec)
     write_json(
         args.out,
         {
@@ -36,7 +36,7 @@ def main() -> None:
             "model_sha256": verified["sha256"],
             "spec": args.spec,
             "code": args.code,
-            **profile,
+            **calibration,
             "provenance": provenance(model, verified["sha256"], started),
         },
     )

@@ -1,10 +1,9 @@
 """One cell: a model, a method, a task, a length and a budget in; one JSON record out.
 
     python -m kvbudget.run.cell --spec JSON --code DIGEST --model-dir DIR --verified FILE --text FILE \
-        [--profile FILE] --out FILE
+        [--calibration FILE] --out FILE
 
-Question-agnostic: the context is read and compressed before any question arrives, and every
-question is asked of the same compressed context; a task that measures otherwise says how (`run`).
+How contexts are read and measured is the task's protocol (`kvbudget.run.protocols`).
 Contexts are appended to a side file as they finish, so a killed cell goes on where it stopped. The
 side file outlives the cell, as Snakemake deletes the record of a job whose end it did not see; once
 it has, the workflow removes the file.
@@ -16,14 +15,15 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from kvbudget import tasks
 from kvbudget.api import attach
 from kvbudget.errors import UserError, run_cli
+from kvbudget.run import protocols
 from kvbudget.run.record import provenance, write_json
 from kvbudget.run.resume import finished
 from kvbudget.run.runner import Runner
@@ -31,14 +31,16 @@ from kvbudget.run.stopwatch import Stopwatch
 from kvbudget.sources.load import load
 from kvbudget.sources.pypi import file_sha256
 from kvbudget.sources.text import read_passages
-from kvbudget.tasks.base import Context
+from kvbudget.tasks import registry as tasks
+from kvbudget.tasks.request import Context, Request
 
 WARM_UP = 64  # tokens read before anything is timed
 
 
 def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> list[Context]:
     """Contexts of a cell, which depend on the tokenizer, task, length and seed alone."""
-    return tasks.get(spec["task"]["kind"]).make(
+    kind = spec["task"]["kind"]
+    request = Request(
         tokenizer,
         read_passages(text),
         length=spec["length"],
@@ -46,20 +48,21 @@ def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> li
         questions=spec["samples"]["questions"],
         seed=spec["seed"],
         split="test",
-        options=spec["task"],
     )
+    return tasks.load(kind).make(request, tasks.options_from(kind, spec["task"]))
 
 
-def results(runner: Runner, contexts: list[Context], side: Path, identity: dict) -> Iterator[dict]:
+def results(
+    protocol: ModuleType, runner: Runner, contexts: list[Context], side: Path, identity: dict
+) -> Iterator[dict]:
     """Results of all contexts in order; those in the side file are not computed again."""
     done = finished(side, identity)
-    run = getattr(runner.task, "run", Runner.run)
     with side.open("a", encoding="utf-8") as log:
         for index, context in enumerate(tqdm(contexts, unit="context")):
             if index < len(done):
                 yield done[index]
                 continue
-            result = run(runner, context)
+            result = protocol.run(runner, context)
             log.write(json.dumps(result) + "\n")
             log.flush()
             yield result
@@ -97,10 +100,10 @@ def run_cell(args: argparse.Namespace) -> dict:
     """Compute the record of the cell that the arguments describe."""
     spec, started = args.spec, time.time()
     verified = json.loads(args.verified.read_text())
-    profile = json.loads(args.profile.read_text()) if args.profile else None
-    if profile and profile["model_sha256"] != verified["sha256"]:
+    calibration = json.loads(args.calibration.read_text()) if args.calibration else None
+    if calibration and calibration["model_sha256"] != verified["sha256"]:
         raise UserError(
-            f"{args.profile} is the profile of another model than {args.model_dir}; delete it"
+            f"{args.calibration} is the calibration of another model than {args.model_dir}; delete it"
         )
     watch = Stopwatch()
     model, tokenizer = load(args.model_dir, spec["dtype"])
@@ -111,20 +114,22 @@ def run_cell(args: argparse.Namespace) -> dict:
             f"{spec['model']} reads; drop it from the experiment or use another model"
         )
     contexts = samples_of(spec, tokenizer, args.text)
+    kind = spec["task"]["kind"]
     runner = Runner(
         attach(model),
         tokenizer,
-        tasks.get(spec["task"]["kind"]),
+        tasks.load(kind),
         spec["method"],
         spec["budget"],
-        profile,
+        calibration,
         spec["task"].get("chunk"),
     )
     prompt = contexts[0].ids
     runner.read(runner.cache(len(prompt)), prompt[:WARM_UP])
+    protocol = protocols.load(tasks.kind(kind).protocol)
     side = args.out.with_suffix(".contexts.jsonl")
     identity = {"spec": spec, "code": args.code}
-    measured = summarise(list(results(runner, contexts, side, identity)))
+    measured = summarise(list(results(protocol, runner, contexts, side, identity)))
     measured["timing"]["load_s"] = load_s
     measured["allocation"]["layers"] = list(runner.cache().plan.geometry.layers)
     record = {
@@ -145,7 +150,7 @@ def main() -> None:
     parser.add_argument("--model-dir", required=True, type=Path)
     parser.add_argument("--verified", required=True, type=Path, help="of the model")
     parser.add_argument("--text", required=True, type=Path, help="the haystack")
-    parser.add_argument("--profile", type=Path, help="of the model's heads")
+    parser.add_argument("--calibration", type=Path, help="of the model's heads")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
     try:

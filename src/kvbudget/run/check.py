@@ -1,16 +1,12 @@
-"""Does a model work with our caches? A cache that keeps all must give the model's own logits.
+"""Does a model work with our caches? A cache that keeps all must give the model's own logits."""
 
-python -m kvbudget.run.check results/models/smollm2-135m
-"""
-
-import argparse
 from pathlib import Path
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvbudget.api import attach, make_cache
-from kvbudget.errors import UserError, run_cli
+from kvbudget.errors import UserError
 from kvbudget.sources.load import load
 
 TOLERANCE = 1e-3  # of the largest logit; float32 sums in another order differ by far less
@@ -36,20 +32,18 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor, cache) -> torch.Tensor:
     return torch.cat([model(piece, past_key_values=cache).logits for piece in pieces], dim=1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path, help="directory of a model in safetensors")
-    args = parser.parse_args()
-    model, _ = load(args.model, "float32")
+def check(directory: Path) -> str:
+    """Check the model in a directory; returns what was found, in words.
+
+    Raises:
+        UserError: it does not work with our caches.
+    """
+    model, _ = load(directory, "float32")
     found = difference(model)
     kind = model.config.get_text_config(decoder=True).model_type
     if not found <= TOLERANCE:
         raise UserError(
-            f"{args.model} ({kind}) does not work with our caches: logits differ by {found:.1e} of "
+            f"{directory} ({kind}) does not work with our caches: logits differ by {found:.1e} of "
             "the largest; use another model"
         )
-    print(f"{args.model} ({kind}) works: logits differ by at most {found:.1e} of the largest")
-
-
-if __name__ == "__main__":
-    run_cli(main)
+    return f"{directory} ({kind}) works: logits differ by at most {found:.1e} of the largest"

@@ -1,4 +1,4 @@
-"""How a passage is translated while it is read: with the reference, then in the model's own words."""
+"""A passage is translated while it is read: with the reference, then in the model's own words."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ _BLANKS = ("Ġ", "Ċ", "▁", " ", "\n")
 
 
 def run(runner: Runner, passage: Passage) -> dict:
-    """Translate a passage: samples, memory and timing, as `Runner.run` gives them.
+    """Translate a passage: samples, memory and timing, as `questions.run` gives them.
 
     Memory is that of the source where nothing else is said. `prefill_s` is the time to the first
     word. A token has no time of its own, as most of a step waits for, or reads, the source.

@@ -1,7 +1,7 @@
 """Is the model on disk the one that was meant, and does it work? Nothing uses it before that.
 
 `python -m kvbudget.sources.integrity --model KEY --dir D --lock FILE --out JSON`
-writes the small file that profiles and cells depend on, in place of the weights.
+writes the small file that calibrations and cells depend on, in place of the weights.
 """
 
 import argparse

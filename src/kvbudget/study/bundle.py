@@ -27,7 +27,7 @@ _KEY = "[a-z0-9][a-z0-9._-]*"
 #: The only names an archive may hold; none leads out of results/.
 _NAME = re.compile(
     rf"results/(environment\.json|(models|text)/{_KEY}\.verified\.json"
-    rf"|{_KEY}/(profiles/{_KEY}(/{_KEY})?\.json|code/[0-9a-f]{{64}}\.json"
+    rf"|{_KEY}/(calibrations/{_KEY}(/{_KEY})?\.json|code/[0-9a-f]{{64}}\.json"
     rf"|cells/{_KEY}/{_KEY}/L\d+/{_KEY}/B[a-z0-9.]+\.json))"
 )
 #: Bytes; a record takes some hundred thousand.
@@ -55,7 +55,10 @@ def pack(study_file: Path, out: Path) -> tuple[int, int]:
     names += [f"results/text/{haystack}.verified.json" for haystack in haystacks]
     names += [f"results/models/{model}.verified.json" for model in models]
     names += [cell.planned.path for cell in cells]
-    beside = [*study_file.parent.glob("profiles/**/*.json"), *study_file.parent.glob("code/*.json")]
+    beside = [
+        *study_file.parent.glob("calibrations/**/*.json"),
+        *study_file.parent.glob("code/*.json"),
+    ]
     names += [path.relative_to(root).as_posix() for path in beside]
     files = {name: _read(root / name) for name in sorted(names)}
     manifest = {

@@ -21,19 +21,16 @@ from kvbudget import options
 from kvbudget.cache.budget import MINIMUM, SINKS
 from kvbudget.errors import UserError, run_cli
 from kvbudget.options import suggest
+from kvbudget.policies import registry as methods
+from kvbudget.policies.registry import METHODS
+from kvbudget.run.protocols import PROTOCOLS
 from kvbudget.sources import registry, text
 from kvbudget.study import provenance
+from kvbudget.tasks import registry as tasks
+from kvbudget.tasks.registry import KINDS
 
-#: The package's own code: where policies and task kinds are looked up.
-_ROOT = Path(__file__).resolve().parents[1]
-#: Policies whose budgets come from a profile of the model's heads.
-PROFILED_POLICIES = frozenset({"head-aware"})
-#: Policies that need the whole context at once, before they evict.
-HOLDING_POLICIES = frozenset({"kvzip"})
-#: Tokens that they read again at a time (`kvbudget.policies.repetition`).
-REPEATED = 2048
-#: What a profile is computed by.
-_PROFILE = ("kvbudget.calibration.calibrate",)
+#: What a calibration is computed by.
+_CALIBRATION = ("kvbudget.calibration.calibrate",)
 #: A needle, its surroundings and the chat template take this many tokens.
 MIN_LENGTH = 200
 #: Folders of results/ that are no study's.
@@ -64,7 +61,7 @@ class Cell:
     experiments: tuple[str, ...]
     path: str
     spec: dict[str, Any]
-    profile: str | None  # path of the profile that it needs
+    calibration: str | None  # path of the calibration that it needs
 
     @property
     def code(self) -> str:
@@ -74,7 +71,9 @@ class Cell:
     @property
     def entry_modules(self) -> tuple[str, ...]:
         policy, kind = self.spec["method"]["policy"], self.spec["task"]["kind"]
-        return ("kvbudget.run.cell", policies()[policy], task_kinds()[kind])
+        protocol = PROTOCOLS[tasks.kind(kind).protocol]
+        modules = methods.module_of(policy), tasks.module_of(kind)
+        return ("kvbudget.run.cell", *modules, protocol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,29 +94,31 @@ class Study:
         return list(dict.fromkeys(cell.model for cell in self.cells))
 
     @property
-    def profiles(self) -> dict[str, dict[str, Any]]:
-        """Paths of the profiles that some cell needs, and the spec of each."""
-        return {cell.profile: cell.spec["profile"] for cell in self.cells if cell.profile}
+    def calibrations(self) -> dict[str, dict[str, Any]]:
+        """Paths of the calibrations that some cell needs, and the spec of each."""
+        return {
+            cell.calibration: cell.spec["calibration"] for cell in self.cells if cell.calibration
+        }
 
     @property
     def haystacks(self) -> list[str]:
-        """Keys of the texts that some cell or profile uses."""
-        profiled = [self.config["haystack"]] if self.profiles else []
-        return list(dict.fromkeys([*(cell.spec["haystack"] for cell in self.cells), *profiled]))
+        """Keys of the texts that some cell or calibration uses."""
+        calibrated = [self.config["haystack"]] if self.calibrations else []
+        return list(dict.fromkeys([*(cell.spec["haystack"] for cell in self.cells), *calibrated]))
 
     @property
     def experiments(self) -> list[str]:
         return [experiment["name"] for experiment in self.config["experiments"]]
 
     @property
-    def profile_code(self) -> str:
-        return _traced(provenance.code_digest, *_PROFILE)
+    def calibration_code(self) -> str:
+        return _traced(provenance.code_digest, *_CALIBRATION)
 
     def codes(self) -> dict[str, dict[str, str]]:
         """By digest of code: the digests of its modules and the versions of its libraries."""
         entries = dict.fromkeys(cell.entry_modules for cell in self.cells)
-        if self.profiles:
-            entries[_PROFILE] = None
+        if self.calibrations:
+            entries[_CALIBRATION] = None
         return {
             _traced(provenance.code_digest, *modules): _traced(provenance.code_parts, *modules)
             for modules in entries
@@ -145,13 +146,13 @@ class Study:
         }
 
     def stale(self, root: Path = Path()) -> list[str]:
-        """Paths of existing cells and profiles that another spec or other code has made.
+        """Paths of existing cells and calibrations that another spec or other code has made.
 
         Snakemake compares `params:` with its own notes in `.snakemake/`, which a fresh clone or
         an unpacked archive of results does not have; the records themselves always tell.
         """
         wanted = {cell.path: (cell.spec, cell.code) for cell in self.cells}
-        wanted |= {path: (spec, self.profile_code) for path, spec in self.profiles.items()}
+        wanted |= {path: (spec, self.calibration_code) for path, spec in self.calibrations.items()}
         return [path for path, identity in wanted.items() if not _current(root / path, *identity)]
 
 
@@ -186,15 +187,15 @@ def expand(config: Mapping[str, Any]) -> Study:
     for key, spec in config["haystacks"].items():
         text.check(key, spec)
     for name, method in config["methods"].items():
-        _known(f"methods: {name}: policy", method["policy"], policies(), "kvbudget.policies")
+        _known(f"methods: {name}: policy", method["policy"], METHODS, "kvbudget.policies")
         _check_method(name, method)
         if "calibration" in method:
             where = f"methods: {name}: calibration"
             _known(where, method["calibration"], config["calibrations"], "calibrations")
     for name, task in config["tasks"].items():
-        _known(f"tasks: {name}: kind", task["kind"], task_kinds(), "kvbudget.tasks")
+        _known(f"tasks: {name}: kind", task["kind"], KINDS, "kvbudget.tasks")
         given = {key: value for key, value in task.items() if key not in _OF_ANY_TASK}
-        options.check(f"tasks: {name}", given, task_defaults(task["kind"]))
+        options.filled(f"tasks: {name}", given, tasks.options_of(task["kind"]))
         _check_haystack(name, task, config)
 
     cells: dict[str, Cell] = {}
@@ -209,31 +210,6 @@ def expand(config: Mapping[str, Any]) -> Study:
             shared = (*known.experiments, name) if known else (name,)
             cells[cell.path] = Cell(**{**vars(cell), "experiments": shared})
     return Study(name=config["study"], config=dict(config), cells=tuple(cells.values()))
-
-
-@functools.cache
-def policies() -> dict[str, str]:
-    """Names of the policies of this package and the module of each."""
-    return provenance.lazy_table(_ROOT / "policies" / "__init__.py")
-
-
-@functools.cache
-def task_kinds() -> dict[str, str]:
-    """Kinds of tasks of this package and the module of each."""
-    return provenance.lazy_table(_ROOT / "tasks" / "__init__.py")
-
-
-@functools.cache
-def policy_parameters(policy: str) -> dict[str, Any]:
-    """Parameters that are a policy's own, with their defaults; its profile is not configured."""
-    known = options.parameters(provenance.module_file(policies()[policy], _ROOT))
-    return {name: default for name, default in known.items() if name != "profile"}
-
-
-@functools.cache
-def task_defaults(kind: str) -> dict[str, Any]:
-    """Options of a kind of task, with their defaults."""
-    return options.constant(provenance.module_file(task_kinds()[kind], _ROOT), "DEFAULTS")
 
 
 def budget_token(budget: str | int | None) -> str:
@@ -256,9 +232,9 @@ def _cells(config: Mapping[str, Any], experiment: Mapping[str, Any]) -> Iterable
         for length in lengths:
             _check_length(where, config, model, length)
         for method in experiment["methods"]:
-            if _is_profiled(config["methods"][method]):
+            if _is_calibrated(config["methods"][method]):
                 calibration = _calibration(config, config["methods"][method])
-                _check_length("profile", config, model, calibration.get("length", MIN_LENGTH))
+                _check_length("calibration", config, model, calibration.get("length", MIN_LENGTH))
             for length in lengths:
                 _check_repetition(where, config, model, method, length)
         for task in experiment["tasks"]:
@@ -283,7 +259,8 @@ def _budgets(
         return [None]
     if not experiment["budgets"]:
         raise UserError(f"{where}: budgets is empty, but method {method!r} needs one")
-    prompt = prompt_tokens(config["tasks"][task]["kind"], length)
+    kind = tasks.kind(config["tasks"][task]["kind"])
+    prompt = round(kind.prompt_share * length)
     least = least_budget(config["methods"][method])
     return [
         _budget(f"{where}: method {method!r}: budget {budget!r}", budget, length, prompt, least)
@@ -291,15 +268,15 @@ def _budgets(
     ]
 
 
-def prompt_tokens(kind: str, length: int) -> int:
-    """Tokens that are compressed; perplexity reads half of its text as the prompt."""
-    return length // 2 if kind == "perplexity" else length
+def method_options(method: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a method's policy: those of its entry, and defaults."""
+    known = methods.method(method["policy"]).options
+    return {name: method.get(name, option.default) for name, option in known.items()}
 
 
 def least_budget(method: Mapping[str, Any]) -> int:
     """Tokens that every head keeps: attention sinks, and as many recent ones as the method says."""
-    recent = method.get("recent", policy_parameters(method["policy"]).get("recent", 0))
-    return max(MINIMUM, SINKS + recent)
+    return max(MINIMUM, SINKS + method_options(method).get("recent", 0))
 
 
 def _budget(where: str, budget: str | int, length: int, prompt: int, least: int) -> str | int:
@@ -328,24 +305,21 @@ def _budget(where: str, budget: str | int, length: int, prompt: int, least: int)
 
 
 def _check_method(name: str, method: Mapping[str, Any]) -> None:
-    """The schema knows the values of options; which of them a policy has is in its source."""
-    known = policy_parameters(method["policy"])
-    taken = known | dict.fromkeys(["calibration"] if _is_profiled(method) else [])
-    for key in method:
-        if key not in taken and key not in _OF_ANY_METHOD:
-            raise UserError(
-                f"methods: {name}: policy {method['policy']!r} has no option {key!r}; it has "
-                f"{', '.join(taken) or 'none'}"
-            )
-    if method.get("prefill_chunk") and method["policy"] in HOLDING_POLICIES:
+    known = methods.method(method["policy"])
+    own = {key: value for key, value in method.items() if key not in _OF_ANY_METHOD}
+    if known.calibrated:
+        own.pop("calibration", None)
+    given = options.filled(f"methods: {name}", own, known.options)
+    if method.get("prefill_chunk") and known.holds_context:
         raise UserError(
             f"methods: {name}: policy {method['policy']!r} needs the whole context before it "
             "evicts; drop prefill_chunk"
         )
-    if "bits" in method and {**known, **method}.get("positions") == "cache":
+    if "bits" in method and known.moves_keys(given):
+        option, still = known.stays
         raise UserError(
             f"methods: {name}: bits: keys that move inside the cache cannot be quantised; use "
-            "positions: absolute"
+            f"{option}: {still}"
         )
     if "value_bits" in method and "bits" not in method:
         raise UserError(f"methods: {name}: value_bits needs bits, which says how keys are stored")
@@ -354,7 +328,10 @@ def _check_method(name: str, method: Mapping[str, Any]) -> None:
 def _check_haystack(name: str, task: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     haystack = task.get("haystack", config["haystack"])
     _known(f"tasks: {name}: haystack", haystack, config["haystacks"], "haystacks")
-    if task["kind"] == "streaming" and "translation" not in config["haystacks"][haystack]:
+    if (
+        tasks.kind(task["kind"]).protocol == "translation"
+        and "translation" not in config["haystacks"][haystack]
+    ):
         raise UserError(
             f"tasks: {name}: haystack {haystack!r} has no translation; name a parallel text by "
             "the task's key haystack"
@@ -363,12 +340,12 @@ def _check_haystack(name: str, task: Mapping[str, Any], config: Mapping[str, Any
 
 def _check_fits(where: str, kind: str, name: str, method: Mapping[str, Any]) -> None:
     """Not every method can do what a kind of task asks of it."""
-    if kind in ("perplexity", "streaming") and method["policy"] in HOLDING_POLICIES:
+    if tasks.kind(kind).throughout and methods.method(method["policy"]).holds_context:
         raise UserError(
             f"{where}: method {name!r} needs the whole context before it evicts, and {kind} is "
             "bounded throughout; use another method"
         )
-    if kind == "streaming":
+    if tasks.kind(kind).protocol == "translation":
         _check_streaming(where, name, method)
 
 
@@ -376,8 +353,8 @@ def _check_repetition(
     where: str, config: Mapping[str, Any], model: str, method: str, length: int
 ) -> None:
     context = config["models"][model].get("context")
-    repeated = length + min(length, REPEATED)
-    if config["methods"][method]["policy"] in HOLDING_POLICIES and repeated > (context or repeated):
+    rereads = methods.method(config["methods"][method]["policy"]).rereads
+    if rereads and context is not None and length + min(length, rereads) > context:
         raise UserError(
             f"{where}: method {method!r} reads a context of {length} tokens twice, over the "
             f"{context} tokens of model {model!r}; use a shorter length or another model"
@@ -386,13 +363,14 @@ def _check_repetition(
 
 def _check_streaming(where: str, name: str, method: Mapping[str, Any]) -> None:
     """Source and target are numbered apart: no method may have positions of its own."""
-    known = {**policy_parameters(method["policy"]), **method}
-    for key, needed in (("positions", "absolute"), ("phi", "auto")):
-        if known.get(key, needed) != needed:
-            raise UserError(
-                f"{where}: method {name!r} cannot stream with {key}: {known[key]}; "
-                f"use {key}: {needed}"
-            )
+    known = methods.method(method["policy"])
+    given = method_options(method)
+    if known.moves_keys(given):
+        option, still = known.stays
+        raise UserError(
+            f"{where}: method {name!r} cannot stream with {option}: {given[option]}; "
+            f"use {option}: {still}"
+        )
 
 
 def _check_length(where: str, config: Mapping[str, Any], model: str, length: int) -> None:
@@ -417,22 +395,25 @@ def _cell(
     task_options = dict(config["tasks"][task])
     samples = {**config["samples"], **task_options.pop("samples", {})}
     haystack = task_options.pop("haystack", config["haystack"])
+    entry = config["methods"][method]
     spec = {
         "model": model,
         "dtype": config["dtype"],
         "seed": config["seed"],
         "haystack": haystack,
-        "task": _named(task, task_options),
+        "task": _named(task, task_options, tasks.options_of(task_options["kind"])),
         "length": length,
-        "method": _named(method, config["methods"][method]),
+        "method": _named(method, entry, methods.method(entry["policy"]).options),
         "budget": budget,
         "samples": samples,
     }
-    profile = None
-    if _is_profiled(spec["method"]):
-        spec["profile"] = _calibration(config, config["methods"][method])
+    calibration = None
+    if _is_calibrated(spec["method"]):
+        spec["calibration"] = _calibration(config, config["methods"][method])
         name = config["methods"][method].get("calibration")
-        profile = f"results/{config['study']}/profiles/{model}{f'/{name}' if name else ''}.json"
+        calibration = (
+            f"results/{config['study']}/calibrations/{model}{f'/{name}' if name else ''}.json"
+        )
     return Cell(
         model=model,
         task=task,
@@ -443,21 +424,27 @@ def _cell(
         path=f"results/{config['study']}/cells/{model}/{task}/L{length}/{method}/"
         f"B{budget_token(budget)}.json",
         spec=spec,
-        profile=profile,
+        calibration=calibration,
     )
 
 
 def _calibration(config: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
-    """Spec of the profile that a method uses."""
-    return {**config["profile"], **config["calibrations"].get(method.get("calibration"), {})}
+    """Spec of the calibration that a method uses."""
+    return {**config["calibration"], **config["calibrations"].get(method.get("calibration"), {})}
 
 
-def _named(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": name, **{k: v for k, v in entry.items() if k not in _NOT_IN_SPECS}}
+def _named(
+    name: str, entry: Mapping[str, Any], known: Mapping[str, options.Option]
+) -> dict[str, Any]:
+    """An entry as specs have it: with its name and all options, so that a change of a default
+    changes what is asked for."""
+    defaults = {key: option.default for key, option in known.items()}
+    given = {key: value for key, value in entry.items() if key not in _NOT_IN_SPECS}
+    return {"name": name, **defaults, **given}
 
 
-def _is_profiled(method: Mapping[str, Any]) -> bool:
-    return method["policy"] in PROFILED_POLICIES
+def _is_calibrated(method: Mapping[str, Any]) -> bool:
+    return methods.method(method["policy"]).calibrated
 
 
 @functools.cache

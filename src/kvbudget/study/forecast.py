@@ -18,21 +18,16 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from kvbudget.errors import run_cli
+from kvbudget.policies import registry as methods
 from kvbudget.sources import registry
 from kvbudget.sources.registry import Size
-from kvbudget.study.expand import HOLDING_POLICIES
 from kvbudget.study.records import Planned, Study, load_study
+from kvbudget.tasks import registry as tasks
 
 GB = 1e9
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 #: Fewer finished cells than these tell too little about the terms of the cost.
 LEAST_CELLS = 4
-#: Forward passes that answer a question, about, for kinds of tasks with long answers and others.
-PASSES = {"vt": 30, "cwe": 100, "fwe": 50}
-DEFAULT_PASSES = 15
-#: Forward passes of a streamed translation for each token of its source, about: one for each word
-#: of the reference, one for each token that is written, and one more where a word of it ends.
-STREAMING_PASSES = 3
 UNKNOWN = "unknown"
 
 
@@ -55,7 +50,9 @@ def work(cell: Planned, size: Size) -> np.ndarray:
     pairs = (size.layers - size.sliding_layers) * cell.length**2
     pairs += size.sliding_layers * cell.length * min(cell.length, size.sliding_window)
     read = cell.length
-    if cell.policy in HOLDING_POLICIES:  # read again, each token with all of the first reading
+    if methods.method(
+        cell.policy
+    ).holds_context:  # read again, each token with all of the first reading
         read, pairs = 2 * read, 4 * pairs
     terms = (
         contexts * read * size.parameters,
@@ -70,9 +67,10 @@ def passes(cell: Planned) -> int:
 
     A translation is written while its source is read, whatever the number of questions.
     """
-    if cell.kind == "streaming":
-        return STREAMING_PASSES * cell.length
-    return cell.spec["samples"]["questions"] * PASSES.get(cell.kind, DEFAULT_PASSES)
+    kind = tasks.kind(cell.kind)
+    if kind.protocol == "translation":
+        return kind.passes * cell.length
+    return cell.spec["samples"]["questions"] * kind.passes
 
 
 def cache_bytes(size: Size, tokens: int, itemsize: int) -> int:
@@ -199,7 +197,7 @@ def report(study: Study, models: Path) -> str:
     ]
     if costs:
         lines.append(
-            f"Hours: {_sum(of_cells['hours'])} for all cells (profiles of heads come on top),"
+            f"Hours: {_sum(of_cells['hours'])} for all cells (calibrations of heads come on top),"
             f" fitted on {costs.cells} finished cells of this study (median error"
             f" {costs.error:.0%}), for a machine like theirs."
         )

@@ -19,8 +19,8 @@ from kvbudget.errors import UserError
 
 PACKAGE = "kvbudget"
 _ROOT = Path(__file__).resolve().parents[1]
-#: Names of the tables from which `policies` and `tasks` import lazily.
-_TABLES = frozenset({"MODULES", "KINDS"})
+#: Names of the tables of methods and kinds of tasks: what a cell takes of them is in its spec.
+_TABLES = frozenset({"METHODS", "KINDS"})
 #: Nodes whose first statement may be a docstring.
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -82,26 +82,6 @@ def reachable(entry_modules: Iterable[str], root: Path = _ROOT) -> set[str]:
             waiting.append(module.rpartition(".")[0])
         waiting.extend(_imports(module, root))
     return seen
-
-
-def lazy_table(file: Path, root: Path = _ROOT) -> dict[str, str]:
-    """A package's table `{name: module}` of lazily imported modules, read without importing it.
-
-    A module is given as `kvbudget.policies.h2o` or, inside its package, as `h2o:Class`.
-
-    Raises:
-        UserError: the package has no such table.
-    """
-    for node in _parse(file, file.stat().st_mtime_ns).body:
-        if _is_table(node):
-            table = ast.literal_eval(node.value)
-            here = ".".join([PACKAGE, *file.parent.relative_to(root).parts])
-            places = {name: place.split(":")[0] for name, place in table.items()}
-            return {
-                name: place if place.startswith(f"{PACKAGE}.") else f"{here}.{place}"
-                for name, place in places.items()
-            }
-    raise UserError(f"{file} has no table of its modules ({' or '.join(sorted(_TABLES))})")
 
 
 def module_file(module: str, root: Path) -> Path | None:

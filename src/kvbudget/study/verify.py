@@ -32,7 +32,7 @@ def stale(plan: Study, results: Path) -> Iterator[tuple[str, str]]:
     study = studies.expand(plan.config)
     yield from _models(study, results / "models")
     yield from _text(study, results / "text")
-    yield from _profiles(study, plan, results / "models")
+    yield from _calibrations(study, plan, results / "models")
     cells, problems = checks.load(plan)
     problems += checks.other_weights(cells, results / "models")
     yield from ((problem.path, problem.reason) for problem in problems)
@@ -72,18 +72,18 @@ def _text(study: studies.Study, directory: Path) -> Iterator[tuple[str, str]]:
             yield str(text), "changed since it was made"
 
 
-def _profiles(study: studies.Study, plan: Study, models: Path) -> Iterator[tuple[str, str]]:
-    for path, spec in study.profiles.items():
-        profile = _json(plan.file.parents[2] / path)
-        if profile is None:
+def _calibrations(study: studies.Study, plan: Study, models: Path) -> Iterator[tuple[str, str]]:
+    for path, spec in study.calibrations.items():
+        calibration = _json(plan.file.parents[2] / path)
+        if calibration is None:
             yield path, "missing"
             continue
-        if profile["spec"] != spec:
-            yield path, checks.other_spec(profile["spec"], spec)
-        if profile["code"] != study.profile_code:
-            yield path, checks.other_code(plan, profile["code"], study.profile_code)
-        verified = (_json(models / f"{profile['model']}.verified.json") or {}).get("sha256")
-        if verified and profile["model_sha256"] != verified:
+        if calibration["spec"] != spec:
+            yield path, checks.other_spec(calibration["spec"], spec)
+        if calibration["code"] != study.calibration_code:
+            yield path, checks.other_code(plan, calibration["code"], study.calibration_code)
+        verified = (_json(models / f"{calibration['model']}.verified.json") or {}).get("sha256")
+        if verified and calibration["model_sha256"] != verified:
             yield path, "measured with other weights than the verified ones"
 
 
@@ -100,7 +100,7 @@ def _tables(plan: Study, models: Path) -> Iterator[tuple[str, str]]:
     """CSV files that the records no longer give; a study that has none is not yet aggregated."""
     here = plan.file.parent
     with tempfile.TemporaryDirectory() as scratch:
-        aggregate(plan.file, Path(scratch), models, here / "profiles")
+        aggregate(plan.file, Path(scratch), models, here / "calibrations")
         for table in schema.TABLES:
             made, found = Path(scratch) / f"{table}.csv", here / "csv" / f"{table}.csv"
             if not found.exists():

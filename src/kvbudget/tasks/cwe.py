@@ -6,18 +6,23 @@ ten. Wording, numbers and the solved example in front are RULER's, and so are th
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
 from wonderwords import RandomWord
 
 from kvbudget import prompts
 from kvbudget.errors import UserError
-from kvbudget.tasks import base
-from kvbudget.tasks.base import Context
+from kvbudget.prompts import Tokenizer
+from kvbudget.tasks import scoring, splits
+from kvbudget.tasks.passages import closest
+from kvbudget.tasks.request import TOLERANCE, Context, Question, Request
 
-DEFAULTS: dict[str, Any] = {}
+
+@dataclass(frozen=True)
+class Options:
+    """It has none."""
+
 
 INSTRUCTION = (
     "Below is a numbered list of words. In these words, some appear more often than others."
@@ -34,17 +39,7 @@ _SHORT_BELOW = 4096
 _NEW_TOKENS = 120
 
 
-def make(
-    tokenizer: PreTrainedTokenizerBase,
-    passages: Sequence[str],
-    *,
-    length: int,
-    contexts: int,
-    questions: int,
-    seed: int,
-    split: str,
-    options: Mapping[str, Any],
-) -> list[Context]:
+def make(request: Request, options: Options) -> list[Context]:
     """Contexts of one list each, with one question.
 
     Context and question together have `length` tokens, within 1%. Neither the haystack nor
@@ -53,19 +48,16 @@ def make(
     Raises:
         UserError: `length` cannot hold the common words, or takes more words than there are.
     """
-    base.options_of(options, DEFAULTS)
-    mine = base.own(split, words())
+    mine = splits.own(request.split, words())
     return [
-        _context(tokenizer, f"cwe/{split}/L{length}/s{seed}/{index}", mine, length)
-        for index in range(contexts)
+        _context(request.tokenizer, identity, mine, request.length)
+        for identity in request.identities("cwe")
     ]
 
 
-def _context(
-    tokenizer: PreTrainedTokenizerBase, identity: str, mine: Sequence[str], length: int
-) -> Context:
+def _context(tokenizer: Tokenizer, identity: str, mine: Sequence[str], length: int) -> Context:
     often, seldom, solved, *occurrences = _SHORT if length < _SHORT_BELOW else _LONG
-    drawn = base.draws(identity).sample(mine, len(mine))
+    drawn = splits.draws(identity).sample(mine, len(mine))
     example, rest = drawn[:solved], drawn[solved:]
     front = f"{_listed(example, *occurrences, identity)}{QUESTION} {ANSWER_PREFIX}"
     front += f"{_answer(example)}\n"
@@ -80,21 +72,21 @@ def _context(
     room = length - len(asked)
     # An entry takes two tokens or more: a number and a word.
     most = min(len(rest), room // (2 * seldom))
-    number = base.closest(lambda number: len(ids(number)), room, most)
+    number = closest(lambda number: len(ids(number)), room, most)
     made = ids(number)
-    if number < COMMON or abs(len(made) - room) > base.TOLERANCE * length:
+    if number < COMMON or abs(len(made) - room) > TOLERANCE * length:
         raise UserError(
             f"cwe: {COMMON} to {len(rest)} words do not make a prompt of {length} tokens; with this"
             f" tokenizer they make at least {len(ids(COMMON)) + len(asked)}"
         )
     answer = prompts.encode(tokenizer, _answer(rest))
-    question = base.question(f"{identity}/q", asked, rest[:COMMON], answer, _NEW_TOKENS)
+    question = Question.with_room(f"{identity}/q", asked, rest[:COMMON], answer, _NEW_TOKENS)
     return Context(identity, made, [question])
 
 
 def score(output: str, references: list[str]) -> float:
     """The share of references found in the output."""
-    return base.string_match_all(output, references)
+    return scoring.string_match_all(output, references)
 
 
 @functools.cache
@@ -106,7 +98,7 @@ def words() -> tuple[str, ...]:
 def _listed(chosen: Sequence[str], often: int, seldom: int, identity: str) -> str:
     """Instruction and numbered list, in which the first words of `chosen` are the common ones."""
     entries = [*chosen[:COMMON]] * often + [*chosen[COMMON:]] * seldom
-    base.draws(identity, "order").shuffle(entries)
+    splits.draws(identity, "order").shuffle(entries)
     return INSTRUCTION + " ".join(f"{i}. {word}" for i, word in enumerate(entries, 1))
 
 

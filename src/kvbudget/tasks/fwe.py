@@ -7,17 +7,21 @@ RULER's. The text is the context, so there is one question.
 
 import math
 import string
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kvbudget import prompts
 from kvbudget.errors import UserError
-from kvbudget.tasks import base
-from kvbudget.tasks.base import Context
+from kvbudget.prompts import Tokenizer
+from kvbudget.tasks import scoring, splits
+from kvbudget.tasks.passages import closest
+from kvbudget.tasks.request import Context, Question, Request
 
-DEFAULTS: dict[str, Any] = {}
+
+@dataclass(frozen=True)
+class Options:
+    """It has none."""
+
 
 INSTRUCTION = (
     "Read the following coded text and track the frequency of each coded word."
@@ -39,17 +43,7 @@ _TOKENS_A_WORD = 50
 _NEW_TOKENS = 50
 
 
-def make(
-    tokenizer: PreTrainedTokenizerBase,
-    passages: Sequence[str],
-    *,
-    length: int,
-    contexts: int,
-    questions: int,
-    seed: int,
-    split: str,
-    options: Mapping[str, Any],
-) -> list[Context]:
+def make(request: Request, options: Options) -> list[Context]:
     """Contexts of one coded text each, with one question.
 
     Context and question together have `length` tokens, within 1%. Neither the haystack nor
@@ -58,19 +52,16 @@ def make(
     Raises:
         UserError: `length` is too short for three words to differ in frequency.
     """
-    base.options_of(options, DEFAULTS)
-    codes = base.own(split, range(len(string.ascii_lowercase) ** _LETTERS))
+    codes = splits.own(request.split, range(len(string.ascii_lowercase) ** _LETTERS))
     return [
-        _context(tokenizer, f"fwe/{split}/L{length}/s{seed}/{index}", codes, length)
-        for index in range(contexts)
+        _context(request.tokenizer, identity, codes, request.length)
+        for identity in request.identities("fwe")
     ]
 
 
-def _context(
-    tokenizer: PreTrainedTokenizerBase, identity: str, codes: Sequence[int], length: int
-) -> Context:
-    drawn = base.draws(identity).sample(codes, length // _TOKENS_A_WORD - 1)
-    vocabulary = [DOTS, *(base.spell(code, string.ascii_lowercase, _LETTERS) for code in drawn)]
+def _context(tokenizer: Tokenizer, identity: str, codes: Sequence[int], length: int) -> Context:
+    drawn = splits.draws(identity).sample(codes, length // _TOKENS_A_WORD - 1)
+    vocabulary = [DOTS, *(splits.spell(code, string.ascii_lowercase, _LETTERS) for code in drawn)]
     head, _ = prompts.prompt_frame(tokenizer)
     asked = prompts.ask(tokenizer, QUESTION, ANSWER_PREFIX)
 
@@ -82,10 +73,10 @@ def _context(
     room = length - len(asked)
     # A step of `number` may be several words, hence too long by more than a short prompt's
     # tolerance: the last one that fits, then dots.
-    number = base.closest(lambda number: len(ids(number)), room, length)
+    number = closest(lambda number: len(ids(number)), room, length)
     while number and len(ids(number)) > room:
         number -= 1
-    dots = base.closest(lambda dots: len(ids(number, dots)), room, length)
+    dots = closest(lambda dots: len(ids(number, dots)), room, length)
     counts = frequencies(number, _ASKED + 2)
     if len(set(counts)) < len(counts):
         raise UserError(
@@ -94,13 +85,13 @@ def _context(
         )
     frequent = vocabulary[1 : _ASKED + 1]
     answer = prompts.encode(tokenizer, f" {', '.join(frequent)}")
-    question = base.question(f"{identity}/q", asked, frequent, answer, _NEW_TOKENS)
+    question = Question.with_room(f"{identity}/q", asked, frequent, answer, _NEW_TOKENS)
     return Context(identity, ids(number, dots), [question])
 
 
 def score(output: str, references: list[str]) -> float:
     """The share of references found in the output."""
-    return base.string_match_all(output, references)
+    return scoring.string_match_all(output, references)
 
 
 def frequencies(number: int, ranks: int) -> list[int]:
@@ -111,5 +102,5 @@ def frequencies(number: int, ranks: int) -> list[int]:
 def _text(vocabulary: Sequence[str], number: int, identity: str) -> str:
     counts = frequencies(number, len(vocabulary))
     text = [word for word, n in zip(vocabulary, counts, strict=True) for _ in range(n)]
-    base.draws(identity, "order").shuffle(text)
+    splits.draws(identity, "order").shuffle(text)
     return " ".join(text)

@@ -13,17 +13,25 @@ of one context, and no question asks for a key that another one asks for:
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from dataclasses import dataclass
 
 from kvbudget import prompts
 from kvbudget.errors import UserError
-from kvbudget.tasks import base
-from kvbudget.tasks.base import Context, Question
+from kvbudget.options import count, field
+from kvbudget.prompts import Tokenizer
+from kvbudget.tasks import scoring, splits
+from kvbudget.tasks.passages import fit, passages_from, passages_within, start_passage
+from kvbudget.tasks.request import TOLERANCE, Context, Question, Request
 
-#: Keys of a context, values of each key, and keys that one question asks for.
-DEFAULTS = {"needles": 1, "values": 1, "queries": 1}
+
+@dataclass(frozen=True)
+class Options:
+    """How many needles there are, and how many are asked for."""
+
+    needles: int = field(count(1, "Keys of a context."))
+    values: int = field(count(1, "Values of each key."))
+    queries: int = field(count(1, "Keys that one question asks for."))
+
 
 # RULER's wording for one answer and for several.
 INSTRUCTION = {
@@ -69,17 +77,7 @@ _NOUNS = (
 )
 
 
-def make(
-    tokenizer: PreTrainedTokenizerBase,
-    passages: Sequence[str],
-    *,
-    length: int,
-    contexts: int,
-    questions: int,
-    seed: int,
-    split: str,
-    options: Mapping[str, Any],
-) -> list[Context]:
+def make(request: Request, options: Options) -> list[Context]:
     """Contexts of `needles` keys with `values` values each, and questions for `queries` keys each.
 
     Context and question together have `length` tokens, within 1%. A context gets as many
@@ -89,36 +87,33 @@ def make(
     Raises:
         UserError: `length` cannot hold the needles, or the haystack is too short.
     """
-    options = base.options_of(options, DEFAULTS)
-    count, values, queries = (options[name] for name in DEFAULTS)
-    for name in DEFAULTS:
-        if options[name] < 1:
-            raise UserError(f"niah: {name} must be at least 1")
+    count, values, queries = options.needles, options.values, options.queries
+    tokenizer, length, split = request.tokenizer, request.length, request.split
     if queries > count:
         raise UserError(f"niah: {queries} queries need as many needles, not {count}")
     many = values * queries > 1
-    text = base.split_passages(passages, split)
+    text = splits.split_passages(request.passages, split)
     made = []
-    for index in range(contexts):
-        identity = f"niah-{count}-{values}-{queries}/{split}/L{length}/s{seed}/{index}"
-        rng = base.draws(identity)
+    for index, identity in enumerate(request.identities(f"niah-{count}-{values}-{queries}")):
+        rng = splits.draws(identity)
         keys = draw_keys(tokenizer, count, queries, length, split, rng)
         numbers = iter(draw_values(count * values, split, rng))
         hidden = {key: [next(numbers) for _ in range(values)] for key in keys}
         needles = [NEEDLE.format(key=key, value=value) for key in keys for value in hidden[key]]
         # The keys make all questions about equally long.
         room = length - len(_ask(tokenizer, keys[:queries], many))
-        start = base.start_passage(text, index, contexts, rng) if text else 0
+        start = start_passage(text, index, request.contexts, rng) if text else 0
         ids = _context_ids(
             tokenizer,
-            base.passages_from(text, start),
+            passages_from(text, start),
             INSTRUCTION[many],
             needles,
             room,
             length,
+            request.slack,
             rng,
         )
-        asked = base.draws(identity, "questions").sample(keys, count)
+        asked = splits.draws(identity, "questions").sample(keys, count)
         groups = [asked[i * queries : (i + 1) * queries] for i in range(count // queries)]
         made.append(
             Context(
@@ -126,7 +121,7 @@ def make(
                 ids=ids,
                 questions=[
                     _question(tokenizer, f"{identity}/{'+'.join(group)}", group, hidden, many)
-                    for group in groups[:questions]
+                    for group in groups[: request.questions]
                 ],
             )
         )
@@ -135,11 +130,11 @@ def make(
 
 def score(output: str, references: list[str]) -> float:
     """The share of references found in the output."""
-    return base.string_match_all(output, references)
+    return scoring.string_match_all(output, references)
 
 
 def draw_keys(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     count: int,
     queries: int,
     length: int,
@@ -151,11 +146,11 @@ def draw_keys(
     Questions about `queries` of them differ by at most a quarter of a percent of `length` tokens
     from each other's mean, so that one context fits all of them.
     """
-    nouns = base.own(split, _NOUNS.split())
+    nouns = splits.own(split, _NOUNS.split())
     keys = [f"{adjective}-{noun}" for adjective in _ADJECTIVES.split() for noun in nouns]
     rng.shuffle(keys)
     first = len(_ask(tokenizer, keys[:1], False))
-    slack = int(base.TOLERANCE / 4 * length) // queries
+    slack = int(TOLERANCE / 4 * length) // queries
     alike = []
     for key in keys:
         if abs(len(_ask(tokenizer, [key], False)) - first) <= slack:
@@ -167,16 +162,17 @@ def draw_keys(
 
 def draw_values(count: int, split: str, rng: random.Random) -> list[str]:
     """Distinct numbers of seven digits that only this split can draw."""
-    return list(map(str, rng.sample(base.own(split, range(1_000_000, 10_000_000)), count)))
+    return list(map(str, rng.sample(splits.own(split, range(1_000_000, 10_000_000)), count)))
 
 
 def _context_ids(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     passages: Sequence[str],
     instruction: str,
     needles: Sequence[str],
     target: int,
     length: int,
+    slack: int,
     rng: random.Random,
 ) -> list[int]:
     """Opening, instruction and haystack with the needles in it: `target` tokens, nearly."""
@@ -191,7 +187,7 @@ def _context_ids(
             f"niah: a prompt of {length} tokens cannot hold {len(needles)} needles and the"
             f" question; with this tokenizer it takes more than {bare + length - target}"
         )
-    whole = base.passages_within(tokenizer, passages, target - bare)
+    whole = passages_within(tokenizer, passages, target - bare)
     # A needle stands before the passage of its number; the last passage is there to be cut.
     spots = range(max(1, whole))
     places = rng.sample(spots, len(needles)) if len(spots) >= len(needles) else [0] * len(needles)
@@ -204,13 +200,11 @@ def _context_ids(
             pieces.append(passages[number])
     front = "".join(f"{piece} " for piece in pieces)
     words = " ".join(passages[last : whole + spare]).split(" ")
-    rest = base.fit(
-        lambda end: len(encode_body(front + end)), words, target, int(base.TOLERANCE / 4 * length)
-    )
+    rest = fit(lambda end: len(encode_body(front + end)), words, target, slack)
     return encode_body(front + rest)
 
 
-def _ask(tokenizer: PreTrainedTokenizerBase, keys: Sequence[str], many: bool) -> list[int]:
+def _ask(tokenizer: Tokenizer, keys: Sequence[str], many: bool) -> list[int]:
     listed = _listing(keys)
     return prompts.ask(
         tokenizer, QUESTION[many].format(keys=listed), ANSWER_PREFIX[many].format(keys=listed)
@@ -218,7 +212,7 @@ def _ask(tokenizer: PreTrainedTokenizerBase, keys: Sequence[str], many: bool) ->
 
 
 def _question(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     identity: str,
     keys: Sequence[str],
     hidden: Mapping[str, Sequence[str]],

@@ -6,31 +6,26 @@ mean negative log-likelihood a token is the result. Nothing is generated, nothin
 right or wrong. `length` is the amount of text; a model's context is its only limit.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kvbudget import prompts
 from kvbudget.errors import UserError
-from kvbudget.tasks import base
-from kvbudget.tasks.base import Context, Question
+from kvbudget.options import count, field
+from kvbudget.prompts import Tokenizer
+from kvbudget.tasks import splits
+from kvbudget.tasks.passages import passages_from, passages_within, start_passage
+from kvbudget.tasks.request import Context, Question, Request
 
-#: `chunk`: tokens that are fed at a time. It does not change the samples.
-DEFAULTS = {"chunk": 64}
+
+@dataclass(frozen=True)
+class Options:
+    """How the text is fed. It does not change the samples."""
+
+    chunk: int = field(count(64, "Tokens that are fed at a time."))
 
 
-def make(
-    tokenizer: PreTrainedTokenizerBase,
-    passages: Sequence[str],
-    *,
-    length: int,
-    contexts: int,
-    questions: int,
-    seed: int,
-    split: str,
-    options: Mapping[str, Any],
-) -> list[Context]:
+def make(request: Request, options: Options) -> list[Context]:
     """Contexts of half of `length` tokens, each with one question: the other half.
 
     Context and answer together have exactly `length` tokens of plain text, without the chat
@@ -39,16 +34,13 @@ def make(
     Raises:
         UserError: the haystack is too short.
     """
-    options = base.options_of(options, DEFAULTS)
-    if options["chunk"] < 1:
-        raise UserError("perplexity: chunk must be at least 1 token")
-    text = base.split_passages(passages, split)
+    text = splits.split_passages(request.passages, request.split)
     made = []
-    for index in range(contexts):
-        identity = f"perplexity/{split}/L{length}/s{seed}/{index}"
-        start = base.start_passage(text, index, contexts, base.draws(identity)) if text else 0
-        ids = _text_ids(tokenizer, base.passages_from(text, start), length)
-        half = length // 2
+    for index, identity in enumerate(request.identities("perplexity")):
+        rng = splits.draws(identity)
+        start = start_passage(text, index, request.contexts, rng) if text else 0
+        ids = _text_ids(request.tokenizer, passages_from(text, start), request.length)
+        half = request.length // 2
         rest = Question(f"{identity}/rest", [], [], answer_ids=ids[half:], max_new_tokens=0)
         made.append(Context(identity, ids[:half], [rest]))
     return made
@@ -59,10 +51,8 @@ def score(output: str, references: list[str]) -> None:
     return None
 
 
-def _text_ids(
-    tokenizer: PreTrainedTokenizerBase, passages: Sequence[str], length: int
-) -> list[int]:
-    whole = base.passages_within(tokenizer, passages, length)
+def _text_ids(tokenizer: Tokenizer, passages: Sequence[str], length: int) -> list[int]:
+    whole = passages_within(tokenizer, passages, length)
     # A few more than estimated: joined text may take fewer tokens than its passages alone.
     body = " ".join(passages[: whole + whole // 50 + 2])
     ids = prompts.opening(tokenizer) + prompts.encode(tokenizer, body)

@@ -6,8 +6,10 @@ options, `make(request, options)`, which gives contexts with their questions, an
 """
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from kvbudget.errors import UserError
 from kvbudget.options import Option, declared, suggest
@@ -64,3 +66,8 @@ def load(name: str) -> ModuleType:
 def options_of(name: str) -> dict[str, Option]:
     """The options of a kind of task."""
     return declared(load(name).Options)
+
+
+def options_from(name: str, spec: Mapping[str, Any]) -> Any:
+    """The options of a kind of task, as its `make` takes them, from a spec that has them all."""
+    return load(name).Options(**{key: spec[key] for key in options_of(name)})

@@ -8,26 +8,38 @@ as right or wrong: BLEU is of all passages together, and aggregation takes it fr
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from kvbudget import prompts
 from kvbudget.errors import UserError
-from kvbudget.tasks import base
-
-#: `k`: words that are read before the first is written; at least as many as a passage has is
-#: ordinary generation. `phi`: first position of the target, a number or `auto`, which is where the
-#: source ends. `source`, `target`: the languages, for the prompt.
-DEFAULTS = {"k": 3, "phi": "auto", "source": "English", "target": "French"}
+from kvbudget.options import auto, count, field, text
+from kvbudget.prompts import Tokenizer
+from kvbudget.tasks import splits
+from kvbudget.tasks.passages import pairs, passages_from, start_passage
+from kvbudget.tasks.request import TOLERANCE, Context, Request
 
 
 @dataclass(frozen=True)
-class Passage(base.Context):
+class Options:
+    """How a passage is translated."""
+
+    k: int = field(
+        count(
+            3,
+            "Words that are read before the first is written; at least as many as a passage has is "
+            "ordinary generation.",
+        )
+    )
+    phi: int | str = field(auto("First position of the target; auto is where the source ends."))
+    source: str = field(text("English", "Language of the source, for the prompt."))
+    target: str = field(text("French", "Language of the target, for the prompt."))
+
+
+@dataclass(frozen=True)
+class Passage(Context):
     """A passage to translate; `ids` is the source, after the prompt's opening.
 
     Attributes:
@@ -45,17 +57,7 @@ class Passage(base.Context):
     phi: int | str
 
 
-def make(
-    tokenizer: PreTrainedTokenizerBase,
-    passages: Sequence[str],
-    *,
-    length: int,
-    contexts: int,
-    questions: int,
-    seed: int,
-    split: str,
-    options: Mapping[str, Any],
-) -> list[base.Context]:
+def make(request: Request, options: Options) -> list[Context]:
     """Passages whose source has `length` tokens, within 1%; the same for every `k` and `phi`.
 
     `passages` are those of a parallel text. `questions` has no say.
@@ -63,18 +65,18 @@ def make(
     Raises:
         UserError: the text is not parallel, or no run of its verses has that length.
     """
-    options = base.options_of(options, DEFAULTS)
-    text = [pair for pair in base.split_passages(base.pairs(passages), split) if all(pair)]
-    word_ids = cache(lambda word: prompts.encode(tokenizer, f" {word}"))
-    opening, prompt = _prompt(tokenizer, options["source"], options["target"])
-    sizes = [sum(len(word_ids(word)) for word in source.split()) for source, _ in text]
+    verses = pairs(splits.split_passages(request.passages, request.split))
+    verses = [pair for pair in verses if all(pair)]
+    word_ids = cache(lambda word: prompts.encode(request.tokenizer, f" {word}"))
+    opening, prompt = _prompt(request.tokenizer, options.source, options.target)
+    sizes = [sum(len(word_ids(word)) for word in source.split()) for source, _ in verses]
     made = []
-    for index in range(contexts):
-        identity = f"streaming/{split}/L{length}/s{seed}/{index}"
-        start = base.start_passage(text, index, contexts, base.draws(identity)) if text else 0
-        first, end = _run(base.passages_from(sizes, start), length, len(opening))
-        verses = base.passages_from(text, start)[first:end]
-        source, reference = (" ".join(side) for side in zip(*verses, strict=True))
+    for index, identity in enumerate(request.identities("streaming")):
+        rng = splits.draws(identity)
+        start = start_passage(verses, index, request.contexts, rng) if verses else 0
+        first, end = _run(passages_from(sizes, start), request.length, len(opening))
+        chosen = passages_from(verses, start)[first:end]
+        source, reference = (" ".join(side) for side in zip(*chosen, strict=True))
         words = [[word_ids(word) for word in side.split()] for side in (source, reference)]
         words[0][0] = opening + words[0][0]
         made.append(
@@ -86,8 +88,8 @@ def make(
                 target=words[1],
                 prompt=prompt,
                 reference=reference,
-                k=options["k"],
-                phi=options["phi"],
+                k=options.k,
+                phi=options.phi,
             )
         )
     return made
@@ -98,9 +100,7 @@ def score(output: str, references: list[str]) -> None:
     return None
 
 
-def _prompt(
-    tokenizer: PreTrainedTokenizerBase, source: str, target: str
-) -> tuple[list[int], list[int]]:
+def _prompt(tokenizer: Tokenizer, source: str, target: str) -> tuple[list[int], list[int]]:
     """Token ids before the source's first word, and between its last and the target's first."""
     opening, end = prompts.prompt_frame(tokenizer)
     ask = f"Translate this {source} text into {target}.\n\n{source}:"
@@ -111,7 +111,7 @@ def _prompt(
 def _run(sizes: Sequence[int], length: int, opening: int) -> tuple[int, int]:
     """The first run of verses that has `length` tokens together with the opening, within 1%."""
     ends = [0, *accumulate(sizes)]
-    slack = base.TOLERANCE * length
+    slack = TOLERANCE * length
     for first, before in enumerate(ends):
         wanted = before + length - opening
         end = bisect_left(ends, wanted - slack)

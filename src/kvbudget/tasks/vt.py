@@ -9,18 +9,25 @@ RULER's, and so is the solved example in front (of at most a quarter of the prom
 import random
 import string
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from kvbudget import prompts
 from kvbudget.errors import UserError
-from kvbudget.tasks import base
-from kvbudget.tasks.base import Context, Question
+from kvbudget.options import count, field
+from kvbudget.prompts import Tokenizer
+from kvbudget.tasks import scoring, splits
+from kvbudget.tasks.passages import closest, fit
+from kvbudget.tasks.request import Context, Question, Request
 
-#: RULER's `num_chains` and `num_hops`: a chain of n hops has n + 1 variables.
-DEFAULTS = {"chains": 1, "hops": 4}
+
+@dataclass(frozen=True)
+class Options:
+    """RULER's `num_chains` and `num_hops`."""
+
+    chains: int = field(count(1, "Chains of assignments in a context."))
+    hops: int = field(count(4, "Steps of a chain, which has one variable more."))
+
 
 INSTRUCTION = (
     "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
@@ -38,46 +45,24 @@ _EXAMPLE_TOKENS = 500
 _NEW_TOKENS = 30
 
 
-def make(
-    tokenizer: PreTrainedTokenizerBase,
-    passages: Sequence[str],
-    *,
-    length: int,
-    contexts: int,
-    questions: int,
-    seed: int,
-    split: str,
-    options: Mapping[str, Any],
-) -> list[Context]:
-    """Contexts of `options["chains"]` chains, and a question for each, at most `questions`.
+def make(request: Request, options: Options) -> list[Context]:
+    """Contexts of `options.chains` chains, and a question for each, at most `questions`.
 
     Context and question together have `length` tokens, within 1%. The haystack has no say.
 
     Raises:
         UserError: `length` cannot hold the chains.
     """
-    options = base.options_of(options, DEFAULTS)
-    for name in DEFAULTS:
-        if options[name] < 1:
-            raise UserError(f"vt: {name} must be at least 1")
-    prefix = f"vt-{options['chains']}-{options['hops']}/{split}/L{length}/s{seed}"
     return [
-        _context(tokenizer, f"{prefix}/{index}", length, questions, split, **options)
-        for index in range(contexts)
+        _context(request, identity, options)
+        for identity in request.identities(f"vt-{options.chains}-{options.hops}")
     ]
 
 
-def _context(
-    tokenizer: PreTrainedTokenizerBase,
-    identity: str,
-    length: int,
-    questions: int,
-    split: str,
-    *,
-    chains: int,
-    hops: int,
-) -> Context:
-    rng = base.draws(identity)
+def _context(request: Request, identity: str, options: Options) -> Context:
+    tokenizer, length, split = request.tokenizer, request.length, request.split
+    chains, hops = options.chains, options.hops
+    rng = splits.draws(identity)
     example = _example(tokenizer, hops, min(_EXAMPLE_TOKENS, length // 4), split, rng)
     drawn = _draw(chains, hops, _LETTERS, split, rng)
     asked = [_question(tokenizer, identity, *chain) for chain in drawn.items()]
@@ -96,18 +81,18 @@ def _context(
     lines = _lines(lambda text: len(encode_body(text)), drawn, room, identity)
     body = _hide(drawn, lines, identity)
     # What is missing to the length: less than two lines.
-    last = base.fit(
+    last = fit(
         lambda text: len(prompts.encode(tokenizer, text)),
         " ".join([NOISE] * 3).split(" "),
         room - len(encode_body(body)),
-        int(base.TOLERANCE / 4 * length),
+        request.slack,
     )
-    return Context(identity, encode_body(body + last), asked[:questions])
+    return Context(identity, encode_body(body + last), asked[: request.questions])
 
 
 def score(output: str, references: list[str]) -> float:
     """The share of references found in the output."""
-    return base.string_match_all(output, references)
+    return scoring.string_match_all(output, references)
 
 
 def _draw(
@@ -115,16 +100,16 @@ def _draw(
 ) -> dict[str, list[str]]:
     """`{value: variables}` that only this split can draw."""
     alphabet = string.ascii_uppercase
-    values = rng.sample(base.own(split, range(10_000, 100_000)), chains)
-    numbers = rng.sample(base.own(split, range(len(alphabet) ** letters)), chains * (hops + 1))
-    names = iter([base.spell(number, alphabet, letters) for number in numbers])
+    values = rng.sample(splits.own(split, range(10_000, 100_000)), chains)
+    numbers = rng.sample(splits.own(split, range(len(alphabet) ** letters)), chains * (hops + 1))
+    names = iter([splits.spell(number, alphabet, letters) for number in numbers])
     return {str(value): [next(names) for _ in range(hops + 1)] for value in values}
 
 
 def _hide(chains: Mapping[str, Sequence[str]], lines: int, identity: str) -> str:
     """Instruction and `lines` lines of noise; before some of them the assignments of the chains,
     each chain in its order."""
-    rng = base.draws(identity, "places")
+    rng = splits.draws(identity, "places")
     statements = [
         [f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(names))]
         for value, names in chains.items()
@@ -146,13 +131,11 @@ def _lines(
 ) -> int:
     """Lines of noise that surely fit into `target` tokens; a line has a token a word or more."""
     most = target // len(NOISE.split())
-    nearest = base.closest(lambda lines: count(_hide(chains, lines, identity)), target, most)
+    nearest = closest(lambda lines: count(_hide(chains, lines, identity)), target, most)
     return max(0, nearest - 1)
 
 
-def _example(
-    tokenizer: PreTrainedTokenizerBase, hops: int, tokens: int, split: str, rng: random.Random
-) -> str:
+def _example(tokenizer: Tokenizer, hops: int, tokens: int, split: str, rng: random.Random) -> str:
     """One chain with question and answer, of at most `tokens` tokens where that can be had."""
     chain = _draw(1, hops, _EXAMPLE_LETTERS, split, rng)
     ((value, names),) = chain.items()
@@ -167,9 +150,7 @@ def _wording(value: str, names: Sequence[str]) -> tuple[str, str]:
     return QUESTION.format(value=value), ANSWER_PREFIX.format(number=len(names), value=value)
 
 
-def _question(
-    tokenizer: PreTrainedTokenizerBase, identity: str, value: str, names: Sequence[str]
-) -> Question:
+def _question(tokenizer: Tokenizer, identity: str, value: str, names: Sequence[str]) -> Question:
     answer = prompts.encode(tokenizer, f" {' '.join(names)}")
     asked = prompts.ask(tokenizer, *_wording(value, names))
-    return base.question(f"{identity}/{value}", asked, list(names), answer, _NEW_TOKENS)
+    return Question.with_room(f"{identity}/{value}", asked, list(names), answer, _NEW_TOKENS)

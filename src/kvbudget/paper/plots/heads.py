@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from kvbudget.paper.plots import style
 from kvbudget.paper.source import Source
 
-EMPTY = "no profile"
+EMPTY = "no calibration"
 SIGNALS = ("retrieval", "induction", "local")
 
 

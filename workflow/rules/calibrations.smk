@@ -1,24 +1,24 @@
 # What each head of a model does, measured once on calibration prompts.
 
 
-rule profile:
+rule calibration:
     input:
         # Small files that stand for large ones. Which weights a result needs is told by `model`
         # below: a second download or check of the same weights must not make results again.
         verified=ancient("results/models/{model}.verified.json"),
         haystack=f"results/text/{HAYSTACK}.verified.json",
     output:
-        ensure(f"{RESULTS}/profiles/{{model}}{{calibration}}.json", non_empty=True),
+        ensure(f"{RESULTS}/calibrations/{{model}}{{calibration}}.json", non_empty=True),
     log:
-        f"{LOGS}/profiles/{{model}}{{calibration}}.log",
+        f"{LOGS}/calibrations/{{model}}{{calibration}}.log",
     conda:
         CONDA
     resources:
         gpu=1,
         mem_mb=memory_mb,
     params:
-        spec=lambda wildcards: canonical(profile_spec(wildcards)),
-        code=STUDY.profile_code,
+        spec=lambda wildcards: canonical(calibration_spec(wildcards)),
+        code=STUDY.calibration_code,
         model=model_identity,
     shell:
         f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.calibration.calibrate --model {{wildcards.model}}"

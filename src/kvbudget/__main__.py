@@ -1,0 +1,5 @@
+"""`python -m kvbudget` is `kvbudget`."""
+
+from kvbudget.cli import main
+
+main()

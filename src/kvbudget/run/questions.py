@@ -1,0 +1,90 @@
+"""A context is read and compressed before any question arrives; each question is asked of the same
+compressed context."""
+
+import torch
+from torch import Tensor
+
+from kvbudget.cache.cache import BudgetedCache
+from kvbudget.run import memory
+from kvbudget.run.runner import Runner
+from kvbudget.run.stopwatch import Stopwatch
+from kvbudget.tasks.request import Context, Question
+
+
+def run(runner: Runner, context: Context) -> dict:
+    """Read a context and ask its questions: samples, memory and timing of one context."""
+    memory.mark_peak()
+    cache = runner.cache(len(context.ids))
+    watch = Stopwatch()
+    for piece in runner.pieces(context.ids):
+        last = runner.read(cache, piece)[-1]
+    cache.plan.policy.finish(runner.model, runner.tokenizer, cache, context.ids)
+    prefill_s = watch.seconds()
+    # Read here, as what follows holds snapshots that only the protocol needs.
+    peaks = {
+        "peak_rss_bytes": memory.peak_rss_bytes(),
+        "peak_cuda_bytes": memory.peak_cuda_bytes(),
+    }
+    state = cache.snapshot()
+    compressed = runner.cache_bytes(cache, len(context.ids))
+    slots = [[len(kept) for kept in layer.kept_positions()] for layer in cache.budgeted]
+    samples, steps = [], []
+    for question in context.questions:
+        cache.restore(state)
+        # After the question, the cache is the same for scoring the reference and for answering.
+        first = runner.read(cache, question.ids)[-1] if question.ids else last
+        asked = cache.snapshot()
+        nll = _answer_nll(runner, cache, question, first)
+        cache.restore(asked)
+        output, times = _generate(runner, cache, question, first)
+        steps += times
+        samples.append(
+            {
+                "id": question.id,
+                "context_id": context.id,
+                "prompt_tokens": len(context.ids) + len(question.ids),
+                "budget_tokens": cache.plan.tokens(),
+                "score": runner.task.score(output, question.references),
+                "nll": nll,
+                "output": output,
+                "reference": question.references,
+            }
+        )
+    return {
+        "samples": samples,
+        "memory": {**compressed, **peaks},
+        "timing": {"prefill_s": prefill_s, "decode_s": steps},
+        "slots": slots,
+    }
+
+
+def _answer_nll(runner: Runner, cache: BudgetedCache, question: Question, first: Tensor) -> float:
+    """Mean negative log-likelihood of a token of the reference answer, in nats.
+
+    `first` are the logits that predict its first token. The answer is read in chunks.
+    """
+    total = 0.0
+    for piece in runner.pieces(question.answer_ids):
+        known = runner.read(cache, piece, logits=len(piece))
+        predicted = torch.cat((first[None], known[:-1])).float()
+        target = torch.tensor(piece, device=predicted.device)
+        total += torch.nn.functional.cross_entropy(predicted, target, reduction="sum").item()
+        first = known[-1]
+    return runner.finite(total / len(question.answer_ids), question.id)
+
+
+def _generate(
+    runner: Runner, cache: BudgetedCache, question: Question, first: Tensor
+) -> tuple[str, list[float]]:
+    """Greedy answer from the logits after the question, and the seconds of each decode step."""
+    stops = runner.stops()
+    last, output, seconds = first, [], []
+    while len(output) < question.max_new_tokens:
+        token = int(last.argmax())
+        if token in stops:
+            break
+        output.append(token)
+        watch = Stopwatch()
+        last = runner.read(cache, [token])[-1]
+        seconds.append(watch.seconds())
+    return runner.tokenizer.decode(output, skip_special_tokens=True), seconds
