@@ -1,22 +1,18 @@
 """From CSV files to tables, figures, numbers and the PDF."""
 
-import importlib
 import json
-from collections import Counter
 
-import jinja2
 import pytest
 import synthetic
-from rendering import build, draw, overfull, render, table_names, typeset, values, with_prose
+from rendering import build, draw, overfull, render, typeset, values, with_prose
 
-from kvbudget import cli
 from kvbudget.analysis import schema
 from kvbudget.errors import UserError
 from kvbudget.paper import budgets, check, latex, layout, registry, source
 from kvbudget.paper.plots import quality
-from kvbudget.study import provenance
+from kvbudget.study import titles
 
-HOSTILE = r'100% \input{x} $1_2^3$ #&~"<|>` --- {°} Ünï €'
+HOSTILE = r'100% \input{x} $1_2^3$ #&~"<|>` --- {°} Ünï'
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +85,7 @@ def test_chunks_are_even_and_lose_nothing():
 
 
 def test_one_table_an_experiment_and_three_more(built):
-    src, paper = built
+    _, paper = built
     made = {str(path.relative_to(paper / "tables")) for path in paper.rglob("tables/**/*.tex")}
     experiments = {f"experiments/{e['name']}.tex" for e in synthetic.config()["experiments"]}
     assert made == experiments | {"statistics.tex", "provenance.tex", "all.tex"}
@@ -337,25 +333,57 @@ def test_mixed_code_digests_are_refused(checked):
 # --- the PDF
 
 
-def test_pdf_of_hostile_names_is_reproducible_and_fits(tmp_path):
+LONG = "A very long title, which someone wrote because the name did not say enough, so it goes on"
+TITLES = {
+    "models": {"tiny_a": HOSTILE},
+    "tasks": {"niah_single": r"Needles $n^2$ of a task that needs more than a single line"},
+    "methods": {
+        "full": LONG,
+        "h2o": r"H_2O & \par 50% $5",
+        "streaming-llm": "x" * 60,
+        "head-aware": r"$\textsc{Ours}$",
+        "uniform": r"_under $\alpha \leq \frac{1}{2}$ \$3",
+        "independent": r"$\emph{Our B}_{x^2}$ – “été” αβ ≥ 2²",
+    },
+}
+
+
+def with_titles():
     settings = synthetic.config()
-    settings["models"]["tiny_a"]["title"] = HOSTILE
-    settings["methods"] = {
-        **settings["methods"],
-        "h2o": {"policy": "h2o", "title": r"H_2O & \par 50%"},
-    }
+    settings["experiments"][0]["title"] = r"$\textsc{Lengths}$ #1 100% \foo _x_"
+    for section, given in TITLES.items():
+        entries = {key: {**settings[section][key], "title": title} for key, title in given.items()}
+        settings[section] = {**settings[section], **entries}
+        for title in given.values():
+            titles.check(section, title)
+    return settings
+
+
+def test_pdf_of_hostile_names_is_reproducible_and_fits(tmp_path):
     pdfs = []
     for name in ("a", "b"):
-        src, paper = build(tmp_path / name, settings)
+        src, paper = build(tmp_path / name, with_titles())
         draw(src, paper)
         with_prose(paper)
         done, log = typeset(paper)
         assert done.returncode == 0, done.stdout[-3000:]
         assert "undefined" not in log
         assert overfull(log) < 5
+        assert "Float too large" not in log
         pdfs.append((paper / "main.pdf").read_bytes())
     assert pdfs[0] == pdfs[1]
     assert "DRAFT" not in log
+    assert str(tmp_path).encode() not in pdfs[0]
+
+
+def test_titles_are_the_same_in_tables_and_numbers(tmp_path):
+    _, paper = build(tmp_path, with_titles())
+    table = (paper / "tables/experiments/lengths.tex").read_text()
+    numbers = values(paper)
+    for tex in (r"\(\textsc{Ours}\)", r"H\_2O \& \textbackslash{}par 50\% \$5"):
+        assert rf"\named{{{tex}}}" in table
+        assert tex in numbers["study/methods"]
+    assert r"\(\textsc{Lengths}\) \#1 100\% \textbackslash{}foo" in table
 
 
 def test_an_unknown_number_stops_latex(checked):

@@ -1,5 +1,6 @@
 """How results are laid out in tables: which rows, which columns, how many to a float."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,13 +11,16 @@ from kvbudget.paper.latex import Latex
 from kvbudget.paper.source import Source
 from kvbudget.study.records import AXES, Study
 
-ROWS_A_FLOAT = 40
+#: Lines of rows that a float holds in the mean; a page has room for some more.
+LINES_A_FLOAT = 40
+#: Characters to a line of a title, as main.tex breaks it.
+NAMED = 27
 #: Widths in points, of which main.tex leaves so many to a float over one column and over two.
 COLUMN, PAGE = 241, 504
-#: The columns of method and budget; \named in main.tex breaks longer titles.
-NAMES = 130
+#: The columns of method and budget, whose titles main.tex breaks.
+NAMES = 124
 #: A number, and a number with its interval.
-NUMBER, INTERVAL = 34, 62
+NUMBER, INTERVAL = 34, 58
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,12 @@ class Row:
 
     group: Latex
     cells: list[Latex]
+
+    @property
+    def lines(self) -> int:
+        """About how many lines its longest title takes."""
+        shown = (len(re.sub(r"\\[A-Za-z]+|[\\{}()]", "", cell)) for cell in self.cells)
+        return -(-max(shown) // NAMED)
 
 
 def with_interval(value: float, low: float, high: float, signed: bool = False) -> Latex:
@@ -71,6 +81,12 @@ def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
         start = end
 
 
+def by_height(rows: list[Row]) -> Iterator[list[Row]]:
+    """Rows that a float holds."""
+    lines = sum(row.lines for row in rows)
+    return chunks(rows, max(1, LINES_A_FLOAT * len(rows) // max(1, lines)))
+
+
 def by_width(lengths: list[int], columns: list[Column]) -> Iterator[list[int]]:
     """Lengths that stand side by side without being made smaller."""
     each = sum(column.width for column in columns)
@@ -89,7 +105,7 @@ def floats(
 ) -> Iterator[dict]:
     """Split rows over floats; a heading is repeated where its rows go on."""
     width = NAMES + len(lengths) * sum(column.width for column in columns)
-    for number, piece in enumerate(chunks(rows, ROWS_A_FLOAT)):
+    for number, piece in enumerate(by_height(rows)):
         yield {
             "wide": width > COLUMN,
             "rows": piece,

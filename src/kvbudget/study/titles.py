@@ -117,9 +117,6 @@ class _Reader:
                 self.place += 1
                 self._atom(of=character)
             else:
-                # What a superscript of its own would be one too many after.
-                if SYMBOLS.get(character, "").startswith("^"):
-                    raise UserError(f"write ^ in place of {_named(character)} between dollars")
                 base = base if character == " " else True
                 scripts = scripts if character == " " else set()
                 self._atom()
@@ -138,6 +135,8 @@ class _Reader:
             self._row(closing="}")
         elif character == "}":
             raise UserError("a } closes nothing; write \\} to print it")
+        elif SYMBOLS.get(character, "").startswith("^"):
+            raise UserError(f"write ^ in place of {_named(character)} between dollars")
         elif character in _PLAIN or character in SYMBOLS or re.match("[A-Za-z0-9]", character):
             self.place += 1
         else:

@@ -8,7 +8,8 @@ from kvbudget.study import titles
 #: What matplotlib has for the commands of text; it has no small capitals, so they are upright.
 _FONTS = {"textbf": "mathbf", "textit": "mathit", "emph": "mathit", "textsf": "mathsf"}
 _FONTS |= {"texttt": "mathtt"}
-_NAMES = {"le": "leq", "ge": "geq"}
+#: Its names for commands. It does not see where \# ends.
+_NAMES = {r"\le": r"\leq", r"\ge": r"\geq", r"\#": r"{\#}"}
 #: Characters for private use that hold a formula's place while lines are broken.
 _FORMULA, _REST = "\ue000", "\ue001"
 
@@ -41,6 +42,10 @@ def _formula(tex: str) -> str:
 
 def _part(command: str | None, tex: str) -> str:
     if command is None:
-        return re.sub(r"\\([A-Za-z]+)", lambda m: rf"\{_NAMES.get(m[1], m[1])}", tex)
+        return _renamed(tex)
     escaped = re.sub(r"([ %#_])", r"\\\1", tex)
-    return rf"\{_FONTS.get(command, 'mathrm')}{{{escaped}}}"
+    return rf"\{_FONTS.get(command, 'mathrm')}{{{_renamed(escaped)}}}"
+
+
+def _renamed(tex: str) -> str:
+    return re.sub(r"\\([A-Za-z]+|.)", lambda found: _NAMES.get(found[0], found[0]), tex)

@@ -17,8 +17,8 @@ COLUMN = 3.3  # inches
 PAGE = 7.0
 #: Characters to a line of a title: two legend entries, or one panel of four, stand side by side.
 LINE = 30
-#: No panel is flatter than this, in inches, however many lines stand above it.
-FLATTEST = 0.4
+#: No panel is flatter than this, in inches, however many lines stand above it: curves, heat maps.
+FLATTEST = (0.8, 0.3)
 #: Okabe and Ito's palette, which colour-blind readers can tell apart.
 KNOWN = {
     "full": ("#000000", "X"),
@@ -84,14 +84,16 @@ def save(module: ModuleType, src: Source, out: Path) -> None:
 
 def _give_room(figure: Figure) -> None:
     """Make a figure taller where a legend or titles of many lines would squeeze its panels."""
-    for _ in range(3):
+    for _ in range(3):  # as a taller figure is laid out anew
         figure.draw_without_rendering()
         width, height = figure.get_size_inches()
-        heights = [ax.get_position().height * height for ax in figure.axes if ax.axison]
-        lacking = FLATTEST - min(heights, default=FLATTEST)
+        panels = [(ax, ax.get_position()) for ax in figure.axes if ax.axison]
+        lacking = max(
+            (FLATTEST[not ax.lines] - place.height * height for ax, place in panels), default=0
+        )
         if lacking <= 0.01:
             return
-        rows = max(1, len({round(ax.get_position().y0, 2) for ax in figure.axes}))
+        rows = len({round(place.y0, 2) for _, place in panels})
         figure.set_size_inches(width, height + rows * lacking)
 
 

@@ -68,7 +68,7 @@ def _floats(
             *_tests(group),
         ]
         rows.append(Row(latex.title(src.study, "models", model), cells))
-    for number, piece in enumerate(layout.chunks(rows, layout.ROWS_A_FLOAT)):
+    for number, piece in enumerate(layout.by_height(rows)):
         yield {
             "rows": piece,
             "head": {"reference": "reference", "method": "variant"}[named],
