@@ -7,7 +7,7 @@ import pandas as pd
 
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
-from kvbudget.study.records import FULL, Study
+from kvbudget.study.plan import FULL, Study
 
 LENGTHS_A_FLOAT = 3
 ROWS_A_FLOAT = 40

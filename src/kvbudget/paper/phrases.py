@@ -13,7 +13,7 @@ from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import budget_order
 from kvbudget.paper.source import Source
-from kvbudget.study.records import FULL, OURS
+from kvbudget.study.plan import FULL, OURS
 
 METRIC_TITLE = {"score": "score", "nll": "NLL"}
 ALPHA = 0.05

@@ -10,7 +10,7 @@ from kvbudget.paper import latex, layout, source
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import Row
 from kvbudget.paper.source import Source
-from kvbudget.study.records import FULL
+from kvbudget.study.plan import FULL
 
 QUALITY = {
     "score": "score",

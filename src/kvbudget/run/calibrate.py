@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from kvbudget.api import attach
-from kvbudget.calibration.calibrate import DEFAULTS, calibrate
+from kvbudget.calibration.calibrate import calibrate
+from kvbudget.calibration.options import DEFAULTS
 from kvbudget.errors import run_cli
 from kvbudget.run.record import provenance, write_json
 from kvbudget.sources.load import load

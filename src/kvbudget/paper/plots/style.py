@@ -4,7 +4,7 @@ from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from kvbudget.study.records import OURS, Study
+from kvbudget.study.plan import OURS, Study
 
 COLUMN = 3.3  # inches
 PAGE = 7.0
