@@ -9,7 +9,7 @@ import jsonschema
 import yaml
 
 from kvbudget.errors import UserError
-from kvbudget.options import suggest
+from kvbudget.options import spoken, suggest
 
 BASE = Path("config.yaml")
 STUDIES = Path("workflow/studies")
@@ -108,6 +108,8 @@ def _explain(error: jsonschema.ValidationError) -> str:
         )
     if "propertyNames" in error.absolute_schema_path:
         return f"config: {place}: bad name {error.instance!r}; use {error.schema['description']}"
+    if error.validator in ("oneOf", "anyOf"):
+        return f"config: {place} must be {spoken(error.schema)}, not {error.instance!r}"
     return f"config: {place}: {error.message}"
 
 
