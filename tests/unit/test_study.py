@@ -54,7 +54,10 @@ def cell_of(study: Study, method: str, budget: str, length: int = 500) -> Planne
 
 
 @pytest.fixture
-def config() -> dict:
+def config(tmp_path, monkeypatch) -> dict:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.txt", "y.txt"):
+        Path(name).write_text("In the beginning.\n")
     return {
         "study": "s",
         "models": {"m": {"source": "random", "context": 2000}},
@@ -297,7 +300,11 @@ def test_a_task_may_have_a_text_of_its_own(streaming):
     [
         ("tasks/wait/haystack", "q", r"tasks: wait: haystack: there is no 'q'"),
         ("tasks/wait/haystack", "h", r"tasks: wait: haystack 'h' has no translation"),
-        ("tasks/wait/phi", -1, r"config: tasks: wait: phi must be auto or an integer of 0 or more, not -1"),
+        (
+            "tasks/wait/phi",
+            -1,
+            r"config: tasks: wait: phi must be auto or an integer of 0 or more, not -1",
+        ),
         (
             "tasks/wait/phi",
             "0",
@@ -412,12 +419,11 @@ def test_the_full_study_has_the_lengths_budgets_and_samples_of_the_question():
 
 def test_the_name_of_a_result_holds_all_that_it_depends_on(config, tmp_path):
     """What another seed, option, code, model or text gives has another name."""
-    (tmp_path / "x.txt").write_text("In the beginning.\n")
     config["methods"]["ours"] |= {"calibration": "c"}
     config["calibrations"] = {"c": {"seed": 3}}
 
-    def names(changed: dict, root: Path = tmp_path) -> dict[str, str]:
-        return {place(cell.path): cell.path for cell in expand(changed, root).cells}
+    def names(changed: dict) -> dict[str, str]:
+        return {place(cell.path): cell.path for cell in expand(changed).cells}
 
     before = names(config)
     assert names(config) == before
@@ -442,6 +448,11 @@ def test_the_name_of_a_result_holds_all_that_it_depends_on(config, tmp_path):
     assert not set(names(config).values()) & set(before.values())
     (tmp_path / "x.txt").write_text("In the beginning.\n")
     assert names(config) == before
+    Path("x.txt").unlink()
+    with pytest.raises(UserError, match=r"haystack h: file x\.txt does not exist; put it there"):
+        expand(config)
+    config["haystacks"]["h"]["sha256"] = "0" * 64  # then results of it can be used without it
+    assert names(config).keys() == before.keys()
 
 
 def test_a_method_s_facts_are_part_of_its_cells_names(config, monkeypatch):
@@ -470,7 +481,7 @@ def test_command_writes_the_plan(config, tmp_path):
     command = [sys.executable, "-m", "kvbudget", "expand", "--config", json.dumps(filled)]
     given = {**os.environ, "KVBUDGET_COMMAND": "snakemake --configfile 'my studies/s.yaml'"}
     subprocess.run([*command, "--out", str(out)], check=True, cwd=tmp_path, env=given)
-    read, made = load_study(out), studies.expand(filled, tmp_path)
+    read, made = load_study(out), studies.expand(filled)
     assert (read.cells, read.calibrations) == (made.cells, made.calibrations)
     assert (read.root, read.name, read.config) == (tmp_path, "s", filled)
     assert read.run(["a b"]) == "snakemake --configfile 'my studies/s.yaml' -- 'a b'"

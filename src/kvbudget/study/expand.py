@@ -202,7 +202,7 @@ class _Expansion:
 
     @functools.cache  # noqa: B019
     def _text(self, key: str) -> str:
-        return identity.text_identity(self.config["haystacks"][key], self.root)
+        return identity.text_identity(key, self.config["haystacks"][key], self.root)
 
     def _text_path(self, key: str) -> str:
         return f"results/text/{key}-{self._text(key)[: identity.DIGITS]}.txt"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kvbudget.errors import UserError
 from kvbudget.sources import lock
 from kvbudget.sources.registry import DESCRIPTIVE
 
@@ -68,16 +69,26 @@ def text_files(entry: Mapping[str, Any]) -> list[str]:
     return [entry[key] for key in ("path", "translation") if key in entry]
 
 
-def text_identity(entry: Mapping[str, Any], root: Path) -> str:
-    """Digest of a haystack's entry and of the content of the user's own files that it names."""
-    found = [_sha256(root / path) for path in text_files(entry)]
-    return digest([text_entry(entry), found])
+def text_identity(key: str, entry: Mapping[str, Any], root: Path) -> str:
+    """Digest of a haystack's entry and of the content of the user's own files that it names.
+
+    Raises:
+        UserError: such a file is not there, and the entry does not say its hash.
+    """
+    parts: list[Any] = [text_entry(entry)]
+    if entry["source"] == "file":
+        for name, hashed in (("path", "sha256"), ("translation", "translation_sha256")):
+            if name in entry and hashed not in entry:
+                parts.append(_sha256(key, root / entry[name], hashed))
+    return digest(parts)
 
 
-def _sha256(path: Path) -> str | None:
-    """None for a file that is not there: whoever needs it says so."""
+def _sha256(key: str, path: Path, hashed: str) -> str:
     if not path.is_file():
-        return None
+        raise UserError(
+            f"haystack {key}: file {path} does not exist; put it there, or give its {hashed} to use "
+            "results that were measured on it"
+        )
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
