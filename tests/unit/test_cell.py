@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from specs import task
 
 from kvbudget import UserError, attach
 from kvbudget.calibration.calibrate import calibrate
@@ -25,13 +26,13 @@ SPEC = {
     "dtype": "float32",
     "seed": 1,
     "haystack": "license",
-    "task": {"name": "niah_multikey", "kind": "niah", "needles": 4},
+    "task": task("niah_multikey", "niah", needles=4),
     "length": 800,
     "method": {"name": "h2o", "policy": "h2o"},
     "budget": "20%",
     "samples": {"contexts": 2, "questions": 2},
 }
-PERPLEXITY = {"name": "perplexity", "kind": "perplexity", "chunk": 64}
+PERPLEXITY = task("perplexity", "perplexity")
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +201,8 @@ def test_perplexity_reads_the_second_half_through_the_bounded_cache(home, tmp_pa
 def test_chunks_change_nothing_for_a_cache_that_keeps_everything(home, tmp_path):
     losses = []
     for chunk in (16, 800):
-        task, full = PERPLEXITY | {"chunk": chunk}, {"name": "full", "policy": "full"}
-        args = arguments(home, tmp_path / f"{chunk}.json", task=task, method=full, budget=None)
+        pieces, full = PERPLEXITY | {"chunk": chunk}, {"name": "full", "policy": "full"}
+        args = arguments(home, tmp_path / f"{chunk}.json", task=pieces, method=full, budget=None)
         losses.append([sample["nll"] for sample in run_cell(args)["samples"]])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from kvbudget.errors import UserError
-from kvbudget.tasks import passages
 from kvbudget.sources import text
+from kvbudget.tasks import passages
 
 VERSES = [
     ("k", 2, 1, 1, "Now these are the names"),
