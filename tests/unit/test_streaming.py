@@ -1,6 +1,5 @@
 """Translation while reading: wait-k against one masked pass, bounded sources, refusals."""
 
-import argparse
 import json
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -13,13 +12,14 @@ from transformers import DynamicCache
 
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.streaming import StreamingCache
-from kvbudget.run.cell import run_cell
+from kvbudget.run.cell import Cell, run_cell
 from kvbudget.run.translation import Translator
 from kvbudget.sources import integrity
 from kvbudget.sources.download import download
+from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.random import byte_tokenizer
 from kvbudget.sources.registry import Random
-from kvbudget.sources.text import build, read_passages
+from kvbudget.sources.text import build
 from kvbudget.tasks import streaming
 from kvbudget.tasks.latency import wait_k
 from kvbudget.tasks.request import Request
@@ -322,9 +322,10 @@ def cell(home: Path, out: Path, method: dict, budget, **options) -> dict:
         "samples": {"contexts": 2, "questions": 1},
     }
     return run_cell(
-        argparse.Namespace(
+        Cell(
             spec=spec,
             code="digest",
+            identity="identity",
             model_dir=home / "tiny",
             verified=home / "tiny.verified.json",
             text=home / "text.txt",
