@@ -13,7 +13,7 @@ from kvbudget.errors import UserError
 from kvbudget.sources import lock
 from kvbudget.sources.download import source_note
 from kvbudget.sources.formats import SOURCE
-from kvbudget.sources.pypi import file_sha256
+from kvbudget.sources.digest import file_sha256
 from kvbudget.sources.registry import parse
 from kvbudget.study import records
 from kvbudget.study.identity import LOCK

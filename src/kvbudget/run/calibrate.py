@@ -1,47 +1,43 @@
 """One calibration: a model, a text and a spec in; one JSON record out."""
 
-import argparse
 import json
 import time
 from pathlib import Path
 
 from kvbudget.api import attach
 from kvbudget.calibration.calibrate import calibrate
-from kvbudget.calibration.options import DEFAULTS
-from kvbudget.errors import run_cli
 from kvbudget.run.record import provenance, write_json
+from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
-from kvbudget.sources.text import read_passages
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--spec", required=True, type=json.loads)
-    parser.add_argument("--code", required=True)
-    parser.add_argument("--model-dir", required=True, type=Path)
-    parser.add_argument("--verified", required=True, type=Path)
-    parser.add_argument("--text", required=True, type=Path)
-    parser.add_argument("--out", required=True, type=Path)
-    args = parser.parse_args()
+def run_calibration(
+    model: str, spec: dict, code: str, model_dir: Path, verified: Path, text: Path, out: Path
+) -> None:
+    """Calibrate a model's heads and write the record.
+
+    Args:
+        model: its key.
+        spec: overrides `kvbudget.calibration.calibrate.DEFAULTS`.
+        code: digest of the code behind it.
+        model_dir: where the model lies.
+        verified: what its check has found.
+        text: the haystack.
+        out: the record.
+    """
     started = time.time()
-    dtype = {**DEFAULTS, **args.spec}["dtype"]
-    model, tokenizer = load(args.model_dir, dtype)
-    verified = json.loads(args.verified.read_text())
-    calibration = calibrate(attach(model), tokenizer, read_passages(args.text), args.spec)
+    loaded, tokenizer = load(model_dir, {**DEFAULTS, **spec}["dtype"])
+    sha256 = json.loads(verified.read_text())["sha256"]
+    calibration = calibrate(attach(loaded), tokenizer, read_passages(text), spec)
     write_json(
-        args.out,
+        out,
         {
             "schema": 1,
-            "model": args.model,
-            "model_sha256": verified["sha256"],
-            "spec": args.spec,
-            "code": args.code,
+            "model": model,
+            "model_sha256": sha256,
+            "spec": spec,
+            "code": code,
             **calibration,
-            "provenance": provenance(model, verified["sha256"], started),
+            "provenance": provenance(loaded, sha256, started),
         },
     )
-
-
-if __name__ == "__main__":
-    run_cli(main)
