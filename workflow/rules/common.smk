@@ -21,7 +21,6 @@ for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.execut
     os.environ[_variable] = os.pathsep.join([str(_first), *_rest])
 
 from kvbudget.errors import UserError
-from kvbudget.sources import lock
 from kvbudget.study import identity, provenance, resources
 from kvbudget.study.config import validate
 from kvbudget.study.expand import expand as expand_study
@@ -143,11 +142,6 @@ def model_files(wildcards):
 def model_identity(wildcards):
     """Digest of where a model comes from and of the hashes of its files."""
     return identity.model_identity(wildcards.model, STUDY.config["models"][wildcards.model], Path())
-
-
-def locked_hashes(wildcards):
-    """The lock's entry for one model, so that a change of another model's does not matter."""
-    return canonical(lock.read(identity.LOCK).get(wildcards.model))
 
 
 def cores_of_a_job(wildcards):

@@ -34,11 +34,12 @@ rule verify_model:
     conda:
         CONDA
     params:
-        locked=locked_hashes,
+        identity=model_identity,
         code=code("kvbudget.sources.integrity"),
     shell:
         f"{OFFLINE} python -m kvbudget verify-model --model {{wildcards.model}} --lock {identity.LOCK}"
-        " --dir results/models/{wildcards.model} --out {output} > {log} 2>&1"
+        " --dir results/models/{wildcards.model} --identity {params.identity} --out {output}"
+        " > {log} 2>&1"
 
 
 rule text:

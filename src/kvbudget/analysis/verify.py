@@ -11,9 +11,9 @@ from kvbudget.analysis import checks, schema
 from kvbudget.analysis.aggregate import aggregate
 from kvbudget.errors import UserError
 from kvbudget.sources import lock
+from kvbudget.sources.digest import file_sha256
 from kvbudget.sources.download import source_note
 from kvbudget.sources.formats import SOURCE
-from kvbudget.sources.digest import file_sha256
 from kvbudget.sources.registry import parse
 from kvbudget.study import records
 from kvbudget.study.identity import LOCK

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from kvbudget.run.calibrate import run_calibration
+from kvbudget.run.calibrate import Calibration, run_calibration
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,6 +12,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="key under `models:`")
     parser.add_argument("--spec", required=True, type=json.loads, help="`calibration:`, as JSON")
     parser.add_argument("--code", required=True, help="digest of the code that it runs")
+    parser.add_argument(
+        "--identity", required=True, help="digest of all that the result depends on"
+    )
+    parser.add_argument("--model-identity", required=True, help="of the model that is meant")
     parser.add_argument("--model-dir", required=True, type=Path)
     parser.add_argument("--verified", required=True, type=Path, help="of the model")
     parser.add_argument("--text", required=True, type=Path, help="the haystack")
@@ -20,4 +24,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the calibration."""
-    run_calibration(**vars(args))
+    run_calibration(Calibration(**vars(args)))

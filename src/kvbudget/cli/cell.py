@@ -14,6 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--identity", required=True, help="digest of all that the result depends on"
     )
+    parser.add_argument("--model-identity", required=True, help="of the model that is meant")
     parser.add_argument("--model-dir", required=True, type=Path)
     parser.add_argument("--verified", required=True, type=Path, help="of the model")
     parser.add_argument("--text", required=True, type=Path, help="the haystack")

@@ -1,7 +1,7 @@
 """One calibration: a model, a text and a spec in; one JSON record out."""
 
-import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvbudget.api import attach
@@ -9,35 +9,52 @@ from kvbudget.calibration.calibrate import calibrate
 from kvbudget.run.record import provenance, write_json
 from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
+from kvbudget.sources.verified import read as read_verified
 
 
-def run_calibration(
-    model: str, spec: dict, code: str, model_dir: Path, verified: Path, text: Path, out: Path
-) -> None:
-    """Calibrate a model's heads and write the record.
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration is made from.
 
-    Args:
+    Attributes:
         model: its key.
-        spec: overrides `kvbudget.calibration.calibrate.DEFAULTS`.
-        code: digest of the code behind it.
+        spec: all options of a calibration.
+        code: digest of the code that makes it.
+        identity: digest of all that it depends on: spec, code, model and text.
+        model_identity: of the model that is meant.
         model_dir: where the model lies.
         verified: what its check has found.
         text: the haystack.
-        out: the record.
+        out: the record to write.
     """
+
+    model: str
+    spec: dict
+    code: str
+    identity: str
+    model_identity: str
+    model_dir: Path
+    verified: Path
+    text: Path
+    out: Path
+
+
+def run_calibration(job: Calibration) -> None:
+    """Calibrate a model's heads and write the record."""
     started = time.time()
-    loaded, tokenizer = load(model_dir, {**DEFAULTS, **spec}["dtype"])
-    sha256 = json.loads(verified.read_text())["sha256"]
-    calibration = calibrate(attach(loaded), tokenizer, read_passages(text), spec)
+    sha256 = read_verified(job.verified, job.model_identity)["sha256"]
+    model, tokenizer = load(job.model_dir, job.spec["dtype"])
+    calibration = calibrate(attach(model), tokenizer, read_passages(job.text), job.spec)
     write_json(
-        out,
+        job.out,
         {
             "schema": 1,
-            "model": model,
+            "identity": job.identity,
+            "model": job.model,
             "model_sha256": sha256,
-            "spec": spec,
-            "code": code,
+            "spec": job.spec,
+            "code": job.code,
             **calibration,
-            "provenance": provenance(loaded, sha256, started),
+            "provenance": provenance(model, sha256, started),
         },
     )

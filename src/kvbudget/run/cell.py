@@ -28,6 +28,7 @@ from kvbudget.run.stopwatch import Stopwatch
 from kvbudget.sources.digest import file_sha256
 from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
+from kvbudget.sources.verified import read as read_verified
 from kvbudget.tasks import registry as tasks
 from kvbudget.tasks.request import Context, Request
 
@@ -42,6 +43,7 @@ class Cell:
         spec: model, dtype, seed, haystack, task, length, method, budget and samples.
         code: digest of the code that it runs.
         identity: digest of all that the result depends on: spec, code, model, text, calibration.
+        model_identity: of the model that is meant.
         model_dir: where the model lies.
         verified: what its check has found.
         text: the haystack.
@@ -52,6 +54,7 @@ class Cell:
     spec: dict
     code: str
     identity: str
+    model_identity: str
     model_dir: Path
     verified: Path
     text: Path
@@ -136,7 +139,7 @@ def run_cell(cell: Cell) -> dict:
 @torch.inference_mode()
 def _run_cell(cell: Cell) -> dict:
     spec, started = cell.spec, time.time()
-    verified = json.loads(cell.verified.read_text())
+    verified = read_verified(cell.verified, cell.model_identity)
     calibration = json.loads(cell.calibration.read_text()) if cell.calibration else None
     if calibration and calibration["model_sha256"] != verified["sha256"]:
         raise UserError(
