@@ -16,7 +16,7 @@ from kvbudget.options import Option
 from kvbudget.policies import registry as methods
 from kvbudget.run.protocols import PROTOCOLS
 from kvbudget.sources import registry, text
-from kvbudget.study import checks, identity, provenance
+from kvbudget.study import checks, identity, provenance, titles
 from kvbudget.study.plan import DEFAULT, DEFAULT_COMMAND, Calibration, Planned, Study
 from kvbudget.tasks import registry as tasks
 
@@ -92,6 +92,12 @@ def _check(config: Mapping[str, Any]) -> None:
         checks.check_method(name, method, config["calibrations"])
     for name, task in config["tasks"].items():
         checks.check_task(name, task, config)
+    for table in ("models", "tasks", "methods"):
+        for name, entry in config[table].items():
+            titles.check(f"{table}: {name}: title", entry.get("title", name))
+    for experiment in config["experiments"]:
+        title = experiment.get("title", experiment["name"])
+        titles.check(f"experiments: {experiment['name']}: title", title)
     names = [experiment["name"] for experiment in config["experiments"]]
     for name in names:
         if names.count(name) > 1:

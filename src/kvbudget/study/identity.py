@@ -86,8 +86,8 @@ def text_identity(key: str, entry: Mapping[str, Any], root: Path) -> str:
 def _sha256(key: str, path: Path, hashed: str) -> str:
     if not path.is_file():
         raise UserError(
-            f"haystack {key}: file {path} does not exist; put it there, or give its {hashed} to use "
-            "results that were measured on it"
+            f"haystack {key}: file {path} does not exist; put it there, or give its {hashed} to "
+            "use results that were measured on it"
         )
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

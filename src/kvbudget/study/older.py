@@ -1,4 +1,4 @@
-"""Why a result that a plan wants is not there, though one like it is: what differs from that one."""
+"""Why a result that a plan wants is not there, though one like it is."""
 
 import json
 from collections.abc import Iterable
