@@ -145,9 +145,13 @@ def model_identity(wildcards):
 
 
 def cores_of_a_job(wildcards):
-    """Cores shared by as many measurements as run at once here."""
-    at_once = int(workflow.global_resources.get("gpu") or 1)
-    return max(1, (workflow.cores or 1) // at_once)
+    """Cores shared by as many measurements as run at once here; a cluster's profile says its own."""
+    try:
+        cores = workflow.cores
+    except WorkflowError:
+        return 1
+    at_once = workflow.global_resources.get("gpu")
+    return max(1, cores // (at_once.value if at_once else 1))
 
 
 def memory_mb(wildcards, input, attempt):
