@@ -83,9 +83,9 @@ HAS_TEX = shutil.which("latexmk") is not None
 CONDA = str(ROOT / "workflow/envs/measuring.yaml")
 CONDA_PAPER = str(ROOT / "workflow/envs/paper.yaml")
 # Jobs read these from the environment: a result does not count as another because of them.
-os.environ["KVBUDGET_COMMAND"] = shlex.join(STUDY.command)
+os.environ.update(KVBUDGET_COMMAND=shlex.join(STUDY.command))
 if STUDY.config["device"] != "auto":
-    os.environ["KVBUDGET_DEVICE"] = STUDY.config["device"]
+    os.environ.update(KVBUDGET_DEVICE=STUDY.config["device"])
 
 
 def one_of(words):

@@ -12,9 +12,7 @@ from kvbudget.analysis.aggregate import aggregate
 from kvbudget.errors import UserError
 from kvbudget.sources import lock
 from kvbudget.sources.digest import file_sha256
-from kvbudget.sources.download import source_note
-from kvbudget.sources.formats import SOURCE
-from kvbudget.sources.registry import parse
+from kvbudget.sources.registry import SOURCE, parse
 from kvbudget.study import records
 from kvbudget.study.identity import LOCK
 from kvbudget.study.older import explain
@@ -50,7 +48,7 @@ def _models(study: Study, directory: Path) -> Iterator[tuple[str, str]]:
         if files is None:
             yield str(path), "missing"
             continue
-        note = source_note(parse(model, study.config["models"][model]))
+        note = parse(model, study.config["models"][model]).note()
         if files.get(SOURCE) != hashlib.sha256(note.encode()).hexdigest():
             yield str(path), "the config now takes this model from somewhere else"
         if model in locked and files != locked[model]:

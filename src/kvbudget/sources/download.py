@@ -1,6 +1,5 @@
 """Get a model onto disk."""
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from kvbudget.errors import UserError
 from kvbudget.sources import formats, pypi
 from kvbudget.sources.registry import (
-    DESCRIPTIVE,
+    SOURCE,
     Hub,
     Local,
     ModelScope,
@@ -33,23 +32,14 @@ def download(key: str, spec: ModelSpec, out: Path) -> None:
         made.mkdir()
         _FETCH[type(spec)](key, spec, made, Path(scratch))
         _check_context(key, spec, made)
-        (made / formats.SOURCE).unlink(missing_ok=True)
-        (made / formats.SOURCE).write_text(source_note(spec))
+        (made / SOURCE).unlink(missing_ok=True)
+        (made / SOURCE).write_text(spec.note())
         for file in made.iterdir():
             if not file.is_symlink():
                 file.chmod(0o644)
         if out.exists():
             out.rename(Path(scratch) / "old")
         made.rename(out)
-
-
-def source_note(spec: ModelSpec) -> str:
-    """Content of the file that says where a model came from (`formats.SOURCE`)."""
-    note = {"source": spec.source} | dataclasses.asdict(spec)
-    # They do not change the files: a new title must not ask for a new entry in the lock.
-    for name in DESCRIPTIVE:
-        del note[name]
-    return json.dumps(note, indent=1) + "\n"
 
 
 def _check_context(key: str, spec: ModelSpec, directory: Path) -> None:

@@ -14,8 +14,6 @@ ALLOWED = ("*.safetensors", *TEXT)
 #: The weights, or the file that says in which files they are.
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-#: The file that says where the others came from.
-SOURCE = "source.json"
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from kvbudget.errors import UserError
 from kvbudget.sources import lock
-from kvbudget.sources.formats import SOURCE, check_formats, check_no_foreign_code, weights
+from kvbudget.sources.formats import check_formats, check_no_foreign_code, weights
 from kvbudget.sources.load import load
-from kvbudget.sources.registry import SOURCES, Random
+from kvbudget.sources.registry import SOURCE, SOURCES, Random
 
 # Names of safetensors' types as torch writes them in a config.
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
