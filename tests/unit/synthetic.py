@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvbudget.study.records import budget_token
+from kvbudget.study.plan import budget_token
 
 LAYERS, QUERY_HEADS, KV_HEADS, HEAD_DIM = 6, 6, 2, 16
 METHODS = {

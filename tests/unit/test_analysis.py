@@ -23,7 +23,7 @@ from kvbudget.analysis.statistics import (
     verdict,
 )
 from kvbudget.errors import UserError
-from kvbudget.study.records import budget_token, load_study
+from kvbudget.study.plan import budget_token, load_study
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ class TestNeedles:
             make("niah", bytewise, 200, needles=4)
         least = int(re.search(r"more than (\d+)", str(e.value))[1])
         make("niah", bytewise, least + 40, needles=4)
-        with pytest.raises(UserError, match="needles must be at least 1"):
+        with pytest.raises(UserError, match="needles must be an integer of 1 or more, not 0"):
             make("niah", bytewise, 1000, needles=0)
 
     def test_all_values_of_a_key_are_asked_for_as_in_ruler(self, bytewise):
@@ -357,9 +357,9 @@ class TestPerplexity:
 
     def test_chunk_does_not_change_the_samples(self, bytewise):
         assert make("perplexity", bytewise, 400, chunk=1) == make("perplexity", bytewise, 400)
-        with pytest.raises(UserError, match="chunk must be at least 1"):
+        with pytest.raises(UserError, match="chunk must be an integer of 1 or more, not 0"):
             make("perplexity", bytewise, 400, chunk=0)
-        with pytest.raises(UserError, match="option chunk must be of type int"):
+        with pytest.raises(UserError, match="chunk must be an integer of 1 or more, not '64'"):
             make("perplexity", bytewise, 400, chunk="64")
 
 

@@ -3,16 +3,17 @@
 import hashlib
 import json
 import sqlite3
-import sys
 import zipfile
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from kvbudget import cli
 from kvbudget.errors import UserError
-from kvbudget.tasks import passages
 from kvbudget.sources import text
+from kvbudget.sources.haystack import read_passages
+from kvbudget.tasks import passages
 
 VERSES = [
     ("k", 2, 1, 1, "Now these are the names"),
@@ -47,12 +48,11 @@ def index(tmp_path: Path, monkeypatch) -> dict:
     }
 
 
-def test_one_verse_a_line_in_the_order_of_the_book(index, tmp_path, monkeypatch):
+def test_one_verse_a_line_in_the_order_of_the_book(index, tmp_path):
     del index["database"]
     out = tmp_path / "text" / "kjv.txt"
-    monkeypatch.setattr(sys, "argv", ["text", "--spec", json.dumps(index), "--out", str(out)])
-    text.main()
-    assert text.read_passages(out) == [
+    cli.main(["text", "--spec", json.dumps(index), "--out", str(out)])
+    assert read_passages(out) == [
         "In the beginning God created the heaven and the earth.",
         "And the earth was without form, and void;",
         "Now these are the names",
@@ -75,7 +75,7 @@ def test_a_file_of_paragraphs(tmp_path):
     source = tmp_path / "book.txt"
     source.write_text("First  paragraph.\n\n\tSecond, with\u00a0é.\r\n", encoding="utf-8")
     verified = text.build({"source": "file", "path": str(source)}, tmp_path / "out.txt")
-    assert text.read_passages(tmp_path / "out.txt") == ["First paragraph.", "Second, with é."]
+    assert read_passages(tmp_path / "out.txt") == ["First paragraph.", "Second, with é."]
     assert verified["lines"] == 2
 
 
@@ -93,7 +93,7 @@ def test_a_parallel_text_has_a_translation_beside_each_passage(index, tmp_path):
     index |= {"version": "4", "translation": "l"}
     index["sha256"] = hashlib.sha256(database.read_bytes()).hexdigest()
     text.build(index, tmp_path / "pairs.txt")
-    assert passages.pairs(text.read_passages(tmp_path / "pairs.txt")) == [
+    assert passages.pairs(read_passages(tmp_path / "pairs.txt")) == [
         ("God's Spirit said, 'Let there be light.'", "Au commencement")
     ]
 
@@ -109,7 +109,7 @@ def test_files_of_a_parallel_text_go_line_by_line(tmp_path):
     spec = {"source": "file", "path": str(tmp_path / "en.txt")}
     spec["translation"] = str(tmp_path / "fr.txt")
     text.build(spec, tmp_path / "pairs.txt")
-    pairs = passages.pairs(text.read_passages(tmp_path / "pairs.txt"))
+    pairs = passages.pairs(read_passages(tmp_path / "pairs.txt"))
     # What is blank on one side moves nothing, and is left out by whoever needs both.
     wanted = [("One.", "Un."), ("Two.", ""), ("", "Quatre."), ("Three.", "Trois .")]
     assert pairs == wanted
@@ -155,7 +155,7 @@ def test_a_data_set_until_there_are_enough_words(tmp_path, monkeypatch):
     spec = {"source": "hub", "repo": str(folder), "revision": COMMIT, "split": "train"}
     spec |= {"column": "text", "words": 5}
     text.build(spec, tmp_path / "out.txt")
-    assert text.read_passages(tmp_path / "out.txt") == ["One two.", "Three four.", "Five."]
+    assert read_passages(tmp_path / "out.txt") == ["One two.", "Three four.", "Five."]
     with pytest.raises(UserError, match="has columns text, not 'txt'"):
         text.build(spec | {"column": "txt"}, tmp_path / "out.txt")
     with pytest.raises(UserError, match="holds 6 words, fewer than 7"):
@@ -189,7 +189,7 @@ def test_bad_input_is_named(spec, named, tmp_path):
 
 def test_no_text_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no such haystack"):
-        text.read_passages(tmp_path / "absent.txt")
+        read_passages(tmp_path / "absent.txt")
     (tmp_path / "blank.txt").write_text("\n \n")
     with pytest.raises(UserError, match=r"blank\.txt holds no text"):
         text.build({"source": "file", "path": str(tmp_path / "blank.txt")}, tmp_path / "out.txt")

@@ -5,7 +5,7 @@ from kvbudget.paper import registry as paper
 TABLE_FILES = [
     f"{PAPER_DIR}/tables/{name}.tex"
     for name in [
-        *(f"experiments/{experiment}" for experiment in STUDY.experiments),
+        *(f"experiments/{each['name']}" for each in STUDY.experiments),
         *(name for name in paper.TABLES if name != "experiments"),
     ]
 ]
@@ -56,7 +56,7 @@ def template(made):
 
 rule table:
     input:
-        study=f"{RESULTS}/study.json",
+        study=PLAN,
         csv=lambda wildcards: data(table_of(wildcards)),
         template=lambda wildcards: template(table_of(wildcards)),
     output:
@@ -76,7 +76,7 @@ rule table:
 
 rule figure:
     input:
-        study=f"{RESULTS}/study.json",
+        study=PLAN,
         csv=lambda wildcards: data(figure_of(wildcards)),
     output:
         report(
@@ -100,10 +100,10 @@ rule figure:
 
 rule numbers:
     input:
-        study=f"{RESULTS}/study.json",
+        study=PLAN,
         csv=data(paper.NUMBERS),
         template=template(paper.NUMBERS),
-        environment="results/environment.json",
+        environment=ENVIRONMENT,
     output:
         NUMBERS,
     log:

@@ -15,7 +15,8 @@ from kvbudget.analysis.statistics import (
     paired_p,
     verdict,
 )
-from kvbudget.study.records import FULL, OURS, Cell, Study
+from kvbudget.study.plan import FULL, OURS, Study
+from kvbudget.study.records import Cell
 
 HIGHER_IS_BETTER = {"score": True, "nll": False}
 

@@ -10,10 +10,7 @@ from kvbudget.paper.source import Source
 
 def arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """Declare the study, its CSV files and the file to write."""
-    default = "results/default/study.json"
-    parser.add_argument(
-        "--study", type=Path, default=default, help=f"the study's plan (default {default})"
-    )
+    parser.add_argument("--study", type=Path, required=True, help="the study's plan")
     parser.add_argument(
         "--csv", type=Path, help="folder of the CSV files (default: csv/ beside the plan)"
     )

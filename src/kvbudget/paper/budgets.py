@@ -1,6 +1,6 @@
 """Budgets as tables and figures name and order them."""
 
-from kvbudget.study.records import FULL
+from kvbudget.study.plan import FULL
 
 
 def order(token: str) -> tuple[int, int]:

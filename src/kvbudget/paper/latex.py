@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from kvbudget.paper import budgets
 from kvbudget.study import titles, typeface
-from kvbudget.study.records import Study
+from kvbudget.study.plan import Study
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -9,7 +9,7 @@ import pandas as pd
 from kvbudget.paper import budgets, latex
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.source import Source
-from kvbudget.study.records import AXES, Study
+from kvbudget.study.plan import AXES, Study
 
 #: Lines of rows that a float holds in the mean; a page has room for some more.
 LINES_A_FLOAT = 40

@@ -8,7 +8,7 @@ import pandas as pd
 
 from kvbudget.analysis import schema
 from kvbudget.paper.latex import Latex
-from kvbudget.study.records import FULL, Study, load_study
+from kvbudget.study.plan import FULL, Study, load_study
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Question:
         answer_ids: list[int],
         new_tokens: int,
     ) -> "Question":
-        """A question with room for `new_tokens` of output, or for the whole answer if it is longer."""
+        """A question with room for `new_tokens` of output, or for the whole answer if longer."""
         return cls(identity, ids, references, answer_ids, max(new_tokens, len(answer_ids)))
 
 

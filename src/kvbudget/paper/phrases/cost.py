@@ -6,7 +6,7 @@ from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import NO_OURS, span
 from kvbudget.paper.source import Source
-from kvbudget.study.records import FULL
+from kvbudget.study.plan import FULL
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:

@@ -7,7 +7,7 @@ from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import ALPHA, METRIC_TITLE, NO_OURS, SHOWN, count
 from kvbudget.paper.source import Source
-from kvbudget.study.records import FULL
+from kvbudget.study.plan import FULL
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:

@@ -6,7 +6,7 @@ from kvbudget.paper import budgets, latex
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import count, span
 from kvbudget.paper.source import Source
-from kvbudget.study.records import FULL, OURS
+from kvbudget.study.plan import FULL, OURS
 
 
 def derived(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kvbudget.paper.plots import style
-from kvbudget.study.records import FULL, Study
+from kvbudget.study.plan import FULL, Study
 
 
 @dataclass(frozen=True)

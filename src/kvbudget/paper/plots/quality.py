@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from kvbudget.paper.plots import style
 from kvbudget.paper.source import Source
-from kvbudget.study.records import FULL, Study
+from kvbudget.study.plan import FULL, Study
 
 EMPTY = "no cell of a method that evicts"
 PANELS_A_ROW = 4

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from kvbudget.paper.plots import mathtext
 from kvbudget.paper.source import Source
-from kvbudget.study.records import OURS, Study
+from kvbudget.study.plan import OURS, Study
 
 COLUMN = 3.3  # inches
 PAGE = 7.0

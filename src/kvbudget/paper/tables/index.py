@@ -3,7 +3,7 @@
 from kvbudget.paper import budgets, latex, layout
 from kvbudget.paper.source import Source
 from kvbudget.paper.template import render
-from kvbudget.study.records import FULL, Study
+from kvbudget.study.plan import FULL, Study
 
 
 def text(src: Source) -> str:

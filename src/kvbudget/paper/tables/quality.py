@@ -6,7 +6,7 @@ from kvbudget.paper import latex, layout
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import INTERVAL, Column, Row
 from kvbudget.paper.source import Source
-from kvbudget.study.records import AXES
+from kvbudget.study.plan import AXES
 
 #: BLEU is of a corpus, and lagging nearly the same in every sample: they have no interval.
 COLUMNS = (

@@ -1,19 +1,25 @@
-# What comes from outside: models, the haystack's text, and what this machine is.
+# What comes from outside: models, texts, and what this machine is.
 
 
 rule download_model:
+    input:
+        # Of a folder of the user's own: a file that changed is taken again.
+        model_files,
     output:
         # Written last, beside the weights: what this model is and where it came from.
         ensure("results/models/{model}/source.json", non_empty=True),
     log:
         "results/models/logs/{model}.download.log",
     localrule: True
+    retries: 2
     conda:
         CONDA
     params:
-        spec=model_spec,
+        spec=lambda wildcards: canonical(
+            identity.model_entry(STUDY.config["models"][wildcards.model])
+        ),
     shell:
-        "python -m kvbudget.sources.download --model {wildcards.model} --spec {params.spec:q}"
+        "python -m kvbudget fetch-model --model {wildcards.model} --spec {params.spec:q}"
         " --out results/models/{wildcards.model} > {log} 2>&1"
 
 
@@ -28,34 +34,37 @@ rule verify_model:
     conda:
         CONDA
     params:
-        locked=locked_hashes,
+        identity=model_identity,
         code=code("kvbudget.sources.integrity"),
     shell:
-        f"{OFFLINE} python -m kvbudget.sources.integrity --model {{wildcards.model}} --lock {LOCK}"
-        " --dir results/models/{wildcards.model} --out {output} > {log} 2>&1"
+        f"{OFFLINE} python -m kvbudget verify-model --model {{wildcards.model}} --lock {identity.LOCK}"
+        " --dir results/models/{wildcards.model} --identity {params.identity} --out {output}"
+        " > {log} 2>&1"
 
 
-rule haystack:
+rule text:
+    input:
+        haystack_files,
     output:
         text=ensure("results/text/{haystack}.txt", non_empty=True),
         verified="results/text/{haystack}.verified.json",
     log:
         "results/text/logs/{haystack}.log",
     localrule: True
+    retries: 2
     conda:
         CONDA
     params:
-        spec=haystack_spec,
-        code=code("kvbudget.sources.text"),
+        spec=lambda wildcards: canonical(identity.text_entry(haystack_entry(wildcards))),
     shell:
-        "python -m kvbudget.sources.text --spec {params.spec:q} --out {output.text} > {log} 2>&1"
+        "python -m kvbudget text --spec {params.spec:q} --out {output.text} > {log} 2>&1"
 
 
 rule environment:
     output:
-        ensure("results/environment.json", non_empty=True),
+        ensure(ENVIRONMENT, non_empty=True),
     log:
-        "results/logs/environment.log",
+        f"{LOGS}/environment.log",
     localrule: True
     conda:
         CONDA
@@ -63,4 +72,4 @@ rule environment:
         code=code("kvbudget.run.environment"),
         versions=provenance.library_versions("torch", "transformers", "snakemake"),
     shell:
-        "python -m kvbudget.run.environment --out {output} > {log} 2>&1"
+        "python -m kvbudget environment --out {output} > {log} 2>&1"
