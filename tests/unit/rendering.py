@@ -11,6 +11,7 @@ import synthetic
 from kvbudget.analysis.aggregate import aggregate
 from kvbudget.paper import numbers, registry, source
 from kvbudget.paper.plots import style
+from kvbudget.study.plan import load_study
 
 PAPER = Path(__file__).parents[2] / "paper"
 
@@ -23,7 +24,7 @@ def build(root, settings=None, draft=False):
 def render(root, study, draft=False):
     """Tables and numbers of a made study, in a folder of paper/ as the workflow has it."""
     csv = study.parent / "csv"
-    aggregate(study, csv, root / "results/models", study.parent / "calibrations", draft)
+    aggregate(load_study(study), csv, draft)
     generated = root / "paper" / study.parent.name
     for name in table_names(source.load(study, csv)):
         made, experiment = registry.table(name)
@@ -42,6 +43,11 @@ def table_names(src):
     return experiments + [name for name in registry.TABLES if name != "experiments"]
 
 
+def plan_of(src):
+    """The file of a study's plan."""
+    return src.study.root / src.study.directory / "study.json"
+
+
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -49,8 +55,9 @@ def write(path, text):
 
 def draw(src, generated):
     """All figures."""
+    study = plan_of(src)
     for name, made in registry.FIGURES.items():
-        own = source.load(src.study.file, src.directory, made.csv)
+        own = source.load(study, src.directory, made.csv)
         module = importlib.import_module(made.module)
         style.save(module, own, generated / "figures" / f"{name}.pdf")
 

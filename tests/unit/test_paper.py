@@ -160,7 +160,7 @@ def test_panels_wrap_with_the_fewest_gaps(panels, columns):
 def test_losses_are_named(tmp_path):
     """Where the head-aware method is made to lose, the sentence says where."""
     study = synthetic.make(tmp_path)
-    for file in study.parent.glob("cells/*/niah_single/L500/head-aware/*.json"):
+    for file in study.parents[1].glob("cells/*/niah_single/L500/head-aware/*.json"):
         record = json.loads(file.read_text())
         for sample in record["samples"]:
             sample["nll"] += 10
@@ -398,7 +398,7 @@ def test_an_unknown_number_stops_latex(checked):
 
 def test_a_draft_says_so_on_page_one(tmp_path):
     study = synthetic.make(tmp_path)
-    next(study.parent.glob("cells/*/niah_single/L500/h2o/*.json")).unlink()
+    next(study.parents[1].glob("cells/*/niah_single/L500/h2o/*.json")).unlink()
     src, paper = render(tmp_path, study, draft=True)
     draw(src, paper)
     with_prose(paper)

@@ -24,7 +24,7 @@ MADE = {**registry.TABLES, **registry.FIGURES, "numbers": registry.NUMBERS}
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     src, _ = rendering.build(tmp_path_factory.mktemp("paper"))
-    return src.study.file
+    return rendering.plan_of(src)
 
 
 class Recording(source.Source):
@@ -112,7 +112,8 @@ def test_commands_write_what_the_modules_make(study, tmp_path, monkeypatch):
     assert Path("a/b.tex").read_text() == make(made, source.load(study, csv, made.csv))
     cli.main(["figure", "quality", "--study", str(study), "--csv", str(csv)])
     assert Path("quality.pdf").read_bytes().startswith(b"%PDF")
-    cli.main(["numbers", "--study", str(study)])
+    environment = str(study.parent / "environment.json")
+    cli.main(["numbers", "--study", str(study), "--environment", environment])
     assert r"\setres{study/name}{synthetic}" in Path("numbers.tex").read_text()
 
 
@@ -159,6 +160,9 @@ def test_a_wrong_name_is_told_in_one_line(study, words, said, capsys):
 
 
 def test_no_study_is_told_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["table", "statistics"])
+    assert "error: no study; name its plan" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["figure", "quality", "--study", str(tmp_path / "study.json")])
     assert "cannot read the plan" in capsys.readouterr().err

@@ -12,10 +12,7 @@ from kvbudget.paper import numbers, registry
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     of_study.arguments(parser, "numbers.tex")
-    default = "results/environment.json"
-    parser.add_argument(
-        "--environment", type=Path, default=default, help=f"the machine (default {default})"
-    )
+    parser.add_argument("--environment", type=Path, required=True, help="what the machine is")
 
 
 def run(args: argparse.Namespace) -> None:
