@@ -1,10 +1,17 @@
 """How text becomes the tokens that a model reads: openings, chat turns, questions."""
 
+import datetime
 from typing import Any, Protocol
 
 from kvbudget.errors import UserError
 
 _MARK = "\x00"
+#: The day that chat templates are told it is. Some print it, and a prompt that changes by the day
+#: is another sample tomorrow. It is the one that Llama's own templates print where they know none.
+TODAY = datetime.datetime(2024, 7, 26)
+#: What templates ask for the day: the function that transformers gives them, and variables by which
+#: a caller may tell them instead, as Llama 3.1 and 3.2 call theirs.
+_DAY = {"strftime_now": TODAY.strftime, "date_string": f"{TODAY:%d %b %Y}"}
 
 
 class Tokenizer(Protocol):
@@ -38,7 +45,9 @@ def prompt_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     if not tokenizer.chat_template:
         return opening(tokenizer), []
     message = [{"role": "user", "content": _MARK}]
-    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        message, tokenize=False, add_generation_prompt=True, **_DAY
+    )
     head, mark, tail = text.partition(_MARK)
     if not mark:
         raise UserError("the model's chat template does not print the user's message")
