@@ -25,6 +25,9 @@ TEMPLATES = {
     "{%- set today = strftime_now('%B %d, %Y') %}{{- today + '.\\n' }}": "July 26, 2024.\n",
     # Mistral Small: the day before, by hand; hours, as some have them
     "{{- strftime_now('%d')|int - 1 }} {{ strftime_now('%H:%M:%S') + '\\n' }}": "25 00:00:00\n",
+    # Blanks at the beginning stay as transformers leaves them, and no zero is printed.
+    "\n {{- strftime_now('%-d.%-m.%y, %A') }}\n": "26.7.24, Friday\n",
+    "\n\n  {%- if true %}{{ strftime_now('') }} x{% endif %}": " x",
     "": "",
 }
 
