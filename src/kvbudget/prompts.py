@@ -9,9 +9,8 @@ _MARK = "\x00"
 #: The day that chat templates are told it is. Some print it, and a prompt that changes by the day
 #: is another sample tomorrow. It is the one that Llama's own templates print where they know none.
 TODAY = datetime.datetime(2024, 7, 26)
-#: What they may ask for it: a variable, as Llama 3.1 and 3.2 call it, or a function. A caller cannot
-#: give them functions, so this one is written in their own language. The line's end is no part of
-#: what is printed.
+#: What they may ask for it: a variable, as Llama 3.1 and 3.2 call it, or a function. No caller can
+#: give them functions, so this one is written in their own language. Jinja drops the line's end.
 _DATE_STRING = f"{TODAY:%d %b %Y}"
 _DIRECTIVES = {each: TODAY.strftime(f"%{each}") for each in "aAbBcdfGHIjmMpSuUVwWxXyYZ"}
 _DIRECTIVES |= {f"-{each}": TODAY.strftime(f"%{each}").lstrip("0") or "0" for each in "dmHIMSjy"}
