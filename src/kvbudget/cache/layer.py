@@ -103,8 +103,9 @@ class BudgetedLayer(AttendingLayer):
         """
         key, value = self.take_pending()
         new = key.shape[2]
-        self._visible = self._own_mask(mask, new)
-        positions = self._positions(key, mask if self._visible is None else None)
+        padding, own = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
+        self._visible = None if own is None else self._own_mask(own, new)
+        positions = self._positions(key, padding)
         plan = self.options.plan
         plan.begin(new)
         if shift := plan.target_shift(self.seen):
@@ -148,10 +149,8 @@ class BudgetedLayer(AttendingLayer):
         coding = None if codec is None else Coding.of(codec, like)
         self.slots = Slots([(heads, 0)], like, self.policy.sums(self.index), coding)
 
-    def _own_mask(self, mask: Tensor | None, new: int) -> Tensor | None:
-        """A mask that says more than causality and padding, `(batch, 1, new, seen + new)` bool."""
-        if mask is None or mask.dim() == 2:
-            return None
+    def _own_mask(self, mask: Tensor, new: int) -> Tensor | None:
+        """A 4-D mask as `(batch, 1, new, seen + new)` bool; None if it is causality alone."""
         mask = visible(mask, new, self.seen + new)
         if new == 1 and bool(mask.all()):
             return None
