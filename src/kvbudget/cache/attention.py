@@ -72,7 +72,7 @@ def attention_forward(
                 "the model is in training and drops out attention, which our caches do not; call "
                 "model.eval(), or use another cache"
             )
-        output = key.attend(query, scaling, softcap, attention_mask)
+        output = _by_layer(key, query, scaling, softcap, attention_mask)
         return output.transpose(1, 2).contiguous(), None
     if attention_mask is None or attention_mask.dim() == 2:
         valid = None
@@ -90,6 +90,13 @@ def attention_forward(
         _softcapped(rows, key, value, scaling, softcap, own, dropout) for rows, own in blocks
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+@torch.compiler.disable
+def _by_layer(layer, *args) -> Tensor:
+    """Attention by a layer of our cache. A compiled model breaks its graph here and in `update`:
+    what a cache holds changes from step to step, which a graph cannot follow."""
+    return layer.attend(*args)
 
 
 def register() -> None:
