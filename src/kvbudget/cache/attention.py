@@ -46,9 +46,9 @@ def attention_forward(
 
     A layer of our cache returns itself from `update` in place of keys and values, and then
     attends itself. Plain tensors (sliding-window layers, another cache or none) take the stock
-    path wherever there is a 4-D mask. Without one attention is causal (`mask_for_attention`), unless
-    the call itself says otherwise. What the module's `is_causal` says is for kernels that cannot
-    take a mask, and at odds with it where a prefix sees all of itself (PaliGemma).
+    path wherever there is a 4-D mask. Without one attention is causal (`mask_for_attention`),
+    unless the call itself says otherwise. What the module's `is_causal` says is for kernels that
+    take no mask, and at odds with the masks of models whose prefix sees all of itself (PaliGemma).
 
     Raises:
         UserError: the model or the caller asks for attention that is not ours.
