@@ -145,21 +145,34 @@ def test_scores_follow_the_mask():
     assert held(kept) < held(usual)
 
 
-def test_a_causal_mask_in_four_dimensions_changes_nothing():
-    """As long as several blocks of queries; prompt and decode step."""
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("h2o", {}), ("h2o", {"prefill_chunk": 16}), ("streaming-llm", {"positions": "cache"})],
+)
+def test_a_causal_mask_in_four_dimensions_changes_nothing(method, options):
+    """Nor does it stand in the way of what other masks do."""
     model = attach(tiny_model("llama"))
-    count = 2 * BLOCK + 3
-    expected, ours = make_cache(model, "h2o", 40), make_cache(model, "h2o", 40)
-    seen = torch.ones(count + 1, count + 1, dtype=torch.bool).tril()[None, None]
-    for piece in (slice(count), slice(count, count + 1)):
-        ids = tokens(count + 1)[:, piece]
-        logits = model(
-            ids, past_key_values=ours, attention_mask=seen[:, :, piece, : piece.stop]
-        ).logits
-        torch.testing.assert_close(logits, model(ids, past_key_values=expected).logits, **CLOSE)
+    expected, ours = (make_cache(model, method, 40, **options) for _ in "ab")
+    seen = torch.ones(61, 61, dtype=torch.bool).tril()[None, None]
+    for piece in (slice(60), slice(60, 61)):
+        ids = tokens(61)[:, piece]
+        mask = seen[:, :, piece, : piece.stop]
+        logits = model(ids, past_key_values=ours, attention_mask=mask).logits
+        assert torch.equal(logits, model(ids, past_key_values=expected).logits)
     for layer in range(4):
         pairs = zip(ours.kept_positions(layer), expected.kept_positions(layer), strict=True)
         assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_a_mask_over_several_blocks_of_queries():
+    """A window, as a caller's mask."""
+    model = attach(tiny_model("llama"))
+    count = 2 * BLOCK + 3
+    seen = torch.ones(count, count, dtype=torch.bool).tril().triu(-40)
+    expected = eager(model, tokens(count), attention_mask=added(seen))
+    cache = make_cache(model, "full")
+    logits = model(tokens(count), past_key_values=cache, attention_mask=seen[None, None]).logits
+    torch.testing.assert_close(logits, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("which", [NONE, STOCK, OURS])

@@ -8,7 +8,7 @@ from torch import Tensor
 from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.attention import attend, attention_maxima, attention_received, attention_sums
 from kvbudget.cache.budget import SINKS, UNBOUNDED
-from kvbudget.cache.masks import of_tokens, visible
+from kvbudget.cache.masks import is_causal, of_tokens, visible
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.policy import OBSERVATION, Candidates
 from kvbudget.cache.positions import Rotation
@@ -152,10 +152,10 @@ class BudgetedLayer(AttendingLayer):
     def _own_mask(self, mask: Tensor, new: int) -> Tensor | None:
         """A 4-D mask as `(batch, 1, new, seen + new)` bool; None if it is causality alone."""
         mask = visible(mask, new, self.seen + new)
-        if new == 1 and bool(mask.all()):
-            return None
         if self.padded:
             raise UserError("a 4-D attention mask cannot follow a padded prompt; give one sequence")
+        if is_causal(mask):
+            return None
         if self.options.rotations is not None:
             raise UserError(
                 "moving keys to other positions needs causal attention, and a 4-D mask is given; "
