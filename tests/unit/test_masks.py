@@ -341,6 +341,19 @@ def test_generation_from_an_image(make):
     assert all(len(own) == 12 for own in bounded.kept_positions(1))
 
 
+def test_keys_move_in_the_part_that_reads_text():
+    model, ids, inputs = picture(llava)
+    attach(model)
+    cache = make_cache(model, "streaming-llm", 12)
+    model(ids, past_key_values=cache, **inputs)
+    moved = torch.arange(4)[None] + 30 - 12
+    stock = DynamicCache(config=model.config)
+    model(tokens(1), past_key_values=cache)
+    model(ids[:, :4], past_key_values=stock, position_ids=moved)
+    (kept,) = cache.layers[3].kept(torch.float32)
+    torch.testing.assert_close(kept.keys[:, :, :4], stock.layers[3].keys, **CLOSE)
+
+
 # What cannot be honoured is refused, and the cache stays as it was.
 
 

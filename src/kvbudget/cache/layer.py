@@ -116,6 +116,7 @@ class BudgetedLayer(AttendingLayer):
         if self.slots is None:
             self._begin(key)
         output = self._attend(query, key, value, positions, scaling, softcap)
+        self._visible = None  # as large as the prompt squared, and of these queries alone
         return output if codec is None else codec.turn_back(output)
 
     def _attend(
