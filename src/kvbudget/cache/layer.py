@@ -8,9 +8,10 @@ from torch import Tensor
 from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.attention import attend, attention_maxima, attention_received, attention_sums
 from kvbudget.cache.budget import SINKS, UNBOUNDED
+from kvbudget.cache.masks import is_causal, of_tokens, visible
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.policy import OBSERVATION, Candidates
-from kvbudget.cache.positions import rotate
+from kvbudget.cache.positions import Rotation
 from kvbudget.cache.quantize import Coding
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.slots import Segment, Slots, Tokens, select
@@ -28,13 +29,13 @@ class LayerOptions:
         stride: tokens that may gather above the budget before a decode step evicts them at once,
             which spreads the cost of scoring over as many steps; None is 1/256 of the budget.
         prefill_chunk: tokens after which a long forward pass evicts; None attends to all first.
-        frequencies: inverse frequencies of the rotary embedding, where keys are moved.
+        rotations: of each full-attention layer, where keys are moved.
     """
 
     plan: Plan
     stride: int | None = None
     prefill_chunk: int | None = None
-    frequencies: Tensor | None = None
+    rotations: tuple[Rotation, ...] | None = None
 
 
 @dataclass
@@ -78,6 +79,7 @@ class BudgetedLayer(AttendingLayer):
         self.padded = False
         self.is_initialized = False
         self._pending = None
+        self._visible: Tensor | None = None  # who sees whom, where that is not causality alone
         self._sinks: Tensor | None = None  # keys of the sinks at their first positions
         self._sink_shift = 0
 
@@ -91,27 +93,30 @@ class BudgetedLayer(AttendingLayer):
     # Attention and eviction.
 
     def attend(
-        self, query: Tensor, scaling: float, softcap: float | None, padding: Tensor | None
+        self, query: Tensor, scaling: float, softcap: float | None, mask: Tensor | None
     ) -> Tensor:
         """Attend from the new tokens to the kept ones and themselves, then evict to the budget.
 
-        `query` is `(batch, query_heads, new, head_dim)`, `padding` `(batch, seen + new)` False at
-        padding, or None. Returns the attention output, shaped like `query`.
+        `query` is `(batch, query_heads, new, head_dim)`, `mask` `(batch, seen + new)` False at
+        padding, or says who sees whom of all tokens seen, `(batch, 1, new, seen + new)`, or None.
+        Returns the attention output, shaped like `query`.
         """
         key, value = self.take_pending()
         new = key.shape[2]
+        padding, own = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
+        self._visible = None if own is None else self._own_mask(own, new)
         positions = self._positions(key, padding)
         plan = self.options.plan
         plan.begin(new)
         if shift := plan.target_shift(self.seen):
-            query = rotate(query, shift, self.options.frequencies)
-            key = rotate(key, shift, self.options.frequencies)
+            query, key = self._rotation.move(query, shift), self._rotation.move(key, shift)
         codec = plan.codec
         if codec is not None:
             query, key, value = codec.turn(query), codec.turn(key), codec.turn(value)
         if self.slots is None:
             self._begin(key)
         output = self._attend(query, key, value, positions, scaling, softcap)
+        self._visible = None  # as large as the prompt squared, and of these queries alone
         return output if codec is None else codec.turn_back(output)
 
     def _attend(
@@ -124,7 +129,7 @@ class BudgetedLayer(AttendingLayer):
         softcap: float | None,
     ) -> Tensor:
         new = key.shape[2]
-        if new == 1 and self.seen > 0:
+        if new == 1 and self.seen > 0 and self._visible is None:
             return self._decode(query, key, value, positions, scaling, softcap)
         step = self.options.prefill_chunk or new
         outputs = []
@@ -145,6 +150,29 @@ class BudgetedLayer(AttendingLayer):
         coding = None if codec is None else Coding.of(codec, like)
         self.slots = Slots([(heads, 0)], like, self.policy.sums(self.index), coding)
 
+    def _own_mask(self, mask: Tensor, new: int) -> Tensor | None:
+        """A 4-D mask as `(batch, 1, new, seen + new)` bool; None if it is causality alone."""
+        mask = visible(mask, new, self.seen + new)
+        if self.padded:
+            raise UserError("a 4-D attention mask cannot follow a padded prompt; give one sequence")
+        if is_causal(mask):
+            return None
+        if self.options.rotations is not None:
+            raise UserError(
+                "moving keys to other positions needs causal attention, and a 4-D mask is given; "
+                "use positions: absolute (StreamingLLM) and phi: auto (GPE)"
+            )
+        if new > (self.options.prefill_chunk or new):
+            raise UserError(
+                "prefill_chunk reads a prompt in pieces, which a 4-D attention mask (a caller's "
+                "own, or images that see all of themselves) forbids; drop it"
+            )
+        return mask
+
+    @property
+    def _rotation(self) -> Rotation:
+        return self.options.rotations[self.index]
+
     def _positions(self, key: Tensor, padding: Tensor | None) -> Tensor:
         """Positions of the new tokens in their sequences, `(batch, kv_heads, new)` int32."""
         batch, _, new, _ = key.shape
@@ -152,7 +180,7 @@ class BudgetedLayer(AttendingLayer):
             end = self.seen + new
             order = torch.arange(self.seen, end, dtype=torch.int32, device=key.device)
         else:
-            if self.options.frequencies is not None:
+            if self.options.rotations is not None:
                 raise UserError(
                     "moving keys to other positions needs sequences of one length; use batches "
                     "without padding, or positions: absolute (StreamingLLM) and phi: auto (GPE)"
@@ -367,6 +395,8 @@ class BudgetedLayer(AttendingLayer):
     def _terms(self, tokens: Tokens, scaling: float, softcap: float | None) -> dict:
         """What attention to some tokens depends on beside queries, keys and values."""
         valid = tokens.positions >= 0 if self.padded else None
+        if self._visible is not None:
+            valid = of_tokens(self._visible, tokens.positions)
         return {"scaling": scaling, "softcap": softcap, "valid": valid}
 
     def _candidates(self, tokens: Tokens) -> Candidates:
@@ -394,7 +424,7 @@ class BudgetedLayer(AttendingLayer):
             self._sinks = segment.room.keys[:, :, :SINKS].clone()
         self._own_slots()
         sinks = self.slots.segments[0].room.keys[:, :, :SINKS]
-        sinks.copy_(rotate(self._sinks, evicted, self.options.frequencies))
+        sinks.copy_(self._rotation.move(self._sinks, evicted))
         self._sink_shift = evicted
 
     # Heads of a segment among all heads of the layer.
