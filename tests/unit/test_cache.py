@@ -374,10 +374,10 @@ def test_gpe_auto_equals_ordinary_positions_and_an_integer_phi_moves_the_target(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "h20", "budget": 64}, "unknown policy 'h20'"),
+        ({"method": "h20", "budget": 64}, "unknown method 'h20', did you mean 'h2o'"),
         ({"method": "h2o"}, "needs a budget"),
         ({"method": "full", "budget": 64}, "has no budget"),
-        ({"method": "h2o", "budget": 64, "lamda": 1}, "no option 'lamda'"),
+        ({"method": "h2o", "budget": 64, "lamda": 1}, "unknown option 'lamda'"),
         ({"method": "head-aware", "budget": 64, "rule": "per-head"}, "needs a calibration"),
         ({"method": "h2o", "budget": 64, "stride": 0}, "stride must be 1 or more"),
     ],
