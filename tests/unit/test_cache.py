@@ -364,7 +364,7 @@ def test_gpe_auto_equals_ordinary_positions_and_an_integer_phi_moves_the_target(
     position_ids = torch.cat((torch.arange(24), 5 + torch.arange(6)))[None]
     expected = stock(ids, position_ids=position_ids).logits
     for phi, want in (("auto", stock(ids).logits), (5, expected)):
-        cache = make_cache(llama, "full", phi=phi)
+        cache = make_cache(llama, "full", phi=phi, prompt_tokens=24)
         ours = [llama(ids[:, :24], past_key_values=cache).logits]
         ours += [llama(ids[:, 24:28], past_key_values=cache).logits]
         ours += [llama(ids[:, i : i + 1], past_key_values=cache).logits for i in (28, 29)]

@@ -124,7 +124,7 @@ def test_keydiff_keeps_the_keys_least_like_the_mean(model):
     cache = make_cache(model, "full")
     model(tokens(60), past_key_values=cache)
     for index, layer in enumerate(kept(model, tokens(60), method="keydiff", budget=16)):
-        (everything,) = cache.layers[index].slots.tokens()
+        (everything,) = cache.layers[index].store.slots.tokens()
         keys = everything.keys[0] / everything.keys[0].norm(dim=-1, keepdim=True)
         for head, positions in enumerate(layer):
             cosines = torch.cosine_similarity(keys[head], keys[head].mean(0)[None], dim=-1)
