@@ -13,6 +13,7 @@ from kvbudget.cache.budget import Geometry
 from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
+from kvbudget.cache.positions import Rotation
 from kvbudget.policies.make import make_policy
 
 BUDGET = 16
@@ -243,7 +244,7 @@ def test_the_storage_is_the_plan_and_little_more(method):
     geometry = Geometry((0,), kv_heads=2, query_heads=4, head_dim=64)
     plan = Plan(make_policy(method), geometry, 512)
     frequencies = 10000 ** -(torch.arange(32) / 32)
-    layer = BudgetedLayer(0, 2, LayerOptions(plan, frequencies=frequencies))
+    layer = BudgetedLayer(0, 2, LayerOptions(plan, rotations=(Rotation(frequencies),)))
     for new in (700, *[1] * 10):
         layer.update(torch.randn(1, 2, new, 64), torch.randn(1, 2, new, 64))
         layer.attend(torch.randn(1, 4, new, 64), 0.125, None, None)

@@ -10,7 +10,7 @@ from kvbudget.cache import ragged
 from kvbudget.cache.budget import Geometry
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
-from kvbudget.cache.positions import rotate
+from kvbudget.cache.positions import Rotation
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.slots import Slots, Tokens
 from kvbudget.policies.make import make_policy
@@ -139,7 +139,7 @@ def varlen_by_its_documentation(
 
 def test_the_variable_length_backend_describes_the_same_heads(monkeypatch):
     monkeypatch.setattr(ragged, "varlen_attn", varlen_by_its_documentation)
-    monkeypatch.setattr(ragged, "_has_varlen_kernel", lambda query: True)
+    monkeypatch.setattr(ragged, "has_varlen_kernel", lambda *_: True)
     slots, query = ragged_slots(), torch.randn(2, KV_HEADS * GROUP, 1, DIM)
     output = attend_slots(query, slots, scaling=1.0, softcap=None, padded=False)
     torch.testing.assert_close(output, by_head(query, slots), atol=1e-5, rtol=1e-5)
@@ -157,7 +157,7 @@ def test_the_kernel_on_cuda_equals_dense_calls(dtype, monkeypatch):
     query = torch.randn(2, KV_HEADS * GROUP, 1, 64, device="cuda", dtype=dtype)
     terms = {"scaling": 0.125, "softcap": None, "padded": False}
     kernel = attend_slots(query, slots, **terms)
-    monkeypatch.setattr(ragged, "_has_varlen_kernel", lambda query: False)
+    monkeypatch.setattr(ragged, "has_varlen_kernel", lambda *_: False)
     torch.testing.assert_close(kernel, attend_slots(query, slots, **terms), atol=2e-2, rtol=2e-2)
 
 
@@ -170,5 +170,6 @@ def test_moved_keys_equal_keys_rotated_at_the_new_position():
         angles = torch.cat((angles, angles), dim=-1)[None]
         return apply_rotary_pos_emb(raw, raw, angles.cos(), angles.sin())[1]
 
-    torch.testing.assert_close(rotate(at(3), 40, frequencies), at(43), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(rotate(at(50), -47, frequencies), at(3), atol=1e-5, rtol=1e-5)
+    rotation = Rotation(frequencies)
+    torch.testing.assert_close(rotation.move(at(3), 40), at(43), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rotation.move(at(50), -47), at(3), atol=1e-5, rtol=1e-5)

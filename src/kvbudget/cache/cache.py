@@ -179,8 +179,13 @@ def layers_of(
         if kind == "full_attention":
             layers.append(full(index))
             index += 1
-        else:
+        elif kwargs.keys() == {"sliding_window"}:
             layers.append(SlidingLayer(**kwargs))
+        else:
+            raise UserError(
+                f"{type(model).__name__} has layers of the kind {kind!r}, for which there is no "
+                "budget; use a model of full-attention and sliding-window layers"
+            )
     return layers
 
 
@@ -191,7 +196,7 @@ def geometry_of(model: PreTrainedModel) -> Geometry:
     head_dim = getattr(config, "head_dim", None)
     return Geometry(
         layers=tuple(i for i, kind in enumerate(kinds) if kind == "full_attention"),
-        kv_heads=config.num_key_value_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         query_heads=config.num_attention_heads,
         head_dim=head_dim or config.hidden_size // config.num_attention_heads,
     )

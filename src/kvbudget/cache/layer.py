@@ -8,8 +8,9 @@ from torch import Tensor
 
 from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.eviction import Store, StoreSnapshot
+from kvbudget.cache.masks import of_tokens, visible
 from kvbudget.cache.plan import Plan
-from kvbudget.cache.positions import rotate
+from kvbudget.cache.positions import Rotation
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.signals import Arrival, Reading, Signal
 from kvbudget.cache.sinks import Sinks
@@ -26,13 +27,13 @@ class LayerOptions:
         stride: tokens that may gather above the budget before a decode step evicts them at once,
             which spreads the cost of scoring over as many steps; None is 1/256 of the budget.
         prefill_chunk: tokens after which a long forward pass evicts; None attends to all first.
-        frequencies: inverse frequencies of the rotary embedding, where the policy needs them.
+        rotations: of each full-attention layer, where the policy needs them.
     """
 
     plan: Plan
     stride: int | None = None
     prefill_chunk: int | None = None
-    frequencies: Tensor | None = None
+    rotations: tuple[Rotation, ...] | None = None
 
 
 @dataclass
@@ -74,10 +75,15 @@ class BudgetedLayer(AttendingLayer):
         self.store: Store | None = None
         self.signals: list[Signal] = []
         self.repeated: slice | None = None
-        moves = self.policy.relative_positions
-        self.sinks = Sinks(self.options.frequencies) if moves else None
+        self.sinks = Sinks(self._rotation) if self.policy.relative_positions else None
         self.is_initialized = False
         self._pending = None
+        self._visible: Tensor | None = None  # who sees whom, where that is not causality alone
+
+    @property
+    def _rotation(self) -> Rotation | None:
+        rotations = self.options.rotations
+        return None if rotations is None else rotations[self.index]
 
     def get_seq_length(self) -> int:
         """Tokens seen, whether kept or not: positions go on from here."""
@@ -91,12 +97,13 @@ class BudgetedLayer(AttendingLayer):
     # Attention.
 
     def attend(
-        self, query: Tensor, scaling: float, softcap: float | None, padding: Tensor | None
+        self, query: Tensor, scaling: float, softcap: float | None, mask: Tensor | None
     ) -> Tensor:
         """Attend from the new tokens to the kept ones and themselves, then evict to the budget.
 
-        `query` is `(batch, query_heads, new, head_dim)`, `padding` `(batch, seen + new)` False at
-        padding, or None. Returns the attention output, shaped like `query`.
+        `query` is `(batch, query_heads, new, head_dim)`, `mask` `(batch, seen + new)` False at
+        padding, or says who sees whom of all tokens seen, `(batch, 1, new, seen + new)`, or None.
+        Returns the attention output, shaped like `query`.
         """
         key, value = self.take_pending()
         new = key.shape[2]
@@ -105,6 +112,8 @@ class BudgetedLayer(AttendingLayer):
         query, key = self._renumbered(query), self._renumbered(key)
         if self.store is None:
             self._begin(key)
+        padding, own = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
+        self._visible = None if own is None else self._own_mask(own, new)
         positions = self._positions(key, padding)
         step = self.options.prefill_chunk or new
         whole = (query, key, value, positions)
@@ -127,8 +136,27 @@ class BudgetedLayer(AttendingLayer):
         source = max(0, plan.prompt_tokens - self.seen)
         if not (shift := plan.target_shift()) or source >= x.shape[2]:
             return x
-        target = rotate(x[:, :, source:], shift, self.options.frequencies)
+        target = self._rotation.move(x[:, :, source:], shift)
         return torch.cat((x[:, :, :source], target), dim=2)
+
+    def _own_mask(self, mask: Tensor, new: int) -> Tensor | None:
+        """A 4-D mask as `(batch, 1, new, seen + new)` bool; None if it is causality alone."""
+        mask = visible(mask, new, self.seen + new)
+        if new == 1 and bool(mask.all()):
+            return None
+        if self.store.padded:
+            raise UserError("a 4-D attention mask cannot follow a padded prompt; give one sequence")
+        if self.policy.moves_keys:
+            raise UserError(
+                "moving keys to other positions needs causal attention, and a 4-D mask is given; "
+                "use positions: absolute (StreamingLLM) and phi: auto (GPE)"
+            )
+        if new > (self.options.prefill_chunk or new):
+            raise UserError(
+                "prefill_chunk reads a prompt in pieces, which a 4-D attention mask (a caller's "
+                "own, or images that see all of themselves) forbids; drop it"
+            )
+        return mask
 
     def _positions(self, key: Tensor, padding: Tensor | None) -> Tensor:
         """Positions of the new tokens in their sequences, `(batch, kv_heads, new)` int32."""
@@ -164,7 +192,8 @@ class BudgetedLayer(AttendingLayer):
         new = Tokens(tuple(range(self.kv_heads)), key, value, positions, numbers)
         if self.sinks is not None:
             self.sinks.follow(self.store, self.seen)
-        read = self._decode if new.count == 1 and self.seen > 0 else self._block
+        single = new.count == 1 and self.seen > 0 and self._visible is None
+        read = self._decode if single else self._block
         output = read(query, new, scaling, softcap)
         return output if codec is None else codec.turn_back(output)
 
@@ -209,7 +238,7 @@ class BudgetedLayer(AttendingLayer):
     ) -> dict[str, Tensor]:
         """The numbers that new tokens come with."""
         in_prompt = self.seen < self.options.plan.prompt_tokens
-        arrival = Arrival(query, key, value, positions, in_prompt, self.options.frequencies)
+        arrival = Arrival(query, key, value, positions, in_prompt, self._rotation)
         numbers = {
             name: torch.zeros(positions.shape, device=key.device)
             for name in self.store.slots.signals
@@ -233,14 +262,20 @@ class BudgetedLayer(AttendingLayer):
             tokens=tokens,
             scaling=scaling,
             softcap=softcap,
-            valid=tokens.positions >= 0 if self.store.padded else None,
+            valid=self._valid(tokens),
             seen=self.seen,
             in_prompt=self.seen - new < plan.prompt_tokens,
             prompt_read=self.seen >= plan.prompt_tokens,
             repeated=self.repeated,
-            frequencies=self.options.frequencies,
+            rotation=self._rotation,
             codec=plan.codec,
         )
+
+    def _valid(self, tokens: Tokens) -> Tensor | None:
+        """Which tokens may be attended to, as in `kvbudget.cache.attention`."""
+        if self._visible is not None:
+            return of_tokens(self._visible, tokens.positions)
+        return tokens.positions >= 0 if self.store.padded else None
 
     def _queries(self, query: Tensor, heads: tuple[int, ...]) -> Tensor:
         """Queries of the query heads that read these KV heads."""

@@ -27,7 +27,8 @@ def attend_slots(
     if slots.order is not None:
         grouped = grouped[:, slots.order]
     ragged = len(slots.segments) > 1 and slots.coding is None
-    if ragged and softcap is None and not padded and _has_varlen_kernel(query):
+    plain = softcap is None and not padded
+    if ragged and plain and has_varlen_kernel(query.device, query.dtype, query.shape[-1]):
         output = _varlen(grouped, slots, scaling)
     else:
         output = _dense(grouped, slots, scaling, softcap, padded)
@@ -57,8 +58,15 @@ def _dense(
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
-def _has_varlen_kernel(query: Tensor) -> bool:
-    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether FlashAttention-2, the kernel of variable lengths, runs here: in half precision, for
+    heads of up to 256 dimensions, on GPUs from Ampere on (github.com/Dao-AILab/flash-attention)."""
+    return (
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and head_dim <= 256
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def _varlen(grouped: Tensor, slots: Slots, scaling: float) -> Tensor:

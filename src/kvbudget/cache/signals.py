@@ -18,7 +18,7 @@ from kvbudget.cache.attention import (
     attention_received,
     attention_sums,
 )
-from kvbudget.cache.positions import rotate
+from kvbudget.cache.positions import Rotation
 from kvbudget.cache.quantize import Codec
 from kvbudget.cache.slots import Tokens
 
@@ -32,8 +32,7 @@ class Arrival:
         key, value: `(batch, kv_heads, new, head_dim)`, the key rotated, too.
         positions: `(batch, kv_heads, new)` int32, positions in the sequence; -1 for padding.
         in_prompt: whether they are of the prompt.
-        frequencies: inverse frequencies of the rotary embedding, `(rotary_dim / 2,)`; None where
-            the policy did not ask for them.
+        rotation: how the layer turns queries and keys; None if the policy does not ask for it.
     """
 
     query: Tensor
@@ -41,7 +40,7 @@ class Arrival:
     value: Tensor
     positions: Tensor
     in_prompt: bool
-    frequencies: Tensor | None
+    rotation: Rotation | None
 
     @cached_property
     def unrotated_query(self) -> Tensor:
@@ -54,7 +53,7 @@ class Arrival:
         return self._unrotated(self.key)
 
     def _unrotated(self, x: Tensor) -> Tensor:
-        return rotate(x.float(), -self.positions[:, :1, :, None], self.frequencies)
+        return self.rotation.move(x.float(), -self.positions[:, :1, :, None])
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Reading:
         in_prompt: whether the new tokens are of the prompt.
         prompt_read: whether the prompt ends with them or before.
         repeated: tokens of the context that are being repeated; None in ordinary reading.
-        frequencies: as in `Arrival`.
+        rotation: as in `Arrival`.
         codec: turns queries, keys and values; None where they are as the model gives them.
     """
 
@@ -83,7 +82,7 @@ class Reading:
     in_prompt: bool = True
     prompt_read: bool = True
     repeated: slice | None = None
-    frequencies: Tensor | None = None
+    rotation: Rotation | None = None
     codec: Codec | None = None
     _received: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from kvbudget.cache.budget import SINKS
 from kvbudget.cache.eviction import Store
-from kvbudget.cache.positions import rotate
+from kvbudget.cache.positions import Rotation
 
 
 class Sinks:
@@ -15,11 +15,11 @@ class Sinks:
     written to, so that a shallow copy is a snapshot.
 
     Args:
-        frequencies: inverse frequencies of the rotary embedding.
+        rotation: how the layer turns keys.
     """
 
-    def __init__(self, frequencies: Tensor) -> None:
-        self.frequencies = frequencies
+    def __init__(self, rotation: Rotation) -> None:
+        self.rotation = rotation
         self._first: Tensor | None = None  # keys at their first positions
         self._shift = 0
 
@@ -33,7 +33,7 @@ class Sinks:
             self._first = segment.room.keys[:, :, :SINKS].clone()
         store.own_slots()
         sinks = store.slots.segments[0].room.keys[:, :, :SINKS]
-        sinks.copy_(rotate(self._first, evicted, self.frequencies))
+        sinks.copy_(self.rotation.move(self._first, evicted))
         self._shift = evicted
 
     def held_bytes(self) -> int:

@@ -55,7 +55,7 @@ class ProbeLayer(AttendingLayer):
     def get_seq_length(self) -> int:
         return 0 if self.context is None else self.context.tokens.count
 
-    def attend(self, query: Tensor, scaling: float, softcap: float | None, padding: None) -> Tensor:
+    def attend(self, query: Tensor, scaling: float, softcap: float | None, mask: None) -> Tensor:
         """Attention output of new tokens, shaped like `query`."""
         key, value = self.take_pending()
         terms = {"scaling": scaling, "softcap": softcap}

@@ -1,4 +1,5 @@
-"""Does a model work with our caches? A cache that keeps all must give the model's own logits."""
+"""Does a model work with our caches? A cache that keeps all must give the model's own logits, and
+keys that are moved must be those that the model itself makes at the other positions."""
 
 from pathlib import Path
 
@@ -6,6 +7,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvbudget.api import attach, make_cache
+from kvbudget.cache.cache import geometry_of, text_config
+from kvbudget.cache.positions import rotations_of
 from kvbudget.errors import UserError
 from kvbudget.sources.load import load
 
@@ -16,14 +19,22 @@ PIECES = (40, 5, 1, 1, 1)  # tokens of a prompt, a question and some decode step
 @torch.inference_mode()
 def difference(model: PreTrainedModel) -> float:
     """Largest difference between our full cache's logits and the model's own, over the largest
-    logit. Tokens are random but repeatable. The model stays attached."""
+    logit. Tokens are random but repeatable. The model stays attached.
+
+    Raises:
+        UserError: the model cannot be attached, or reads past our cache.
+    """
     generator = torch.Generator().manual_seed(0)
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    ids = torch.randint(0, vocabulary, (1, sum(PIECES)), generator=generator).to(model.device)
+    ids = torch.randint(0, text_config(model).vocab_size, (1, sum(PIECES)), generator=generator)
+    ids = ids.to(model.device)
+    attach(model, unlisted=True)
+    cache = make_cache(model, "full")
+    ours = _logits(model, ids, cache)
+    if any(layer.get_seq_length() != sum(PIECES) for layer in cache.layers):
+        raise UserError("it does not keep keys and values in a cache")
     model.set_attn_implementation("eager")  # unlike SDPA, it honours soft caps
     expected = _logits(model, ids, DynamicCache(config=model.config))
     attach(model, unlisted=True)
-    ours = _logits(model, ids, make_cache(model, "full"))
     return float((ours - expected).abs().max() / expected.abs().max())
 
 
@@ -36,14 +47,32 @@ def check(directory: Path) -> str:
     """Check the model in a directory; returns what was found, in words.
 
     Raises:
-        UserError: it does not work with our caches.
+        UserError: there is no such model, or it does not work with our caches.
     """
-    model, _ = load(directory, "float32")
-    found = difference(model)
-    kind = model.config.get_text_config(decoder=True).model_type
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory} is no folder of a model: it has no config.json")
+    model = _attempt(f"{directory} cannot be loaded", lambda: load(directory, "float32")[0])
+    named = f"{directory} ({text_config(model).model_type})"
+    found = _attempt(f"{named} does not work with our caches", lambda: difference(model))
     if not found <= TOLERANCE:
         raise UserError(
-            f"{directory} ({kind}) does not work with our caches: logits differ by {found:.1e} of "
-            "the largest; use another model"
+            f"{named} does not work with our caches: logits differ by {found:.1e} of the largest; "
+            "use another model"
         )
-    return f"{directory} ({kind}) works: logits differ by at most {found:.1e} of the largest"
+    works = f"{named} works: logits differ by at most {found:.1e} of the largest"
+    try:
+        rotations_of(model, geometry_of(model).layers)
+    except UserError as error:
+        return f"{works}; every method works, but {error}"
+    return f"{works}; every method works"
+
+
+def _attempt(trouble: str, action):
+    """The result of an action on a model that may be of any kind, and so fail in any way."""
+    try:
+        return action()
+    except UserError as error:
+        raise UserError(f"{trouble}: {error}") from None
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise UserError(f"{trouble}: {type(error).__name__}: {lines[0]}") from error
