@@ -10,6 +10,7 @@ from kvbudget.cache import ragged
 from kvbudget.cache.budget import Geometry
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
+from kvbudget.cache.policy import Candidates, Policy
 from kvbudget.cache.positions import Rotation
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.slots import Slots, Tokens
@@ -90,6 +91,38 @@ def test_a_layer_decodes_as_naive_lists_do(method, options, stride):
             torch.testing.assert_close(output[0, own], expected, atol=1e-5, rtol=1e-5)
         kept = [positions.tolist() for positions in layer.kept_positions()]
         assert kept == [[token[0] for token in head.tokens] for head in heads]
+
+
+class UnevenThenEven(Policy):
+    """Recency, with budgets that are uneven after the first block and even after the next."""
+
+    def __init__(self) -> None:
+        self.shares = iter([[9, 18, 9], [12, 12, 12], [12, 12, 12]])
+
+    def redistribute(self, layer: int, scores: list, budgets: list[int]) -> list[int]:
+        return next(self.shares)
+
+    def score(self, candidates: Candidates) -> torch.Tensor:
+        return candidates.protect(candidates.positions.float())
+
+
+def test_heads_that_come_to_be_equally_long_keep_their_own_tokens():
+    geometry = Geometry((0,), KV_HEADS, KV_HEADS * GROUP, DIM)
+    layer = BudgetedLayer(0, KV_HEADS, LayerOptions(Plan(UnevenThenEven(), geometry, BUDGET)))
+    key, value = (drawn(KV_HEADS, 71, seed=seed) for seed in (1, 2))
+    query = drawn(KV_HEADS * GROUP, 71, seed=3)
+    seen = 0
+    for new in (PROMPT, 20, 20, 1):
+        part = slice(seen, seen + new)
+        before = layer.kept_positions()
+        layer.update(key[:, :, part], value[:, :, part])
+        output = layer.attend(query[:, :, part], 1.0, None, None)
+        seen += new
+        for head in range(KV_HEADS):
+            own = slice(head * GROUP, (head + 1) * GROUP)
+            visible = torch.cat((before[head], torch.arange(seen - new, seen)))
+            weights = (query[0, own, seen - 1] @ key[0, head, visible].T).softmax(-1)
+            torch.testing.assert_close(output[0, own, -1], weights @ value[0, head, visible])
 
 
 def ragged_slots(dtype=torch.float32) -> Slots:
