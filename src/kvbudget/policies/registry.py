@@ -69,6 +69,7 @@ METHODS: dict[str, Method] = {
     "snapkv": Method("snapkv:SnapKV", {"safeguard": _SAFEGUARD}),
     "keydiff": Method("keydiff:KeyDiff", {"safeguard": _SAFEGUARD}),
     "kvzip": Method("kvzip:KVzip", rereads=2048),
+    "expected-attention": Method("expected_attention:ExpectedAttention"),
     "head-aware": Method(
         "head_aware:HeadAware",
         {
