@@ -70,6 +70,7 @@ METHODS: dict[str, Method] = {
     "keydiff": Method("keydiff:KeyDiff", {"safeguard": _SAFEGUARD}),
     "kvzip": Method("kvzip:KVzip", rereads=2048),
     "expected-attention": Method("expected_attention:ExpectedAttention"),
+    "tova": Method("tova:TOVA"),
     "head-aware": Method(
         "head_aware:HeadAware",
         {
