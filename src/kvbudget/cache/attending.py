@@ -1,5 +1,6 @@
 """Base of cache layers that attend for themselves: where a model hands over queries and keys."""
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
@@ -21,6 +22,7 @@ class AttendingLayer(CacheLayerMixin):
         """Nothing to allocate before the first attention, which knows the prompt's length."""
         self.is_initialized = True
 
+    @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
         """Take new keys and values, `(batch, kv_heads, new, head_dim)`; return the layer itself."""
         self.is_initialized = True

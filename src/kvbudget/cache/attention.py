@@ -19,12 +19,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from kvbudget.cache.masks import mask_for_attention
+from kvbudget.cache.masks import everything, mask_for_attention
 from kvbudget.errors import UserError
 
 NAME = "kvbudget"
-#: What some models' attention takes beside queries, keys, values and a mask: learned sinks (GPT-OSS),
-#: indices of the tokens to attend to (DeepSeek V3.2), biases (T5), weights of heads.
+#: What some models' attention takes beside queries, keys, values and a mask: learned sinks
+#: (GPT-OSS), indices of the tokens to attend to (DeepSeek V3.2), biases (T5), weights of heads.
 UNKNOWN = ("s_aux", "sinks", "indices", "block_indices", "position_bias", "head_mask")
 #: Queries a block. Larger blocks were slower on CPU, where they fall out of the L2 cache.
 BLOCK = 128
@@ -39,15 +39,16 @@ def attention_forward(
     scaling: float | None = None,
     softcap: float | None = None,
     dropout: float = 0.0,
-    is_causal: bool | None = None,
+    is_causal: bool = True,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """Attention of one layer, with the signature that transformers' models call.
 
     A layer of our cache returns itself from `update` in place of keys and values, and then
     attends itself. Plain tensors (sliding-window layers, another cache or none) take the stock
-    path wherever there is a 4-D mask. Without one attention is causal, unless `is_causal` or the
-    module say otherwise, as transformers' SDPA reads them.
+    path wherever there is a 4-D mask. Without one attention is causal (`mask_for_attention`),
+    unless the call itself says otherwise. What the module's `is_causal` says is for kernels that
+    take no mask, and at odds with the masks of models whose prefix sees all of itself (PaliGemma).
 
     Raises:
         UserError: the model or the caller asks for attention that is not ours.
@@ -63,16 +64,15 @@ def attention_forward(
             f"a {type(attention_mask).__name__} is a mask for flex attention; give a 4-D tensor"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if attention_mask is None and not is_causal:
-        attention_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=query.device)
+        attention_mask = everything(query.device)
     if hasattr(key, "attend"):
         if dropout:
             raise UserError(
                 "the model is in training and drops out attention, which our caches do not; call "
                 "model.eval(), or use another cache"
             )
-        output = key.attend(query, scaling, softcap, attention_mask)
+        output = _by_layer(key, query, scaling, softcap, attention_mask)
         return output.transpose(1, 2).contiguous(), None
     if attention_mask is None or attention_mask.dim() == 2:
         valid = None
@@ -90,6 +90,13 @@ def attention_forward(
         _softcapped(rows, key, value, scaling, softcap, own, dropout) for rows, own in blocks
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+@torch.compiler.disable
+def _by_layer(layer, *args) -> Tensor:
+    """Attention by a layer of our cache. A compiled model breaks its graph here and in `update`:
+    what a cache holds changes from step to step, which a graph cannot follow."""
+    return layer.attend(*args)
 
 
 def register() -> None:

@@ -175,27 +175,34 @@ def layers_of(
     """Cache layers of a model: `full(index)` for its full-attention layers, counted among
     themselves, and the library's for those with a sliding window."""
     layers, index = [], 0
-    for kind, kwargs in zip(*get_layer_types_and_kwargs(text_config(model)), strict=True):
+    for kind, kwargs in _kinds(model):
         if kind == "full_attention":
             layers.append(full(index))
             index += 1
-        elif kwargs.keys() == {"sliding_window"}:
-            layers.append(SlidingLayer(**kwargs))
         else:
+            layers.append(SlidingLayer(**kwargs))
+    return layers
+
+
+def _kinds(model: PreTrainedModel) -> list[tuple[str, dict]]:
+    """The kinds of a model's layers, and what their cache layers take. Raises `UserError` for those
+    that keep something else than keys and values of tokens."""
+    kinds = list(zip(*get_layer_types_and_kwargs(text_config(model)), strict=True))
+    for kind, kwargs in kinds:
+        if kind != "full_attention" and kwargs.keys() != {"sliding_window"}:
             raise UserError(
                 f"{type(model).__name__} has layers of the kind {kind!r}, for which there is no "
                 "budget; use a model of full-attention and sliding-window layers"
             )
-    return layers
+    return kinds
 
 
 def geometry_of(model: PreTrainedModel) -> Geometry:
     """Full-attention layers and heads of a model."""
     config = text_config(model)
-    kinds, _ = get_layer_types_and_kwargs(config)
     head_dim = getattr(config, "head_dim", None)
     return Geometry(
-        layers=tuple(i for i, kind in enumerate(kinds) if kind == "full_attention"),
+        layers=tuple(i for i, (kind, _) in enumerate(_kinds(model)) if kind == "full_attention"),
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         query_heads=config.num_attention_heads,
         head_dim=head_dim or config.hidden_size // config.num_attention_heads,

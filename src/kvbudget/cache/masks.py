@@ -32,7 +32,7 @@ def mask_for_attention(
     Where a layer sees all that came before, the 2-D padding mask `(batch, tokens)`, or None where
     nothing is padded. The stock 4-D mask otherwise: for windows and chunks (`local_size`), for any
     other `mask_function`, for caches of a fixed length, whose free slots must be hidden too, and
-    for models that ask for it (`allow_is_causal_skip`).
+    for models that ask for it (`allow_is_causal_skip`); one that hides nothing has one element.
     """
     plain = mask_function is causal_mask_function and local_size is None and allow_is_causal_skip
     whole = kv_length == q_offset + q_length and kv_offset == 0
@@ -40,7 +40,7 @@ def mask_for_attention(
         return None
     if plain and whole and attention_mask.shape[-1] == kv_length:
         return None if bool(attention_mask.all()) else attention_mask.bool()
-    return sdpa_mask(
+    mask = sdpa_mask(
         batch_size,
         q_length,
         kv_length,
@@ -52,6 +52,12 @@ def mask_for_attention(
         allow_is_causal_skip=False,  # without a mask, our attention is causal over all tokens
         **kwargs,
     )
+    return everything(kwargs.get("device")) if mask is None else mask
+
+
+def everything(device: torch.device | str | None) -> Tensor:
+    """A 4-D mask that hides nothing, to be spread over all queries and tokens."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 def visible(mask: Tensor, new: int, tokens: int) -> Tensor:

@@ -62,18 +62,17 @@ def rotations_of(model: PreTrainedModel, layers: Sequence[int]) -> tuple[Rotatio
         UserError: keys cannot be moved: a layer tells positions by something else than a rotary
             embedding, or by one that depends on more than the distance.
     """
-    decoder = model.get_decoder()
-    limit = getattr(decoder.config, "max_position_embeddings", None)
-    if limit is None or not _frequencies(decoder):
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is None or not _frequencies(model):
         raise _immovable(model, "has no rotary position embedding")
-    if any(hasattr(module, "mrope_section") for module in decoder.modules()):
+    if any(hasattr(module, "mrope_section") for module in model.modules()):
         raise _immovable(model, "numbers images along three axes")
     far = min(2 * limit, FARTHEST)
-    last = _witness(decoder, layers, [far])
+    last = _witness(model, layers, [far])
     # After the far one: an embedding that scales with the length goes back to short texts.
-    first, near = _witness(decoder, layers, [0, NEAR]).chunk(2, dim=1)
+    first, near = _witness(model, layers, [0, NEAR]).chunk(2, dim=1)
     options = [Rotation(torch.empty(0))]
-    for own in _frequencies(decoder):
+    for own in _frequencies(model):
         options += [Rotation(own), Rotation(own, interleaved=True)]
     found = []
     for layer, *vectors in zip(layers, first, near, last, strict=True):
@@ -94,9 +93,9 @@ def _immovable(model: PreTrainedModel, why: str) -> UserError:
     )
 
 
-def _frequencies(decoder: PreTrainedModel) -> list[Tensor]:
+def _frequencies(model: PreTrainedModel) -> list[Tensor]:
     """Inverse frequencies of all rotary embeddings: layers may have one each, or be of kinds."""
-    buffers = [own for name, own in decoder.named_buffers() if name.endswith("inv_freq")]
+    buffers = [own for name, own in model.named_buffers() if name.endswith("inv_freq")]
     return list({tuple(own.tolist()): own.clone() for own in buffers}.values())
 
 
@@ -129,10 +128,11 @@ class _Witness(AttendingLayer):
 
 
 @torch.no_grad()
-def _witness(decoder: PreTrainedModel, layers: Sequence[int], positions: list[int]) -> Tensor:
-    """Queries and keys of one token at some positions, `(layers, positions, heads, 1, head_dim)`."""
-    token = decoder.get_input_embeddings().num_embeddings // 2
-    cache = Cache(layers=[_Witness() for _ in range(decoder.config.num_hidden_layers)])
-    at = torch.tensor(positions, device=decoder.device)[:, None]
-    decoder(torch.full_like(at, token), position_ids=at, past_key_values=cache, use_cache=True)
+def _witness(model: PreTrainedModel, layers: Sequence[int], positions: list[int]) -> Tensor:
+    """Queries and keys of one token at positions, `(layers, positions, heads, 1, head_dim)`."""
+    config = model.config.get_text_config(decoder=True)
+    cache = Cache(layers=[_Witness() for _ in range(config.num_hidden_layers)])
+    at = torch.tensor(positions, device=model.device)[:, None]
+    token = torch.full_like(at, config.vocab_size // 2)
+    model.base_model(token, position_ids=at, past_key_values=cache, use_cache=True)
     return torch.stack([cache.layers[layer].vectors for layer in layers])

@@ -2,6 +2,7 @@
 keys that are moved must be those that the model itself makes at the other positions."""
 
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -22,7 +23,7 @@ def difference(model: PreTrainedModel) -> float:
     logit. Tokens are random but repeatable. The model stays attached.
 
     Raises:
-        UserError: the model cannot be attached, or reads past our cache.
+        UserError: the model cannot be attached, or is none that a cache serves.
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, text_config(model).vocab_size, (1, sum(PIECES)), generator=generator)
@@ -34,8 +35,15 @@ def difference(model: PreTrainedModel) -> float:
         raise UserError("it does not keep keys and values in a cache")
     model.set_attn_implementation("eager")  # unlike SDPA, it honours soft caps
     expected = _logits(model, ids, DynamicCache(config=model.config))
+    at_once = model(ids).logits
     attach(model, unlisted=True)
-    return float((ours - expected).abs().max() / expected.abs().max())
+    if not _distance(at_once, expected) <= TOLERANCE:
+        raise UserError("it gives other logits in pieces than at once, as encoders do")
+    return _distance(ours, expected)
+
+
+def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((logits - expected).abs().max() / expected.abs().max())
 
 
 def _logits(model: PreTrainedModel, ids: torch.Tensor, cache) -> torch.Tensor:
@@ -72,7 +80,7 @@ def _attempt(trouble: str, action):
     try:
         return action()
     except UserError as error:
-        raise UserError(f"{trouble}: {error}") from None
+        raise UserError(f"{trouble}: {error}; use another model") from None
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise UserError(f"{trouble}: {type(error).__name__}: {lines[0]}") from error
+        said = shorten(str(error), 200, placeholder=" …")
+        raise UserError(f"{trouble}: {type(error).__name__}: {said}; use another model") from error
