@@ -201,12 +201,14 @@ class BudgetedLayer(AttendingLayer):
         """One token: put into a free slot, attended to, and the worst tokens evicted."""
         self.store.append_one(new)
         self.seen += 1
-        output = attend_slots(
-            query, self.store.slots, scaling=scaling, softcap=softcap, padded=self.store.padded
-        )
+        slots, padded = self.store.slots, self.store.padded
+        terms = {"scaling": scaling, "softcap": softcap}
+        output, received = attend_slots(query, slots, padded=padded, **terms)
         if growing := self._growing():
-            held = self.store.slots.tokens()
-            readings = [self._reading(query, each, scaling, softcap, 1) for each in held]
+            readings = [
+                self._reading(query, held, scaling, softcap, 1, known)
+                for held, known in zip(slots.tokens(), received, strict=True)
+            ]
             for signal in growing:
                 signal.observe_layer(readings)
         self.store.evict(self.seen)
@@ -254,7 +256,13 @@ class BudgetedLayer(AttendingLayer):
         return [each for each in self.signals if each.in_repetition == repeating]
 
     def _reading(
-        self, query: Tensor, tokens: Tokens, scaling: float, softcap: float | None, new: int
+        self,
+        query: Tensor,
+        tokens: Tokens,
+        scaling: float,
+        softcap: float | None,
+        new: int,
+        received: Tensor | None = None,
     ) -> Reading:
         plan = self.options.plan
         return Reading(
@@ -269,6 +277,7 @@ class BudgetedLayer(AttendingLayer):
             repeated=self.repeated,
             rotation=self._rotation,
             codec=plan.codec,
+            known={} if received is None else {new: received},
         )
 
     def _valid(self, tokens: Tokens) -> Tensor | None:

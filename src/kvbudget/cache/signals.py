@@ -71,6 +71,7 @@ class Reading:
         repeated: tokens of the context that are being repeated; None in ordinary reading.
         rotation: as in `Arrival`.
         codec: turns queries, keys and values; None where they are as the model gives them.
+        known: what `received` has worked out, by the number of new tokens.
     """
 
     query: Tensor
@@ -84,7 +85,7 @@ class Reading:
     repeated: slice | None = None
     rotation: Rotation | None = None
     codec: Codec | None = None
-    _received: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    known: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def new(self) -> int:
@@ -106,11 +107,11 @@ class Reading:
         """Attention from the `last` new tokens (None: all), summed over them and the query heads of
         a KV head: `(batch, heads, tokens)` float32. Worked out once for all signals."""
         count = self.new if last is None else min(last, self.new)
-        if count not in self._received:
+        if count not in self.known:
             measure = attention_received if self.new == 1 else attention_sums
             query = self.query[:, :, -count:]
-            self._received[count] = measure(query, self.tokens.keys, **self._terms)
-        return self._received[count]
+            self.known[count] = measure(query, self.tokens.keys, **self._terms)
+        return self.known[count]
 
     @property
     def _terms(self) -> dict:
