@@ -108,7 +108,7 @@ def make_cache(
         raise UserError(
             "bits: keys that move inside the cache cannot be quantised; use positions: absolute"
         )
-    if policy.reconstructs and prefill_chunk is not None:
+    if policy.holds_context and prefill_chunk is not None:
         raise UserError(
             f"method {method!r} holds the whole context until it is compressed, which "
             "prefill_chunk forbids; drop it"
@@ -119,8 +119,8 @@ def make_cache(
             "every layer of this model has a sliding window, so there is no cache to budget; set "
             "sliding_window: null in its config.json if it was trained without one"
         )
-    moves_keys = policy.relative_positions or policy.phi is not None
-    rotations = rotations_of(model, geometry.layers) if moves_keys else None
+    turns = policy.moves_keys or policy.unrotates
+    rotations = rotations_of(model, geometry.layers) if turns else None
     shared = LayerOptions(plan, stride, prefill_chunk, rotations)
     layers = layers_of(model, lambda index: BudgetedLayer(index, plan.geometry.kv_heads, shared))
     return BudgetedCache(layers, plan)

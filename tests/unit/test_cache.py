@@ -365,7 +365,7 @@ def test_gpe_auto_equals_ordinary_positions_and_an_integer_phi_moves_the_target(
     position_ids = torch.cat((torch.arange(24), 5 + torch.arange(6)))[None]
     expected = stock(ids, position_ids=position_ids).logits
     for phi, want in (("auto", stock(ids).logits), (5, expected)):
-        cache = make_cache(llama, "full", phi=phi)
+        cache = make_cache(llama, "full", phi=phi, prompt_tokens=24)
         ours = [llama(ids[:, :24], past_key_values=cache).logits]
         ours += [llama(ids[:, 24:28], past_key_values=cache).logits]
         ours += [llama(ids[:, i : i + 1], past_key_values=cache).logits for i in (28, 29)]
@@ -375,10 +375,10 @@ def test_gpe_auto_equals_ordinary_positions_and_an_integer_phi_moves_the_target(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "h20", "budget": 64}, "unknown policy 'h20'"),
+        ({"method": "h20", "budget": 64}, "unknown method 'h20', did you mean 'h2o'"),
         ({"method": "h2o"}, "needs a budget"),
         ({"method": "full", "budget": 64}, "has no budget"),
-        ({"method": "h2o", "budget": 64, "lamda": 1}, "no option 'lamda'"),
+        ({"method": "h2o", "budget": 64, "lamda": 1}, "unknown option 'lamda'"),
         ({"method": "head-aware", "budget": 64, "rule": "per-head"}, "needs a calibration"),
         ({"method": "h2o", "budget": 64, "stride": 0}, "stride must be 1 or more"),
     ],

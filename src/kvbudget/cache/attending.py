@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from kvbudget.errors import UserError
+
 
 class AttendingLayer(CacheLayerMixin):
     """A full-attention layer that attends for itself.
@@ -39,3 +41,33 @@ class AttendingLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """No limit on the tokens that may be seen."""
         return -1
+
+    # What transformers may ask of a layer and this one does not do.
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Refused: what a layer has seen beside its tokens does not follow beams."""
+        raise UserError("our caches do not follow beams; generate with num_beams=1")
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, unless a subclass can take tokens back."""
+        raise UserError("this cache cannot take tokens back; generate without assistance")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Refused: a cache is made for one batch."""
+        raise _fixed_batch()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Refused: a cache is made for one batch."""
+        raise _fixed_batch()
+
+    def offload(self) -> None:
+        """Refused: slots are written in place where the model computes."""
+        raise UserError("our caches stay on the model's device; give them a smaller budget")
+
+    def prefetch(self) -> None:
+        """Refused, as `offload`."""
+        self.offload()
+
+
+def _fixed_batch() -> UserError:
+    return UserError("our caches are made for one batch; read the sequences into a cache together")

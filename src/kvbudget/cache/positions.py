@@ -37,11 +37,14 @@ class Rotation:
     frequencies: Tensor
     interleaved: bool = False
 
-    def move(self, x: Tensor, delta: int) -> Tensor:
-        """Move `x`, `(..., head_dim)`, rotated for position p, to position `p + delta`."""
+    def move(self, x: Tensor, delta: int | Tensor) -> Tensor:
+        """Move `x`, `(..., head_dim)`, rotated for position p, to position `p + delta`.
+
+        A tensor of distances, one for each vector, has 1 for its last dimension.
+        """
         angle = delta * self.frequencies.to(device=x.device, dtype=torch.float64)
         cos, sin = angle.cos().float(), angle.sin().float()
-        pairs = len(angle)
+        pairs = angle.shape[-1]
         turning, rest = x[..., : 2 * pairs].float(), x[..., 2 * pairs :]
         shape, axis = ((pairs, 2), -1) if self.interleaved else ((2, pairs), -2)
         first, second = turning.unflatten(-1, shape).unbind(axis)
@@ -86,7 +89,7 @@ def rotations_of(model: PreTrainedModel, layers: Sequence[int]) -> tuple[Rotatio
 def _immovable(model: PreTrainedModel, why: str) -> UserError:
     return UserError(
         f"keys cannot be moved, for {type(model).__name__} {why}; use positions: absolute "
-        "(streaming-llm) and phi: auto (full)"
+        "(streaming-llm), phi: auto (full) or another method"
     )
 
 

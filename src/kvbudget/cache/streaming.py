@@ -121,7 +121,7 @@ class StreamingCache(Cache):
                 "positions inside the cache shift while the source is read, and the target is "
                 "numbered apart from it; use positions: absolute"
             )
-        if policy.reconstructs:
+        if policy.holds_context:
             raise UserError(
                 "the method needs the whole source before it evicts, so it cannot stream; use "
                 "another"
