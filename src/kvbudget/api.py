@@ -1,12 +1,12 @@
 """What a user calls: `attach(model)`, then `make_cache(model, …)`: knows cache and policies."""
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvbudget.cache import attention
 from kvbudget.cache.cache import BudgetedCache, geometry_of, layers_of, text_config
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
-from kvbudget.cache.positions import inverse_frequencies
+from kvbudget.cache.positions import rotations_of
 from kvbudget.cache.quantize import Codec
 from kvbudget.errors import UserError
 from kvbudget.policies.make import make_policy
@@ -17,17 +17,42 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", 
 def attach(model: PreTrainedModel, *, unlisted: bool = False) -> PreTrainedModel:
     """Let a model attend through our caches; other caches work as before. Returns the model.
 
-    Raises `UserError` for an architecture that our tests do not cover, unless `unlisted` is set.
+    Of a model that reads images or sound too, the part that reads text is attached and the others
+    are left alone.
+
+    Raises:
+        UserError: the architecture is not covered by our tests and `unlisted` is not set; or it has
+            no attention, or none that transformers lets one set, or an encoder.
     """
-    kind = text_config(model).model_type
+    if not hasattr(model, "set_attn_implementation"):
+        raise UserError(f"attach takes a model of transformers, not {type(model).__name__}")
+    text = text_config(model)
+    kind = text.model_type
     if kind not in ARCHITECTURES and not unlisted:
         raise UserError(
             f"architecture {kind!r} is not supported; supported are {', '.join(ARCHITECTURES)}. "
-            "If python -m kvbudget.run.check finds that it works, use attach(model, unlisted=True)"
+            "If kvbudget check finds that it works, use attach(model, unlisted=True)"
         )
+    if model.config.is_encoder_decoder:
+        raise UserError(f"{kind!r} has an encoder; our caches are for models of a decoder alone")
+    if getattr(text, "num_attention_heads", None) is None:
+        raise UserError(f"{kind!r} has no attention, so no keys and values to keep; use another")
     attention.register()
-    model.set_attn_implementation(attention.NAME)
+    model.set_attn_implementation(_for_text(model.config, text))
+    if text._attn_implementation != attention.NAME:
+        raise UserError(f"transformers does not let the attention of {kind!r} be set; use another")
     return model
+
+
+def _for_text(config: PreTrainedConfig, text: PreTrainedConfig) -> dict | None:
+    """What `set_attn_implementation` takes to set the part whose configuration is `text`."""
+    if config is text:
+        return {"": attention.NAME}
+    for name in config.sub_configs:
+        part = getattr(config, name)
+        if part is not None and (found := _for_text(part, text)):
+            return {name: found}
+    return None
 
 
 def make_cache(
@@ -83,7 +108,7 @@ def make_cache(
         raise UserError(
             "bits: keys that move inside the cache cannot be quantised; use positions: absolute"
         )
-    if policy.reconstructs and prefill_chunk is not None:
+    if policy.holds_context and prefill_chunk is not None:
         raise UserError(
             f"method {method!r} holds the whole context until it is compressed, which "
             "prefill_chunk forbids; drop it"
@@ -94,8 +119,8 @@ def make_cache(
             "every layer of this model has a sliding window, so there is no cache to budget; set "
             "sliding_window: null in its config.json if it was trained without one"
         )
-    moves_keys = policy.relative_positions or policy.phi is not None
-    frequencies = inverse_frequencies(model) if moves_keys else None
-    shared = LayerOptions(plan, stride, prefill_chunk, frequencies)
+    turns = policy.moves_keys or policy.unrotates
+    rotations = rotations_of(model, geometry.layers) if turns else None
+    shared = LayerOptions(plan, stride, prefill_chunk, rotations)
     layers = layers_of(model, lambda index: BudgetedLayer(index, plan.geometry.kv_heads, shared))
     return BudgetedCache(layers, plan)

@@ -25,10 +25,14 @@ class Oracle:
         self.seen = 0
         self.kept: dict[int, list[torch.Tensor]] = {}
 
-    def forward(self, ids: torch.Tensor, ours) -> torch.Tensor:
-        """Logits of the new tokens `ids` given what `ours` keeps before it sees them."""
+    def forward(self, ids: torch.Tensor, ours, tree=None, **inputs) -> torch.Tensor:
+        """Logits of the new tokens `ids` given what `ours` keeps before it sees them.
+
+        `tree` is `(new, seen + new)`, True where a token is seen, in place of causality.
+        """
         global _current
         _current = self
+        self.tree = tree
         self.kept = {
             index: layer.kept_positions()
             for index, layer in enumerate(ours.layers)
@@ -36,7 +40,7 @@ class Oracle:
         }
         before = self.model.config._attn_implementation
         self.model.set_attn_implementation("oracle")
-        logits = self.model(ids, past_key_values=self.cache).logits
+        logits = self.model(ids, past_key_values=self.cache, **inputs).logits
         self.model.set_attn_implementation(before)
         self.seen += ids.shape[1]
         return logits
@@ -50,6 +54,7 @@ class Oracle:
     def visible(self, layer: int, head: int, new: int) -> torch.Tensor:
         """`(new, seen + new)`: which tokens each new query of a KV head may attend to."""
         mask = torch.ones(new, self.seen + new, dtype=torch.bool).tril(self.seen)
+        mask = mask if self.tree is None else self.tree.clone()
         evicted = torch.ones(self.seen, dtype=torch.bool)
         evicted[self.kept[layer][head]] = False
         mask[:, : self.seen] &= ~evicted

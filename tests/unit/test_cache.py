@@ -13,6 +13,7 @@ from kvbudget.cache.budget import Geometry
 from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
+from kvbudget.cache.positions import Rotation
 from kvbudget.policies.make import make_policy
 
 BUDGET = 16
@@ -243,7 +244,7 @@ def test_the_storage_is_the_plan_and_little_more(method):
     geometry = Geometry((0,), kv_heads=2, query_heads=4, head_dim=64)
     plan = Plan(make_policy(method), geometry, 512)
     frequencies = 10000 ** -(torch.arange(32) / 32)
-    layer = BudgetedLayer(0, 2, LayerOptions(plan, frequencies=frequencies))
+    layer = BudgetedLayer(0, 2, LayerOptions(plan, rotations=(Rotation(frequencies),)))
     for new in (700, *[1] * 10):
         layer.update(torch.randn(1, 2, new, 64), torch.randn(1, 2, new, 64))
         layer.attend(torch.randn(1, 4, new, 64), 0.125, None, None)
@@ -364,7 +365,7 @@ def test_gpe_auto_equals_ordinary_positions_and_an_integer_phi_moves_the_target(
     position_ids = torch.cat((torch.arange(24), 5 + torch.arange(6)))[None]
     expected = stock(ids, position_ids=position_ids).logits
     for phi, want in (("auto", stock(ids).logits), (5, expected)):
-        cache = make_cache(llama, "full", phi=phi)
+        cache = make_cache(llama, "full", phi=phi, prompt_tokens=24)
         ours = [llama(ids[:, :24], past_key_values=cache).logits]
         ours += [llama(ids[:, 24:28], past_key_values=cache).logits]
         ours += [llama(ids[:, i : i + 1], past_key_values=cache).logits for i in (28, 29)]
@@ -374,10 +375,10 @@ def test_gpe_auto_equals_ordinary_positions_and_an_integer_phi_moves_the_target(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "h20", "budget": 64}, "unknown policy 'h20'"),
+        ({"method": "h20", "budget": 64}, "unknown method 'h20', did you mean 'h2o'"),
         ({"method": "h2o"}, "needs a budget"),
         ({"method": "full", "budget": 64}, "has no budget"),
-        ({"method": "h2o", "budget": 64, "lamda": 1}, "no option 'lamda'"),
+        ({"method": "h2o", "budget": 64, "lamda": 1}, "unknown option 'lamda'"),
         ({"method": "head-aware", "budget": 64, "rule": "per-head"}, "needs a calibration"),
         ({"method": "h2o", "budget": 64, "stride": 0}, "stride must be 1 or more"),
     ],

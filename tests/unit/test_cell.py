@@ -69,7 +69,9 @@ def outcome(record: dict) -> list:
 def test_the_record_of_a_cell(home, tmp_path):
     record = run_cell(arguments(home, tmp_path / "cell.json"))
     assert json.loads((tmp_path / "cell.json").read_text()) == record
-    assert (tmp_path / "cell.contexts.jsonl").read_bytes().count(b"\n") == 1 + 2
+    identity, *contexts = (tmp_path / "cell.contexts.jsonl").read_text().splitlines()
+    assert json.loads(identity) == {"identity": "identity"}
+    assert len(contexts) == 2
     assert (record["schema"], record["spec"], record["code"]) == (1, SPEC, "digest")
     assert record["identity"] == "identity"
     assert len(record["samples"]) == 4
@@ -79,6 +81,7 @@ def test_the_record_of_a_cell(home, tmp_path):
         assert abs(sample["prompt_tokens"] - 800) <= 8
         assert 0 <= sample["score"] <= 1
         assert sample["nll"] > 0
+        assert 0 < sample["depth"][0] < 1
     memory = record["memory"]
     assert memory["cache_bytes_planned"] == pytest.approx(
         0.2 * memory["cache_bytes_full"], rel=0.01

@@ -10,7 +10,8 @@ from kvbudget.cache import ragged
 from kvbudget.cache.budget import Geometry
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
-from kvbudget.cache.positions import rotate
+from kvbudget.cache.policy import Candidates, Policy
+from kvbudget.cache.positions import Rotation
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.slots import Slots, Tokens
 from kvbudget.policies.make import make_policy
@@ -92,6 +93,38 @@ def test_a_layer_decodes_as_naive_lists_do(method, options, stride):
         assert kept == [[token[0] for token in head.tokens] for head in heads]
 
 
+class UnevenThenEven(Policy):
+    """Recency, with budgets that are uneven after the first block and even after the next."""
+
+    def __init__(self) -> None:
+        self.shares = iter([[9, 18, 9], [12, 12, 12], [12, 12, 12]])
+
+    def redistribute(self, layer: int, scores: list, budgets: list[int]) -> list[int]:
+        return next(self.shares)
+
+    def score(self, candidates: Candidates) -> torch.Tensor:
+        return candidates.protect(candidates.positions.float())
+
+
+def test_heads_that_come_to_be_equally_long_keep_their_own_tokens():
+    geometry = Geometry((0,), KV_HEADS, KV_HEADS * GROUP, DIM)
+    layer = BudgetedLayer(0, KV_HEADS, LayerOptions(Plan(UnevenThenEven(), geometry, BUDGET)))
+    key, value = (drawn(KV_HEADS, 71, seed=seed) for seed in (1, 2))
+    query = drawn(KV_HEADS * GROUP, 71, seed=3)
+    seen = 0
+    for new in (PROMPT, 20, 20, 1):
+        part = slice(seen, seen + new)
+        before = layer.kept_positions()
+        layer.update(key[:, :, part], value[:, :, part])
+        output = layer.attend(query[:, :, part], 1.0, None, None)
+        seen += new
+        for head in range(KV_HEADS):
+            own = slice(head * GROUP, (head + 1) * GROUP)
+            visible = torch.cat((before[head], torch.arange(seen - new, seen)))
+            weights = (query[0, own, seen - 1] @ key[0, head, visible].T).softmax(-1)
+            torch.testing.assert_close(output[0, own, -1], weights @ value[0, head, visible])
+
+
 def ragged_slots(dtype=torch.float32) -> Slots:
     """Two segments whose heads are not in order, with free slots that hold garbage."""
     slots = Slots([((0, 2), 9), ((1,), 5)], torch.empty(2, DIM, dtype=dtype), ())
@@ -117,7 +150,7 @@ def by_head(query: torch.Tensor, slots: Slots) -> torch.Tensor:
 
 def test_ragged_heads_attend_each_to_their_own_tokens():
     slots, query = ragged_slots(), torch.randn(2, KV_HEADS * GROUP, 1, DIM)
-    output = attend_slots(query, slots, scaling=1.0, softcap=None, padded=False)
+    output, _ = attend_slots(query, slots, scaling=1.0, softcap=None, padded=False)
     torch.testing.assert_close(output, by_head(query, slots), atol=1e-5, rtol=1e-5)
 
 
@@ -139,9 +172,9 @@ def varlen_by_its_documentation(
 
 def test_the_variable_length_backend_describes_the_same_heads(monkeypatch):
     monkeypatch.setattr(ragged, "varlen_attn", varlen_by_its_documentation)
-    monkeypatch.setattr(ragged, "_has_varlen_kernel", lambda query: True)
+    monkeypatch.setattr(ragged, "has_varlen_kernel", lambda *_: True)
     slots, query = ragged_slots(), torch.randn(2, KV_HEADS * GROUP, 1, DIM)
-    output = attend_slots(query, slots, scaling=1.0, softcap=None, padded=False)
+    output, _ = attend_slots(query, slots, scaling=1.0, softcap=None, padded=False)
     torch.testing.assert_close(output, by_head(query, slots), atol=1e-5, rtol=1e-5)
 
 
@@ -156,9 +189,26 @@ def test_the_kernel_on_cuda_equals_dense_calls(dtype, monkeypatch):
         slots.append(segment, Tokens(segment.heads, key, value, torch.zeros(size), {}))
     query = torch.randn(2, KV_HEADS * GROUP, 1, 64, device="cuda", dtype=dtype)
     terms = {"scaling": 0.125, "softcap": None, "padded": False}
-    kernel = attend_slots(query, slots, **terms)
-    monkeypatch.setattr(ragged, "_has_varlen_kernel", lambda query: False)
-    torch.testing.assert_close(kernel, attend_slots(query, slots, **terms), atol=2e-2, rtol=2e-2)
+    kernel, _ = attend_slots(query, slots, **terms)
+    monkeypatch.setattr(ragged, "has_varlen_kernel", lambda *_: False)
+    dense, _ = attend_slots(query, slots, **terms)
+    torch.testing.assert_close(kernel, dense, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "runs"),
+    [
+        ((7, 5), torch.float16, 64, False),  # Turing: T4, RTX 2080
+        ((8, 0), torch.float16, 64, True),
+        ((9, 0), torch.bfloat16, 256, True),
+        ((9, 0), torch.bfloat16, 512, False),
+        ((9, 0), torch.float32, 64, False),
+    ],
+)
+def test_the_kernel_is_asked_for_only_where_it_runs(capability, dtype, head_dim, runs, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert ragged.has_varlen_kernel(torch.device("cuda", 1), dtype, head_dim) == runs
+    assert not ragged.has_varlen_kernel(torch.device("cpu"), dtype, head_dim)
 
 
 def test_moved_keys_equal_keys_rotated_at_the_new_position():
@@ -170,5 +220,6 @@ def test_moved_keys_equal_keys_rotated_at_the_new_position():
         angles = torch.cat((angles, angles), dim=-1)[None]
         return apply_rotary_pos_emb(raw, raw, angles.cos(), angles.sin())[1]
 
-    torch.testing.assert_close(rotate(at(3), 40, frequencies), at(43), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(rotate(at(50), -47, frequencies), at(3), atol=1e-5, rtol=1e-5)
+    rotation = Rotation(frequencies)
+    torch.testing.assert_close(rotation.move(at(3), 40), at(43), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rotation.move(at(50), -47), at(3), atol=1e-5, rtol=1e-5)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub.constants as constants
@@ -12,8 +13,9 @@ import pytest
 from hub_server import COMMIT, REPO, serve
 
 from kvbudget.errors import UserError
+from kvbudget.sources import formats, modelscope
 from kvbudget.sources.download import download
-from kvbudget.sources.registry import Hub
+from kvbudget.sources.registry import Hub, ModelScope
 
 SPEC = Hub(repo=REPO, revision=COMMIT)
 FILES = {
@@ -221,23 +223,16 @@ class TestWeights:
     """Of the files of a repository, those that transformers reads."""
 
     SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    COPIES = ("consolidated.safetensors", "original/consolidated.00.safetensors", "model-Q4.gguf")
+    COPIES += ("original/model.safetensors", "onnx/model.onnx", "model.fp16.safetensors")
 
     def share(self, hub, **others: bytes) -> None:
         """The weights in two parts, and the same in other layouts."""
         content = hub.files.pop("model.safetensors")
         index = {"weight_map": dict(zip("ab", self.SHARDS, strict=True))}
-        hub.files |= (
-            dict.fromkeys(self.SHARDS, content)
-            | {
-                "model.safetensors.index.json": json.dumps(index).encode(),
-                "consolidated.safetensors": content,
-                "original/consolidated.00.safetensors": content,
-                "original/model.safetensors": content,
-                "onnx/model.onnx": b"o",
-                "model-Q4.gguf": b"g",
-            }
-            | others
-        )
+        hub.files |= {name: content + name.encode() for name in self.SHARDS}
+        hub.files |= {"model.safetensors.index.json": json.dumps(index).encode()}
+        hub.files |= dict.fromkeys(self.COPIES, content) | others
 
     def fetched(self, hub) -> set[str]:
         return {request.path.rpartition("/")[2] for request in hub.asked("GET", "/cdn/")}
@@ -251,6 +246,25 @@ class TestWeights:
         before = len(hub.requests)
         get()
         assert len(hub.requests) == before
+
+    def test_modelscope_is_asked_for_the_same(self, hub, get, tmp_path, monkeypatch):
+        """Its client is no part of the test's installation: a folder stands for its cache."""
+        self.share(hub)
+        asked = []
+
+        def snapshot(repo: str, revision: str, patterns) -> Path:
+            asked.extend(patterns)
+            for name in hub.files:
+                if any(fnmatch(name, pattern) for pattern in patterns):
+                    (tmp_path / name).parent.mkdir(exist_ok=True)
+                    (tmp_path / name).write_bytes(hub.files[name])
+            return tmp_path
+
+        monkeypatch.setattr(modelscope, "snapshot", snapshot)
+        made = get(ModelScope(repo=REPO, revision="v1"))
+        weights = {path.name for path in made.iterdir() if path.suffix == ".safetensors"}
+        assert weights == set(self.SHARDS)
+        assert not {*self.COPIES, *formats.ALLOWED[:1]} & set(asked)
 
     def test_a_whole_file_comes_before_the_index(self, hub, get):
         self.share(hub, **{"model.safetensors": b"whole"})

@@ -11,7 +11,6 @@ from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.policy import Candidates
 from kvbudget.cache.slots import Tokens
-from kvbudget.policies.head_aware import HeadAware
 from kvbudget.policies.make import make_policy
 from kvbudget.policies.rules import RULES, relative
 
@@ -98,13 +97,13 @@ def test_groups_agree_after_decoding_too(model, calibration):
 
 def test_pooled_budgets_go_to_the_best_scores_of_the_group():
     """By hand: two heads of one group with 4 tokens each, half of them guaranteed."""
-    policy = HeadAware(allocation="uniform", safeguard=0.5)
+    policy = make_policy("head-aware", allocation="uniform", safeguard=0.5)
     scores = [
         torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5, 0.4]]),
         torch.tensor([[0.3, 0.2, 0.1, 0.1, 0.1, 0.1]]),
     ]
     assert policy.redistribute(0, scores, [4, 4]) == [6, 2]
-    assert HeadAware(safeguard=1.0).redistribute(0, scores, [4, 4]) == [4, 4]
+    assert make_policy("head-aware", safeguard=1.0).redistribute(0, scores, [4, 4]) == [4, 4]
     assert policy.redistribute(0, scores, [8, 8]) == [8, 8]  # everything fits
 
 
@@ -125,7 +124,7 @@ def test_keydiff_keeps_the_keys_least_like_the_mean(model):
     cache = make_cache(model, "full")
     model(tokens(60), past_key_values=cache)
     for index, layer in enumerate(kept(model, tokens(60), method="keydiff", budget=16)):
-        (everything,) = cache.layers[index].slots.tokens()
+        (everything,) = cache.layers[index].store.slots.tokens()
         keys = everything.keys[0] / everything.keys[0].norm(dim=-1, keepdim=True)
         for head, positions in enumerate(layer):
             cosines = torch.cosine_similarity(keys[head], keys[head].mean(0)[None], dim=-1)
@@ -140,19 +139,19 @@ def test_adakv_spends_one_total_unevenly(model, method):
         assert sum(counts) == 3 * 30
         assert min(counts) >= 0.2 * 30
         assert len(set(counts)) > 1
-    with pytest.raises(UserError, match="safeguard must lie in"):
+    with pytest.raises(UserError, match=r"safeguard must be a number from 0 to 1, not 1\.5"):
         make_policy(method, safeguard=1.5)
 
 
 def test_pooled_budgets_refuse_a_batch():
-    policy = HeadAware(allocation="uniform", safeguard=0.5)
+    policy = make_policy("head-aware", allocation="uniform", safeguard=0.5)
     with pytest.raises(UserError, match="batches of one"):
         policy.redistribute(0, [torch.ones(2, 5)], [3])
 
 
 @pytest.mark.parametrize("allocation", ["curves", "class", "uniform"])
 def test_budgets_add_up_to_the_total(calibration, allocation):
-    policy = HeadAware(calibration, allocation=allocation)
+    policy = make_policy("head-aware", calibration, allocation=allocation)
     for budget, prompt in [(20, 60), (100, 3000), (500, 1000), (64, 64), (64, 30)]:
         budgets = np.array(policy.budgets(GEOMETRY, budget, prompt))
         assert budgets.shape == (4, 3)
@@ -162,7 +161,9 @@ def test_budgets_add_up_to_the_total(calibration, allocation):
 
 
 def test_classes_get_budgets_in_their_order(calibration):
-    budgets = np.array(HeadAware(calibration, allocation="class").budgets(GEOMETRY, 100, 3000))
+    budgets = np.array(
+        make_policy("head-aware", calibration, allocation="class").budgets(GEOMETRY, 100, 3000)
+    )
     assert (budgets[:, :2] > budgets[:, 2:]).all()
 
 
@@ -171,8 +172,10 @@ def test_a_head_whose_loss_hurts_the_answer_gets_more(calibration):
     weights = np.array([[0.01] * 3] * 3 + [[0.01, 1.0, 0.01]])
     calibration["loss"]["output"]["diversity"] = [[curve.tolist()] * 3] * 4
     calibration["loss"]["answer"]["diversity"] = (weights[..., None] * curve).tolist()
-    answer = np.array(HeadAware(calibration).budgets(GEOMETRY, 100, 1000))
-    output = np.array(HeadAware(calibration, loss="output").budgets(GEOMETRY, 100, 1000))
+    answer = np.array(make_policy("head-aware", calibration).budgets(GEOMETRY, 100, 1000))
+    output = np.array(
+        make_policy("head-aware", calibration, loss="output").budgets(GEOMETRY, 100, 1000)
+    )
     assert answer[3, 1] == answer.max() > np.median(answer)
     assert answer[3, 1] > output[3, 1]
 
@@ -182,7 +185,9 @@ def test_the_rule_of_a_head_is_the_one_that_loses_least(calibration):
     for name in curves:
         curves[name] = [[[1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.0]] * 3] * 4
     curves["window"] = [[[1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]] * 2 + curves["recency"][0][:1]] * 4
-    policy = HeadAware(calibration, loss="output", rule="per-head", allocation="uniform")
+    policy = make_policy(
+        "head-aware", calibration, loss="output", rule="per-head", allocation="uniform"
+    )
     policy.budgets(GEOMETRY, 100, 1000)
     assert [row[:2] for row in policy.rules] == [["window", "window"]] * 4
     assert all(row[2] != "window" for row in policy.rules)
@@ -228,19 +233,19 @@ def test_a_share_is_resolved_on_the_prompt():
     ("options", "message"),
     [
         ({"allocation": "best"}, "allocation must be one of curves, class, uniform"),
-        ({"rule": "newest"}, "rule must be per-head or one of"),
-        ({"safeguard": 1.5}, r"safeguard must lie in \[0, 1\]"),
+        ({"rule": "newest"}, "rule must be one of attention, window, diversity, recency, per-head"),
+        ({"safeguard": 1.5}, "safeguard must be a number from 0 to 1"),
         ({"loss": "l2"}, "loss must be one of answer, output, mass, not 'l2'"),
     ],
 )
 def test_bad_options_are_named(calibration, options, message):
     with pytest.raises(UserError, match=message):
-        HeadAware(calibration, **options)
+        make_policy("head-aware", calibration, **options)
 
 
 def test_a_calibration_of_another_model_or_without_the_curves_is_refused(calibration):
     other = Geometry(layers=(0, 1), kv_heads=3, query_heads=6, head_dim=16)
     with pytest.raises(UserError, match="make the calibration anew"):
-        HeadAware(calibration).budgets(other, 100, 1000)
+        make_policy("head-aware", calibration).budgets(other, 100, 1000)
     with pytest.raises(UserError, match="no answer curves of rule 'window', only of diversity"):
-        HeadAware(calibration, rule="window").budgets(GEOMETRY, 100, 1000)
+        make_policy("head-aware", calibration, rule="window").budgets(GEOMETRY, 100, 1000)

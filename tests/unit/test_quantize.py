@@ -8,10 +8,12 @@ from tiny import VOCABULARY, tiny_model
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvbudget import UserError, attach, make_cache
+from kvbudget.cache.attention import attention_received
 from kvbudget.cache.budget import Geometry
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.quantize import BITS, Codec, Quantizer, rotation
+from kvbudget.cache.ragged import attend_slots
 from kvbudget.policies.make import make_policy
 
 DIM = 16
@@ -199,3 +201,16 @@ def test_a_batch_in_pieces_in_eight_bits_is_near_the_full_cache(kind, dtype):
             logits = model(ids[:, start:stop], past_key_values=cache, **given).logits[:, -1:]
         found.append(logits.float().softmax(dim=-1))
     torch.testing.assert_close(*found, atol=0.05, rtol=0)
+
+
+def test_a_quantised_step_tells_what_its_tokens_received(llama):
+    """The weights of the output serve the signals, too: no second pass over decoded keys."""
+    cache = make_cache(llama, "tova", 16, bits=4)
+    ids = torch.randint(2, VOCABULARY, (1, 60), generator=torch.Generator().manual_seed(3))
+    llama(ids, past_key_values=cache)
+    slots = cache.budgeted[0].store.slots
+    query = drawn(1, 6, 1, DIM, seed=5)
+    _, (received,) = attend_slots(query, slots, scaling=0.25, softcap=None, padded=False)
+    (held,) = slots.tokens()
+    expected = attention_received(query, held.keys, scaling=0.25)
+    torch.testing.assert_close(received, expected, atol=1e-5, rtol=1e-5)

@@ -225,6 +225,65 @@ class TestNeedles:
             make("niah", bytewise, 1000, needles=2, queries=4)
 
 
+SENTENCES = [
+    f"The {'very ' * (i % 7)}old man of verse{i} went down to the sea." for i in range(600)
+]
+CHINESE = [f"第{i}个老人走到海边，{'又' * (i % 9)}看见了光。" for i in range(600)]
+#: Texts by how they are laid out: passages, and what must stand before a needle.
+LAYOUTS = {
+    "paragraphs of 150 words": ([" ".join(SENTENCES[i : i + 15]) for i in range(0, 600, 15)], "."),
+    "one huge paragraph": ([" ".join(SENTENCES)], "."),
+    "a sentence a line": (SENTENCES, "."),
+    "a word a line": (" ".join(SENTENCES).split(" "), ""),
+    "no sentence ends": ([" ".join(SENTENCES).replace(".", "")], ""),
+    "one sentence that never ends": ([" ".join(SENTENCES).replace(".", ",")], ","),
+    "ideographs in paragraphs": (["".join(CHINESE[i : i + 40]) for i in range(0, 600, 40)], "。"),
+    "ideographs in one paragraph": (["".join(CHINESE)], "。"),
+    "one word": (["acgt" * 2000], ""),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+class TestDepths:
+    def hidden(self, layout, tokenizer, length, contexts, **options):
+        """Of each context the text around its needles, and the depths of those asked for."""
+        request = Request(tokenizer, LAYOUTS[layout][0], length, contexts, 4, seed=1, split="test")
+        for context in niah.make(request, niah.Options(**options)):
+            total = len(context.ids) + len(context.questions[0].ids)
+            assert abs(total - length) <= 0.01 * length
+            body = decode(tokenizer, context.ids).partition("quiz you about the number afterwards.")
+            around = re.split(r"One of the special magic numbers for \S+ is: \d{7}\.", body[2])
+            assert len(around) == 1 + options["needles"]
+            yield around, [depth for question in context.questions for depth in question.depth]
+
+    def test_one_needle_is_found_at_every_depth(self, layout, bytewise):
+        depths = []
+        for (before, after), (depth,) in self.hidden(layout, bytewise, 1500, 20, needles=1):
+            assert before.strip() == "" or before.strip().endswith(LAYOUTS[layout][1])
+            assert depth == pytest.approx(1 - len(f"{after}{NEEDLE}".encode()) / 1300, abs=0.03)
+            depths.append(depth)
+        # What stands before the text, the instruction, is a tenth of the context.
+        gaps = [b - a for a, b in itertools.pairwise([0.1, *sorted(depths), 0.98])]
+        assert max(gaps) < 0.16
+
+    @pytest.mark.parametrize("length", [1500, 3000])
+    def test_several_needles_share_the_context(self, layout, bytewise, length):
+        for around, depths in self.hidden(layout, bytewise, length, 10, needles=4):
+            ends = [part.strip() for part in around[:-1]]
+            assert all(part == "" or part.endswith(LAYOUTS[layout][1]) for part in ends)
+            sizes = [len(part) for part in around]
+            assert sum(size > 30 for size in sizes[1:-1]) == 3
+            low, high = min(depths), max(depths)
+            assert high - low > 0.4
+
+    def test_depths_are_those_of_the_identity(self, layout, subword):
+        once = list(self.hidden(layout, subword, 900, 3, needles=2))
+        assert once == list(self.hidden(layout, subword, 900, 3, needles=2))
+
+
+NEEDLE = "One of the special magic numbers for some-thing is: 1234567."
+
+
 class TestVariableTracking:
     @pytest.mark.parametrize("chains, hops", [(1, 4), (2, 2)])
     def test_the_prompt_reads_as_in_ruler(self, bytewise, chains, hops):

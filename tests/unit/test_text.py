@@ -79,6 +79,77 @@ def test_a_file_of_paragraphs(tmp_path):
     assert verified["lines"] == 2
 
 
+ENCODED = [
+    ("utf-8-sig", "\n"),
+    ("utf-8", "\r\n"),
+    ("utf-8", "\r"),
+    ("utf-16", "\n"),
+    ("utf-16-le", "\n"),
+    ("utf-16-be", "\r\n"),
+    ("utf-32", "\r\n"),
+    ("utf-32-be", "\n"),
+]
+
+
+@pytest.mark.parametrize(("encoding", "end"), ENCODED)
+def test_files_of_every_system_give_the_same_passages(encoding, end, tmp_path):
+    """With the mark that says their encoding; joined files have one inside, too."""
+    content = "Élan.\n\nSecond\f line.\n\ufeffThird.\n\n\n".replace("\n", end)
+    if encoding[-3:] in ("-le", "-be"):
+        content = f"\ufeff{content}"
+    (tmp_path / "own.txt").write_bytes(content.encode(encoding))
+    text.build({"source": "file", "path": str(tmp_path / "own.txt")}, tmp_path / "out.txt")
+    assert (tmp_path / "out.txt").read_bytes() == "Élan.\nSecond line.\nThird.\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("One.\nTwo.\n".encode("utf-16-le"), "has NUL characters, .* such as UTF-16"),
+        (b"One.\0Two.", "has NUL characters"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is not UTF-8"),
+        ("Élan".encode("latin-1"), "is not UTF-8"),
+        ("One.".encode("utf-16")[:-1], "is not UTF-16"),
+        (b"\xef\xbb\xbf\r\n \x0c", "holds no text"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_the_remedy(content, named, tmp_path):
+    (tmp_path / "own.txt").write_bytes(content)
+    with pytest.raises(UserError, match=named) as caught:
+        text.build({"source": "file", "path": str(tmp_path / "own.txt")}, tmp_path / "out.txt")
+    assert "iconv -f" in str(caught.value) or "holds no text" in named
+    assert not (tmp_path / "out.txt").exists()
+
+
+def test_a_chapter_on_a_line_is_parted_at_ends_of_sentences(tmp_path):
+    """Or a text of three lines would leave a split without a passage."""
+    sentences = [f"This is sentence {i}, which says 3.14 times nothing." for i in range(100)]
+    ideographs = "".join(f"第{i}个老人走到海边。" for i in range(300))
+    chapters = [" ".join(sentences), ideographs, "word " * 500, "acgt" * 600, "Short. Lines. Stay."]
+    (tmp_path / "own.txt").write_text("\n".join(chapters), encoding="utf-8")
+    text.build({"source": "file", "path": str(tmp_path / "own.txt")}, tmp_path / "out.txt")
+    made = read_passages(tmp_path / "out.txt")
+    assert max(map(len, made)) <= text.LONGEST
+    first = [passage for passage in made if "sentence" in passage]
+    assert " ".join(first) == chapters[0]
+    assert all(passage.endswith("nothing.") for passage in first)
+    second = [passage for passage in made if "老" in passage]
+    assert "".join(second) == ideographs
+    assert all(passage.endswith("。") for passage in second)
+    assert {len(passage) for passage in made if "word" in passage} == {999, 499}
+    assert [len(passage) for passage in made if "acgt" in passage] == [1000, 1000, 400]
+    assert made[-1] == chapters[-1]
+
+
+def test_blank_lines_at_the_end_of_one_side_say_nothing(tmp_path):
+    (tmp_path / "en.txt").write_text("One.\nTwo.\n\n\n")
+    (tmp_path / "fr.txt").write_text("Un.\r\nDeux.\r\n")
+    spec = {"source": "file", "path": str(tmp_path / "en.txt")}
+    spec["translation"] = str(tmp_path / "fr.txt")
+    text.build(spec, tmp_path / "pairs.txt")
+    assert read_passages(tmp_path / "pairs.txt") == ["One.\tUn.", "Two.\tDeux."]
+
+
 def test_a_parallel_text_has_a_translation_beside_each_passage(index, tmp_path):
     database = index.pop("database")
     with closing(sqlite3.connect(database)) as connection:

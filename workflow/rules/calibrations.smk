@@ -8,12 +8,12 @@ rule calibration:
         text=lambda wildcards: planned(wildcards).text,
     output:
         ensure("results/calibrations/{model}/{calibration}-{identity}.json", non_empty=True),
-    wildcard_constraints:
-        identity=identities(CALIBRATIONS),
     log:
         f"{LOGS}/calibrations/{{model}}/{{calibration}}-{{identity}}.log",
     benchmark:
         f"{BENCHMARKS}/calibrations/{{model}}/{{calibration}}-{{identity}}.tsv"
+    wildcard_constraints:
+        identity=identities(CALIBRATIONS),
     conda:
         CONDA
     threads: cores_of_a_job

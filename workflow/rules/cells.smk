@@ -12,12 +12,12 @@ rule cell:
             "results/cells/{model}/{task}/L{length}/{method}/B{budget}-{identity}.json",
             non_empty=True,
         ),
-    wildcard_constraints:
-        identity=identities(CELLS),
     log:
         f"{LOGS}/cells/{{model}}/{{task}}/L{{length}}/{{method}}/B{{budget}}-{{identity}}.log",
     benchmark:
         f"{BENCHMARKS}/cells/{{model}}/{{task}}/L{{length}}/{{method}}/B{{budget}}-{{identity}}.tsv"
+    wildcard_constraints:
+        identity=identities(CELLS),
     conda:
         CONDA
     threads: cores_of_a_job

@@ -21,6 +21,7 @@ for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.execut
     os.environ[_variable] = os.pathsep.join([str(_first), *_rest])
 
 from kvbudget.errors import UserError
+from kvbudget.paper import registry as paper
 from kvbudget.study import identity, provenance, resources
 from kvbudget.study.config import validate
 from kvbudget.study.expand import expand as expand_study
@@ -166,6 +167,34 @@ def code(*modules):
         return provenance.code_digest(modules)
     except UserError as error:
         raise WorkflowError(str(error)) from None
+
+
+def of_paper(find):
+    """What `find` of the registry finds, with its error as one of Snakemake's."""
+    try:
+        return find()
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def table_of(wildcards):
+    """How a table of this study is made."""
+    return of_paper(lambda: paper.table(wildcards.table))[0]
+
+
+def figure_of(wildcards):
+    """How a figure is made."""
+    return of_paper(lambda: paper.figure(wildcards.figure))
+
+
+def data(made):
+    """The CSV files that a generated file is made from."""
+    return [f"{CSV_DIR}/{table}.csv" for table in made.csv]
+
+
+def template(made):
+    """The template that a generated file fills."""
+    return f"src/kvbudget/paper/templates/{made.template}"
 
 
 def refuse_early():

@@ -1,6 +1,5 @@
 # From CSV files to the PDF. What a table, a figure and the numbers are made from is declared in
 # kvbudget.paper.registry. Sources lie in paper/, what is made of a study in PAPER_DIR.
-from kvbudget.paper import registry as paper
 
 TABLE_FILES = [
     f"{PAPER_DIR}/tables/{name}.tex"
@@ -26,34 +25,6 @@ wildcard_constraints:
     figure="[a-z_]+",
 
 
-def of_paper(find):
-    """What `find` of the registry finds, with its error as one of Snakemake's."""
-    try:
-        return find()
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
-
-
-def table_of(wildcards):
-    """How a table of this study is made."""
-    return of_paper(lambda: paper.table(wildcards.table))[0]
-
-
-def figure_of(wildcards):
-    """How a figure is made."""
-    return of_paper(lambda: paper.figure(wildcards.figure))
-
-
-def data(made):
-    """The CSV files that a generated file is made from."""
-    return [f"{CSV_DIR}/{table}.csv" for table in made.csv]
-
-
-def template(made):
-    """The template that a generated file fills."""
-    return f"src/kvbudget/paper/templates/{made.template}"
-
-
 rule table:
     input:
         study=PLAN,
@@ -67,10 +38,10 @@ rule table:
     conda:
         CONDA_PAPER
     params:
-        csv=CSV_DIR,
         code=lambda wildcards: code(table_of(wildcards).module),
     shell:
-        "python -m kvbudget table {wildcards.table} --study {input.study} --csv {params.csv}"
+        "python -m kvbudget table {wildcards.table} --study {input.study}"
+        f" --csv {CSV_DIR}"
         " --out {output} > {log} 2>&1"
 
 
@@ -91,10 +62,10 @@ rule figure:
     conda:
         CONDA_PAPER
     params:
-        csv=CSV_DIR,
         code=lambda wildcards: code(figure_of(wildcards).module),
     shell:
-        "python -m kvbudget figure {wildcards.figure} --study {input.study} --csv {params.csv}"
+        "python -m kvbudget figure {wildcards.figure} --study {input.study}"
+        f" --csv {CSV_DIR}"
         " --out {output} > {log} 2>&1"
 
 
@@ -112,10 +83,10 @@ rule numbers:
     conda:
         CONDA_PAPER
     params:
-        csv=CSV_DIR,
         code=code(paper.NUMBERS.module),
     shell:
-        "python -m kvbudget numbers --study {input.study} --csv {params.csv}"
+        "python -m kvbudget numbers --study {input.study}"
+        f" --csv {CSV_DIR}"
         " --environment {input.environment} --out {output} > {log} 2>&1"
 
 
@@ -133,10 +104,10 @@ rule check_paper:
     conda:
         CONDA_PAPER
     params:
-        csv=CSV_DIR,
         code=code("kvbudget.paper.check"),
     shell:
-        "python -m kvbudget check-paper --numbers {input.numbers} --csv {params.csv}"
+        "python -m kvbudget check-paper --numbers {input.numbers}"
+        f" --csv {CSV_DIR}"
         " --out {output} {input.tables} > {log} 2>&1"
 
 

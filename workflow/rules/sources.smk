@@ -10,8 +10,8 @@ rule download_model:
         ensure("results/models/{model}/source.json", non_empty=True),
     log:
         "results/models/logs/{model}.download.log",
-    localrule: True
     retries: 2
+    localrule: True
     conda:
         CONDA
     params:
@@ -50,8 +50,8 @@ rule text:
         verified="results/text/{haystack}.verified.json",
     log:
         "results/text/logs/{haystack}.log",
-    localrule: True
     retries: 2
+    localrule: True
     conda:
         CONDA
     params:

@@ -1,7 +1,10 @@
 """Base of cache layers that attend for themselves: where a model hands over queries and keys."""
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
+
+from kvbudget.errors import UserError
 
 
 class AttendingLayer(CacheLayerMixin):
@@ -19,6 +22,7 @@ class AttendingLayer(CacheLayerMixin):
         """Nothing to allocate before the first attention, which knows the prompt's length."""
         self.is_initialized = True
 
+    @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
         """Take new keys and values, `(batch, kv_heads, new, head_dim)`; return the layer itself."""
         self.is_initialized = True
@@ -37,3 +41,33 @@ class AttendingLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """No limit on the tokens that may be seen."""
         return -1
+
+    # What transformers may ask of a layer and this one does not do.
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Refused: what a layer has seen beside its tokens does not follow beams."""
+        raise UserError("our caches do not follow beams; generate with num_beams=1")
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, unless a subclass can take tokens back."""
+        raise UserError("this cache cannot take tokens back; generate without assistance")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Refused: a cache is made for one batch."""
+        raise _fixed_batch()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Refused: a cache is made for one batch."""
+        raise _fixed_batch()
+
+    def offload(self) -> None:
+        """Refused: slots are written in place where the model computes."""
+        raise UserError("our caches stay on the model's device; give them a smaller budget")
+
+    def prefetch(self) -> None:
+        """Refused, as `offload`."""
+        self.offload()
+
+
+def _fixed_batch() -> UserError:
+    return UserError("our caches are made for one batch; read the sequences into a cache together")

@@ -3,8 +3,12 @@
 Shapes: `query` is `(batch, query_heads, queries, head_dim)`; `key` and `value` are
 `(batch, kv_heads, tokens, head_dim)`. Query head `h` reads KV head `h // group`. The last
 `queries` tokens are the queries' own, so query `i` sees the tokens `j <= tokens - queries + i`.
-Every kernel here works in blocks of queries: memory is O(tokens), never O(tokens²). Sliding-window
-layers keep the masks that transformers makes for them.
+Every kernel here works in blocks of queries: memory is O(tokens), never O(tokens²). A mask
+that a layer or a caller brings along is used as it is.
+
+`valid` says which tokens may be attended to: `(batch, kv_heads, tokens)`, False at padding, in
+addition to causality; or `(batch, kv_heads or 1, queries or more, tokens)`, whose last rows are
+what the queries see, in place of it. None is causality alone.
 """
 
 from collections.abc import Iterator
@@ -14,9 +18,14 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+from kvbudget.cache.masks import everything, mask_for_attention
+from kvbudget.errors import UserError
 
 NAME = "kvbudget"
+#: What some models' attention takes beside queries, keys, values and a mask: learned sinks
+#: (GPT-OSS), indices of the tokens to attend to (DeepSeek V3.2), biases (T5), weights of heads.
+UNKNOWN = ("s_aux", "sinks", "indices", "block_indices", "position_bias", "head_mask")
 #: Queries a block. Larger blocks were slower on CPU, where they fall out of the L2 cache.
 BLOCK = 128
 
@@ -29,62 +38,71 @@ def attention_forward(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = True,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """Attention of one layer, with the signature that transformers' models call.
 
     A layer of our cache returns itself from `update` in place of keys and values, and then
-    attends itself. Plain tensors (sliding-window layers, or no cache) take the stock path.
+    attends itself. Plain tensors (sliding-window layers, another cache or none) take the stock
+    path wherever there is a 4-D mask. Without one attention is causal (`mask_for_attention`),
+    unless the call itself says otherwise. What the module's `is_causal` says is for kernels that
+    take no mask, and at odds with the masks of models whose prefix sees all of itself (PaliGemma).
+
+    Raises:
+        UserError: the model or the caller asks for attention that is not ours.
     """
+    for name in UNKNOWN:
+        if kwargs.get(name) is not None:
+            raise UserError(
+                f"{type(module).__name__} attends with {name!r}, which our attention does not "
+                "know; use another model, or set attn_implementation back to 'eager'"
+            )
+    if not isinstance(attention_mask, Tensor | None):
+        raise UserError(
+            f"a {type(attention_mask).__name__} is a mask for flex attention; give a 4-D tensor"
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if attention_mask is None and not is_causal:
+        attention_mask = everything(query.device)
     if hasattr(key, "attend"):
-        output = key.attend(query, scaling, softcap, padding=attention_mask)
+        if dropout:
+            raise UserError(
+                "the model is in training and drops out attention, which our caches do not; call "
+                "model.eval(), or use another cache"
+            )
+        output = _by_layer(key, query, scaling, softcap, attention_mask)
         return output.transpose(1, 2).contiguous(), None
-    if attention_mask is None or attention_mask.dim() == 2:  # full attention, another cache or none
+    if attention_mask is None or attention_mask.dim() == 2:
         valid = None
         if attention_mask is not None:
             valid = attention_mask[:, None, : key.shape[2]].expand(-1, key.shape[1], -1)
-        output = attend(query, key, value, scaling=scaling, softcap=softcap, valid=valid)
-        return output.transpose(1, 2).contiguous(), None
+        terms = {"scaling": scaling, "softcap": softcap, "valid": valid, "dropout": dropout}
+        return attend(query, key, value, **terms).transpose(1, 2).contiguous(), None
     if softcap is None:
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    blocks = zip(query.split(BLOCK, dim=2), attention_mask.split(BLOCK, dim=2), strict=True)
-    outputs = [_softcapped(rows, key, value, scaling, softcap, mask) for rows, mask in blocks]
+    mask = attention_mask.expand(-1, -1, query.shape[2], -1)
+    blocks = zip(query.split(BLOCK, dim=2), mask.split(BLOCK, dim=2), strict=True)
+    outputs = [
+        _softcapped(rows, key, value, scaling, softcap, own, dropout) for rows, own in blocks
+    ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def mask_function(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    attention_mask: Tensor | None = None,
-    local_size: int | None = None,
-    **kwargs,
-) -> Tensor | None:
-    """Mask for transformers' mask interface.
-
-    Full-attention layers get the 2-D padding mask, or None where nothing is padded: causality is
-    known to the kernels, and a `(queries, tokens)` mask of the whole prompt would be O(tokens²).
-    Sliding-window layers (`local_size` is set) and caches of a fixed length, whose free slots must
-    be masked too, get the stock SDPA mask.
-    """
-    if local_size is not None or kv_length != q_offset + q_length:
-        kwargs |= {"attention_mask": attention_mask, "local_size": local_size}
-        kwargs["allow_is_causal_skip"] = False  # our attention takes no mask for full attention
-        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
-    if attention_mask is None or bool(attention_mask.all()):
-        return None
-    return attention_mask.bool()
+@torch.compiler.disable
+def _by_layer(layer, *args) -> Tensor:
+    """Attention by a layer of our cache. A compiled model breaks its graph here and in `update`:
+    what a cache holds changes from step to step, which a graph cannot follow."""
+    return layer.attend(*args)
 
 
 def register() -> None:
     """Make `attn_implementation="kvbudget"` known to transformers. Harmless when repeated."""
     AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, mask_function)
+    AttentionMaskInterface.register(NAME, mask_for_attention)
 
 
 def attend(
@@ -95,32 +113,30 @@ def attend(
     scaling: float,
     softcap: float | None = None,
     valid: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Causal attention over `(cached tokens, the queries' own tokens)`.
 
-    `valid` is `(batch, kv_heads, tokens)`, False where a token is padding; None if none is.
-    Returns `(batch, query_heads, queries, head_dim)`.
+    Returns `(batch, query_heads, queries, head_dim)`. `dropout` is the share of attention weights
+    that is dropped, in training.
     """
     queries, tokens = query.shape[2], key.shape[2]
     if softcap is None and valid is None and queries == tokens:
         return scaled_dot_product_attention(
-            query, key, value, is_causal=queries > 1, scale=scaling, enable_gqa=True
+            query, key, value, None, dropout, queries > 1, scale=scaling, enable_gqa=True
         )
     outputs = []
     for rows, end, mask in _blocks(queries, tokens, valid, query.device):
-        block = query[:, :, rows]
+        block, seen = query[:, :, rows], (key[:, :, :end], value[:, :, :end])
         if mask.shape[1] > 1:
             mask = mask.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         if softcap is None:
-            outputs.append(
-                scaled_dot_product_attention(
-                    block, key[:, :, :end], value[:, :, :end], mask, scale=scaling, enable_gqa=True
-                )
+            output = scaled_dot_product_attention(
+                block, *seen, mask, dropout, scale=scaling, enable_gqa=True
             )
         else:
-            outputs.append(
-                _softcapped(block, key[:, :, :end], value[:, :, :end], scaling, softcap, mask)
-            )
+            output = _softcapped(block, *seen, scaling, softcap, mask, dropout)
+        outputs.append(output)
     return torch.cat(outputs, dim=2)
 
 
@@ -196,7 +212,8 @@ def attention_sums(
         query, key, scaling=scaling, softcap=softcap, valid=valid
     ):
         if valid is not None:  # a padding query attends to something, and must not be counted
-            own = valid[:, :, key.shape[2] - query.shape[2] :][:, :, rows]
+            real = valid if valid.dim() == 3 else valid.any(dim=-1)
+            own = real[:, :, real.shape[2] - query.shape[2] :][:, :, rows]
             probabilities = probabilities * own[:, :, None, :, None]
         sums[:, :, :end] += probabilities.sum(dim=(2, 3))
     return sums
@@ -248,20 +265,24 @@ def _blocks(
 ) -> Iterator[tuple[slice, int, Tensor]]:
     """Blocks of queries, the tokens each can see, and who sees what: `(rows, end, mask)`.
 
-    The mask is `(1, 1, rows, end)`, or `(batch, kv_heads, rows, end)` where there is padding.
+    The mask is `(1, 1, rows, end)`, or `(batch, kv_heads or 1, rows, end)` where `valid` says more.
     """
     past = tokens - queries
+    given = valid[:, :, -queries:] if valid is not None and valid.dim() == 4 else None
     for start in range(0, queries, BLOCK):
         stop = min(start + BLOCK, queries)
-        end = past + stop
+        rows, end = slice(start, stop), tokens if given is not None else past + stop
         columns = torch.arange(end, device=device)
-        positions = torch.arange(past + start, end, device=device)
-        mask = (columns <= positions[:, None])[None, None]
-        if valid is not None:
-            # A padding query keeps itself in view: a row that sees nothing would be NaN.
-            own = columns == positions[:, None]
-            mask = mask & (valid[:, :, None, :end] | own)
-        yield slice(start, stop), end, mask
+        positions = torch.arange(past + start, past + stop, device=device)
+        own = columns == positions[:, None]
+        if given is not None:
+            mask = given[:, :, rows]
+            mask = mask | (own & ~mask.any(dim=-1, keepdim=True))
+        else:
+            mask = (columns <= positions[:, None])[None, None]
+            if valid is not None:
+                mask = mask & (valid[:, :, None, :end] | own)
+        yield rows, end, mask  # every row sees something, if itself alone, or it would be NaN
 
 
 def _softcapped(
@@ -271,14 +292,22 @@ def _softcapped(
     scaling: float,
     softcap: float,
     mask: Tensor,
+    dropout: float,
 ) -> Tensor:
-    """Attention with tanh-capped logits (Gemma 2), which SDPA does not offer."""
+    """Attention with tanh-capped logits (Gemma 2), which SDPA does not offer.
+
+    The mask is True where a token is seen, or is added to the logits.
+    """
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     logits = _capped((query @ key.transpose(-1, -2)) * scaling, softcap)
-    # Not -inf: the row of a padding query in a sliding layer sees nothing, and would be NaN.
-    logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-    return logits.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
+    if mask.dtype == torch.bool:
+        # Not -inf: the row of a padding query in a sliding layer sees nothing, and would be NaN.
+        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    else:
+        logits = logits + mask
+    weights = logits.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    return torch.nn.functional.dropout(weights, dropout) @ value
 
 
 def _capped(logits: Tensor, softcap: float | None) -> Tensor:

@@ -1,9 +1,10 @@
 """The cache that plugs into transformers, layer by layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import (
@@ -41,14 +42,19 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         self.keys, self.values, self.cumulative_length = snapshot
 
 
-@contextmanager
-def sliding_layers_forget(cache: Cache) -> Iterator[None]:
-    """Read tokens for once: sliding layers are as before at the end of the block."""
+def read_aside(model: PreTrainedModel, cache: Cache, ids: Sequence[int], logits: int = 0) -> Tensor:
+    """Read tokens that leave no trace in sliding-window layers; other layers see to themselves.
+
+    Returns the last `logits` logits (0: all), `(logits, vocab)`.
+    """
     layers = [layer for layer in cache.layers if isinstance(layer, SlidingLayer)]
     states = [layer.snapshot() for layer in layers]
-    yield
-    for layer, state in zip(layers, states, strict=True):
-        layer.restore(state)
+    try:
+        inputs = torch.tensor([ids], device=model.device)
+        return model(inputs, past_key_values=cache, logits_to_keep=logits).logits[0]
+    finally:
+        for layer, state in zip(layers, states, strict=True):
+            layer.restore(state)
 
 
 @dataclass(frozen=True)
@@ -105,13 +111,52 @@ class BudgetedCache(Cache):
         super().reset()
         self.plan.reset()
 
+    def awaits(self, tokens: int) -> bool:
+        """Whether it holds a context of so many tokens, one sequence, until it is compressed."""
+        return all(layer.awaits(tokens) for layer in self.budgeted)
+
+    @contextmanager
+    def repeating(self, tokens: slice) -> Iterator[None]:
+        """While some tokens of the context are repeated: only signals of repetitions grow, and
+        what is read is forgotten at the end."""
+        before = [layer.seen for layer in self.budgeted]
+        for layer in self.budgeted:
+            layer.repeated = tokens
+        try:
+            yield
+        finally:
+            for layer, seen in zip(self.budgeted, before, strict=True):
+                layer.repeated = None
+                layer.forget(layer.seen - seen)
+
     def compress(self) -> None:
         """Evict a context that was held as a whole: all heads of all layers share one total."""
+        self.plan.set_prompt(self.get_seq_length())
+        planned = [budget for layer in self.plan.budgets() for budget in layer]
         scores = [layer.held_scores() for layer in self.budgeted]
-        planned = [budget for layer in self.budgeted for budget in layer.planned]
-        heads = iter(self.plan.policy.share_out([own for each in scores for own in each], planned))
+        heads = [own for each in scores for own in each]
+        budgets = iter(self.plan.policy.share_out(heads, planned))
         for layer, own in zip(self.budgeted, scores, strict=True):
-            layer.compress(own, [next(heads) for _ in own])
+            layer.store.compress(own, [next(budgets) for _ in own])
+
+    def activate_past_recording(self) -> None:
+        """Get ready for tokens that are taken back, as assisted decoding does.
+
+        Raises:
+            UserError: the cache may have evicted others by then, or takes the first pass, guesses
+                of the target included, for the source.
+        """
+        if self.plan.budget is not None:
+            raise UserError(
+                "assisted decoding takes tokens back, for which this cache may have evicted others "
+                "already; use method 'full', or generate without assistance"
+            )
+        if self.plan.policy.phi is not None:
+            raise UserError(
+                "assisted decoding guesses tokens of the target with the source, which phi tells "
+                "apart; use phi: auto, or generate without assistance"
+            )
+        super().activate_past_recording()
 
     def snapshot(self) -> Snapshot:
         """The state to come back to: ask several questions of one compressed context."""
@@ -119,7 +164,7 @@ class BudgetedCache(Cache):
 
     def restore(self, snapshot: Snapshot) -> None:
         """Come back to a snapshot of this cache; it can be restored again."""
-        self.plan.restore(snapshot.prompt_tokens)
+        self.plan.set_prompt(snapshot.prompt_tokens)
         for layer, state in zip(self.layers, snapshot.layers, strict=True):
             layer.restore(state)
 
@@ -130,7 +175,7 @@ def layers_of(
     """Cache layers of a model: `full(index)` for its full-attention layers, counted among
     themselves, and the library's for those with a sliding window."""
     layers, index = [], 0
-    for kind, kwargs in zip(*get_layer_types_and_kwargs(text_config(model)), strict=True):
+    for kind, kwargs in _kinds(model):
         if kind == "full_attention":
             layers.append(full(index))
             index += 1
@@ -139,14 +184,26 @@ def layers_of(
     return layers
 
 
+def _kinds(model: PreTrainedModel) -> list[tuple[str, dict]]:
+    """The kinds of a model's layers, and what their cache layers take. Raises `UserError` for those
+    that keep something else than keys and values of tokens."""
+    kinds = list(zip(*get_layer_types_and_kwargs(text_config(model)), strict=True))
+    for kind, kwargs in kinds:
+        if kind != "full_attention" and kwargs.keys() != {"sliding_window"}:
+            raise UserError(
+                f"{type(model).__name__} has layers of the kind {kind!r}, for which there is no "
+                "budget; use a model of full-attention and sliding-window layers"
+            )
+    return kinds
+
+
 def geometry_of(model: PreTrainedModel) -> Geometry:
     """Full-attention layers and heads of a model."""
     config = text_config(model)
-    kinds, _ = get_layer_types_and_kwargs(config)
     head_dim = getattr(config, "head_dim", None)
     return Geometry(
-        layers=tuple(i for i, kind in enumerate(kinds) if kind == "full_attention"),
-        kv_heads=config.num_key_value_heads,
+        layers=tuple(i for i, (kind, _) in enumerate(_kinds(model)) if kind == "full_attention"),
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         query_heads=config.num_attention_heads,
         head_dim=head_dim or config.hidden_size // config.num_attention_heads,
     )

@@ -1,22 +1,21 @@
-"""One full-attention layer of the cache: attends, scores, keeps the best, evicts in place."""
+"""One full-attention layer of the cache: attends, and lets signals and store see what it reads."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kvbudget.cache.attending import AttendingLayer
-from kvbudget.cache.attention import attend, attention_maxima, attention_received, attention_sums
-from kvbudget.cache.budget import SINKS, UNBOUNDED
+from kvbudget.cache.eviction import Store, StoreSnapshot
+from kvbudget.cache.masks import is_causal, of_tokens, visible
 from kvbudget.cache.plan import Plan
-from kvbudget.cache.policy import OBSERVATION, Candidates
-from kvbudget.cache.positions import rotate
-from kvbudget.cache.quantize import Coding
+from kvbudget.cache.positions import Rotation
 from kvbudget.cache.ragged import attend_slots
-from kvbudget.cache.slots import Segment, Slots, Tokens, select
+from kvbudget.cache.signals import Arrival, Reading, Signal
+from kvbudget.cache.sinks import Sinks
+from kvbudget.cache.slots import Tokens
 from kvbudget.errors import UserError
-
-ON_READING = ("attention", "window")  # sums that grow with whatever is read
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,13 @@ class LayerOptions:
         stride: tokens that may gather above the budget before a decode step evicts them at once,
             which spreads the cost of scoring over as many steps; None is 1/256 of the budget.
         prefill_chunk: tokens after which a long forward pass evicts; None attends to all first.
-        frequencies: inverse frequencies of the rotary embedding, where keys are moved.
+        rotations: of each full-attention layer, where the policy needs them.
     """
 
     plan: Plan
     stride: int | None = None
     prefill_chunk: int | None = None
-    frequencies: Tensor | None = None
+    rotations: tuple[Rotation, ...] | None = None
 
 
 @dataclass
@@ -42,15 +41,10 @@ class LayerSnapshot:
     """State of a layer to come back to. It shares the layer's slots until they are written to."""
 
     seen: int
-    slots: Slots
-    lengths: list[int]
-    sums: dict[str, Tensor]
-    planned: list[int]
-    budgets: list[int]
-    stride: int
-    padded: bool
-    sinks: Tensor | None
-    sink_shift: int
+    store: Store
+    kept: StoreSnapshot
+    signals: list[Signal]
+    sinks: Sinks | None
 
 
 class BudgetedLayer(AttendingLayer):
@@ -60,6 +54,13 @@ class BudgetedLayer(AttendingLayer):
         index: index among the full-attention layers.
         kv_heads: KV heads of the layer.
         options: what all layers share.
+
+    Attributes:
+        seen: tokens of the sequence so far, whether kept or not.
+        store: the tokens that are kept; None before the first.
+        signals: what the policy watches; none before the first token.
+        sinks: where positions are those inside the cache.
+        repeated: tokens of the context while they are repeated (`BudgetedCache.repeating`).
     """
 
     def __init__(self, index: int, kv_heads: int, options: LayerOptions) -> None:
@@ -71,79 +72,92 @@ class BudgetedLayer(AttendingLayer):
     def reset(self) -> None:
         """Forget everything, so that nothing of one sample is left in the next."""
         self.seen = 0
-        self.slots: Slots | None = None
-        self.planned: list[int] = []  # budgets of the heads as planned
-        self.budgets: list[int] = []  # as redistributed for this prompt
-        self.stride = 1
-        self.padded = False
+        self.store: Store | None = None
+        self.signals: list[Signal] = []
+        self.repeated: slice | None = None
+        self.sinks = Sinks(self._rotation) if self.policy.relative_positions else None
         self.is_initialized = False
         self._pending = None
-        self._sinks: Tensor | None = None  # keys of the sinks at their first positions
-        self._sink_shift = 0
+        self._visible: Tensor | None = None  # who sees whom, where that is not causality alone
+
+    @property
+    def _rotation(self) -> Rotation | None:
+        rotations = self.options.rotations
+        return None if rotations is None else rotations[self.index]
 
     def get_seq_length(self) -> int:
         """Tokens seen, whether kept or not: positions go on from here."""
         return self.seen
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        raise UserError("beam search is not supported: beams would need eviction histories each")
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset that masks are made for; asked before a forward pass computes."""
+        self.options.plan.check(query_length, self.seen)
+        return super().get_mask_sizes(query_length)
 
-    # Attention and eviction.
+    # Attention.
 
     def attend(
-        self, query: Tensor, scaling: float, softcap: float | None, padding: Tensor | None
+        self, query: Tensor, scaling: float, softcap: float | None, mask: Tensor | None
     ) -> Tensor:
         """Attend from the new tokens to the kept ones and themselves, then evict to the budget.
 
-        `query` is `(batch, query_heads, new, head_dim)`, `padding` `(batch, seen + new)` False at
-        padding, or None. Returns the attention output, shaped like `query`.
+        `query` is `(batch, query_heads, new, head_dim)`, `mask` `(batch, seen + new)` False at
+        padding, or says who sees whom of all tokens seen, `(batch, 1, new, seen + new)`, or None.
+        Returns the attention output, shaped like `query`.
         """
         key, value = self.take_pending()
         new = key.shape[2]
-        positions = self._positions(key, padding)
-        plan = self.options.plan
-        plan.begin(new)
-        if shift := plan.target_shift(self.seen):
-            query = rotate(query, shift, self.options.frequencies)
-            key = rotate(key, shift, self.options.frequencies)
-        codec = plan.codec
-        if codec is not None:
-            query, key, value = codec.turn(query), codec.turn(key), codec.turn(value)
-        if self.slots is None:
+        self.options.plan.check(new, self.seen)
+        self.options.plan.begin(new)
+        query, key = self._renumbered(query), self._renumbered(key)
+        if self.store is None:
             self._begin(key)
-        output = self._attend(query, key, value, positions, scaling, softcap)
-        return output if codec is None else codec.turn_back(output)
-
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        positions: Tensor,
-        scaling: float,
-        softcap: float | None,
-    ) -> Tensor:
-        new = key.shape[2]
-        if new == 1 and self.seen > 0:
-            return self._decode(query, key, value, positions, scaling, softcap)
+        padding, own = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
+        self._visible = None if own is None else self._own_mask(own, new)
+        positions = self._positions(key, padding)
         step = self.options.prefill_chunk or new
-        outputs = []
-        for start in range(0, new, step):
-            piece = slice(start, start + step)
-            chunk = (tensor[:, :, piece] for tensor in (query, key, value))
-            outputs.append(self._block(*chunk, positions[:, :, piece], scaling, softcap))
+        whole = (query, key, value, positions)
+        pieces = zip(*(each.split(step, dim=2) for each in whole), strict=True)
+        outputs = [self._read(*piece, scaling, softcap) for piece in pieces]
+        self._visible = None  # as large as the prompt squared, and of these queries alone
         return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
 
-    def _begin(self, like: Tensor) -> None:
+    def _begin(self, key: Tensor) -> None:
         """Plan for the prompt, whose length is known now; no slots yet."""
         plan = self.options.plan
-        self.planned = self.budgets = plan.budgets()[self.index]
-        if self.policy.reconstructs:  # all is held until the context has been repeated
-            self.budgets = [UNBOUNDED] * self.kv_heads
-        self.stride = self.options.stride or max(1, (plan.tokens() or 0) // 256)
-        codec, heads = plan.codec, tuple(range(self.kv_heads))
-        coding = None if codec is None else Coding.of(codec, like)
-        self.slots = Slots([(heads, 0)], like, self.policy.sums(self.index), coding)
+        plan.budgets()  # by which a policy may choose its signals
+        self.signals = list(self.policy.signals(self.index))
+        names = [signal.name for signal in self.signals]
+        like = key if plan.codec is None else plan.codec.turn(key)
+        self.store = Store(self.index, plan, self.options.stride, names, like)
+
+    def _renumbered(self, x: Tensor) -> Tensor:
+        """Queries or keys, those of the target moved (Group Position Encoding)."""
+        plan = self.options.plan
+        source = max(0, plan.prompt_tokens - self.seen)
+        if not (shift := plan.target_shift()) or source >= x.shape[2]:
+            return x
+        target = self._rotation.move(x[:, :, source:], shift)
+        return torch.cat((x[:, :, :source], target), dim=2)
+
+    def _own_mask(self, mask: Tensor, new: int) -> Tensor | None:
+        """A 4-D mask as `(batch, 1, new, seen + new)` bool; None if it is causality alone."""
+        mask = visible(mask, new, self.seen + new)
+        if self.store.padded:
+            raise UserError("a 4-D attention mask cannot follow a padded prompt; give one sequence")
+        if is_causal(mask):
+            return None
+        if self.policy.moves_keys:
+            raise UserError(
+                "moving keys to other positions needs causal attention, and a 4-D mask is given; "
+                "use positions: absolute (StreamingLLM) and phi: auto (GPE)"
+            )
+        if new > (self.options.prefill_chunk or new):
+            raise UserError(
+                "prefill_chunk reads a prompt in pieces, which a 4-D attention mask (a caller's "
+                "own, or images that see all of themselves) forbids; drop it"
+            )
+        return mask
 
     def _positions(self, key: Tensor, padding: Tensor | None) -> Tensor:
         """Positions of the new tokens in their sequences, `(batch, kv_heads, new)` int32."""
@@ -152,17 +166,17 @@ class BudgetedLayer(AttendingLayer):
             end = self.seen + new
             order = torch.arange(self.seen, end, dtype=torch.int32, device=key.device)
         else:
-            if self.options.frequencies is not None:
+            if self.policy.moves_keys:
                 raise UserError(
                     "moving keys to other positions needs sequences of one length; use batches "
                     "without padding, or positions: absolute (StreamingLLM) and phi: auto (GPE)"
                 )
-            self.padded = True
+            self.store.padded = True
             order = (padding.cumsum(dim=-1) - 1).masked_fill(~padding, -1)
             order = order[:, None, self.seen : self.seen + new].to(torch.int32)
         return order.expand(batch, self.kv_heads, new)
 
-    def _decode(
+    def _read(
         self,
         query: Tensor,
         key: Tensor,
@@ -171,256 +185,154 @@ class BudgetedLayer(AttendingLayer):
         scaling: float,
         softcap: float | None,
     ) -> Tensor:
+        """Attend from tokens that are read at once, and evict."""
+        numbers = self._arrive(query, key, value, positions)
+        codec = self.options.plan.codec
+        if codec is not None:
+            query, key, value = codec.turn(query), codec.turn(key), codec.turn(value)
+        new = Tokens(tuple(range(self.kv_heads)), key, value, positions, numbers)
+        if self.sinks is not None:
+            self.sinks.follow(self.store, self.seen)
+        single = new.count == 1 and self.seen > 0 and self._visible is None
+        read = self._decode if single else self._block
+        output = read(query, new, scaling, softcap)
+        return output if codec is None else codec.turn_back(output)
+
+    def _decode(self, query: Tensor, new: Tokens, scaling: float, softcap: float | None) -> Tensor:
         """One token: put into a free slot, attended to, and the worst tokens evicted."""
-        self._shift_sinks()
-        self._make_room(1)
+        self.store.append_one(new)
         self.seen += 1
-        self.slots.append_one(key, value, positions)
-        output = attend_slots(
-            query, self.slots, scaling=scaling, softcap=softcap, padded=self.padded
-        )
-        if signals := self.slots.sums.keys() & ON_READING:
-            for held in self.slots.tokens():
-                own, terms = self._queries(query, held.heads), self._terms(held, scaling, softcap)
-                received = attention_received(own, held.keys, **terms)
-                for name in signals:
-                    held.sums[name].add_(received)
-        self._evict()
+        slots, padded = self.store.slots, self.store.padded
+        terms = {"scaling": scaling, "softcap": softcap}
+        output, received = attend_slots(query, slots, padded=padded, **terms)
+        if growing := self._growing():
+            readings = [
+                self._reading(query, held, scaling, softcap, 1, known)
+                for held, known in zip(slots.tokens(), received, strict=True)
+            ]
+            for signal in growing:
+                signal.observe_layer(readings)
+        self.store.evict(self.seen)
         return output
 
-    def _block(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        positions: Tensor,
-        scaling: float,
-        softcap: float | None,
-    ) -> Tensor:
+    def _block(self, query: Tensor, new: Tokens, scaling: float, softcap: float | None) -> Tensor:
         """Several tokens: attended to with the kept ones; then the best of all are kept."""
-        self._shift_sinks()
-        new = key.shape[2]
-        fits = all(self._excess(segment) + new <= 0 for segment in self.slots.segments)
-        gather = self._appended if fits else self._joined
-        everything = gather(key, value, positions)
-        self.seen += new
+        fits = self.store.fits(new.count)
+        everything = self.store.append(new) if fits else self.store.joined(new)
+        self.seen += new.count
         outputs: list[Tensor] = [query] * self.kv_heads
+        readings = []
         for tokens in everything:
-            own, terms = self._queries(query, tokens.heads), self._terms(tokens, scaling, softcap)
-            keys, values = tokens.keys.to(own.dtype), tokens.values.to(own.dtype)
-            output = attend(own, keys, values, **terms)
+            reading = self._reading(query, tokens, scaling, softcap, new.count)
+            output = reading.attended()
             for head, part in zip(tokens.heads, output.chunk(len(tokens.heads), 1), strict=True):
                 outputs[head] = part
-            self._accumulate(own, tokens, terms)
+            readings.append(reading)
+        for signal in self._growing():
+            signal.observe_layer(readings)
         if not fits:
-            self._keep_best(everything)
+            self.store.keep_best(everything, self.seen)
         return torch.cat(outputs, dim=1)
 
-    def _appended(self, key: Tensor, value: Tensor, positions: Tensor) -> list[Tokens]:
-        """All tokens, the new ones put into free slots: nothing needs to be evicted."""
-        self._make_room(key.shape[2])
-        new = [self._new_tokens(each.heads, key, value, positions) for each in self.slots.segments]
-        for segment, tokens in zip(self.slots.segments, new, strict=True):
-            self.slots.append(segment, tokens)
-        everything = self.slots.tokens()
-        if self.slots.coding is not None:  # a block attends to itself as it is, stored or not
-            for held, tokens in zip(everything, new, strict=True):
-                held.keys[:, :, -tokens.count :] = tokens.keys
-                held.values[:, :, -tokens.count :] = tokens.values
-        return everything
+    # Signals.
 
-    def _joined(self, key: Tensor, value: Tensor, positions: Tensor) -> list[Tokens]:
-        """All tokens in temporary tensors, from which the best will be stored."""
-        everything = []
-        for old in self.slots.tokens():
-            new = self._new_tokens(old.heads, key, value, positions)
-            if old.count:
-                pairs = zip(old.tensors(), new.tensors(), strict=True)
-                new = Tokens.of(old.heads, [torch.cat(pair, dim=2) for pair in pairs], old.sums)
-            everything.append(new)
-        return everything
-
-    def _accumulate(self, query: Tensor, tokens: Tokens, terms: dict) -> None:
-        """Add to the tokens' sums the attention of a block of queries."""
-        if "attention" in tokens.sums:
-            tokens.sums["attention"] += attention_sums(query, tokens.keys, **terms)
-        if "window" in tokens.sums:
-            received = attention_sums(query[:, :, -OBSERVATION:], tokens.keys, **terms)
-            if query.shape[2] >= OBSERVATION:  # fewer are too few to see for themselves
-                tokens.sums["window"].zero_()
-            tokens.sums["window"] += received
-        if repeated := self.options.plan.repeated:
-            # Of the whole context, attention is shared out among the sinks and the chunk alone.
-            sinks = tokens.keys[:, :, : min(SINKS, repeated.start)]
-            new = tokens.keys[:, :, -query.shape[2] :]
-            keys = torch.cat((sinks, tokens.keys[:, :, repeated], new), dim=2)
-            most = attention_maxima(query, keys, terms["scaling"], terms["softcap"])
-            most = most[:, :, sinks.shape[2] : -new.shape[2]]
-            tokens.sums["reconstruction"][:, :, repeated] = most
-
-    def _scores(self, everything: list[Tokens]) -> list[Tensor]:
-        """Scores of the tokens of each KV head, `(batch, tokens)` each."""
-        candidates = [self._candidates(tokens) for tokens in everything]
-        scores = self.policy.score_layer(candidates)
-        by_head = {
-            head: own[:, i]
-            for tokens, own in zip(everything, scores, strict=True)
-            for i, head in enumerate(tokens.heads)
+    def _arrive(
+        self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor
+    ) -> dict[str, Tensor]:
+        """The numbers that new tokens come with."""
+        in_prompt = self.seen < self.options.plan.prompt_tokens
+        arrival = Arrival(query, key, value, positions, in_prompt, self._rotation)
+        numbers = {
+            name: torch.zeros(positions.shape, device=key.device)
+            for name in self.store.slots.signals
         }
-        return [by_head[head] for head in range(self.kv_heads)]
+        for signal in self.signals if self.repeated is None else ():
+            if (arrived := signal.arrive(arrival)) is not None:
+                numbers[signal.name].copy_(arrived)
+        return numbers
 
-    def _keep_best(self, everything: list[Tokens]) -> None:
-        """Store the best tokens within the budgets."""
-        scores = self._scores(everything)
-        self.budgets = self.policy.redistribute(self.index, scores, self.planned)
-        self._store(everything, scores)
+    def _growing(self) -> list[Signal]:
+        """The signals that what is being read concerns."""
+        repeating = self.repeated is not None
+        return [each for each in self.signals if each.in_repetition == repeating]
 
-    def holds(self, tokens: int) -> bool:
-        """Whether it holds so many tokens of one sequence, as they came and nothing else."""
-        whole = self.seen == tokens and min(self.budgets, default=0) == UNBOUNDED
-        return whole and not self.padded and self.slots.keys.shape[0] == 1
-
-    def held_scores(self) -> list[Tensor]:
-        """Scores of the tokens that each KV head holds, `(batch, tokens)` each."""
-        return self._scores(self.slots.tokens())
-
-    def compress(self, scores: list[Tensor], budgets: list[int]) -> None:
-        """Keep the best of what is held, by `scores` and within `budgets` from now on."""
-        self.planned = self.budgets = budgets
-        self._store(self.slots.tokens(), scores)
-
-    def forget(self, count: int) -> None:
-        """Drop the last `count` tokens read, before anything is evicted."""
-        self.slots.set_lengths(segment.length - count for segment in self.slots.segments)
-        self.seen -= count
-
-    def _store(
-        self, everything: list[Tokens], scores: list[Tensor] | None = None, room: int = 0
-    ) -> None:
-        """Lay out new slots and fill them with the best tokens of each head, in order of position.
-
-        A head's slots are its budget and the eviction stride; below its budget, what it holds and
-        `room` more. Heads with equally many share a segment.
-        """
-        shapes: dict[tuple[int, int, bool], list[int]] = {}
-        source = {}
-        for tokens in everything:
-            for i, head in enumerate(tokens.heads):
-                kept = min(tokens.count, self.budgets[head]) if scores else tokens.count
-                final = self.budgets[head] + self.stride
-                capacity = final if kept >= self.budgets[head] else min(final, kept + room)
-                shapes.setdefault((capacity, kept, capacity == final), []).append(head)
-                source[head] = (tokens, i)
-        slots = Slots(
-            ((tuple(heads), capacity) for (capacity, _, _), heads in shapes.items()),
-            everything[0].keys,
-            self.slots.sums,
-            self.slots.coding,
+    def _reading(
+        self,
+        query: Tensor,
+        tokens: Tokens,
+        scaling: float,
+        softcap: float | None,
+        new: int,
+        received: Tensor | None = None,
+    ) -> Reading:
+        plan = self.options.plan
+        return Reading(
+            query=self._queries(query, tokens.heads),
+            tokens=tokens,
+            scaling=scaling,
+            softcap=softcap,
+            valid=self._valid(tokens),
+            seen=self.seen,
+            in_prompt=self.seen - new < plan.prompt_tokens,
+            prompt_read=self.seen >= plan.prompt_tokens,
+            repeated=self.repeated,
+            rotation=self._rotation,
+            codec=plan.codec,
+            known={} if received is None else {new: received},
         )
-        for segment, (_, kept, _) in zip(slots.segments, shapes, strict=True):
-            parts = [
-                self._best(*source[head], kept, scores[head] if scores else None)
-                for head in segment.heads
-            ]
-            tensors = [torch.stack(own, dim=1) for own in zip(*parts, strict=True)]
-            slots.append(segment, Tokens.of(segment.heads, tensors, slots.sums))
-        self.slots = slots
 
-    @staticmethod
-    def _best(tokens: Tokens, i: int, kept: int, scores: Tensor | None) -> list[Tensor]:
-        """Tensors of the `kept` best tokens of the i-th head, earliest first on a tie."""
-        own = [tensor[:, i] for tensor in tokens.tensors()]
-        if kept == tokens.count:
-            return own
-        best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :kept]
-        best = best.sort(dim=-1).values
-        return [select(tensor, best) for tensor in own]
-
-    def _make_room(self, new: int) -> None:
-        """Let every head have `new` free slots that no snapshot relies on."""
-        segments = self.slots.segments
-        if any(segment.length + new > segment.capacity for segment in segments):
-            self._store(self.slots.tokens(), room=new + max(64, self.seen // 64))
-        elif any(segment.length < segment.held for segment in segments):
-            self.slots = self.slots.clone()
-
-    def _own_slots(self) -> None:
-        """Copy the slots if a snapshot relies on them, before tokens in them change."""
-        if any(segment.held for segment in self.slots.segments):
-            self.slots = self.slots.clone()
-
-    def _excess(self, segment: Segment) -> int:
-        """Tokens of a segment's heads above their budget."""
-        return segment.length - min(self.budgets[head] for head in segment.heads)
-
-    def _evict(self) -> None:
-        """Evict in place what exceeds a budget by the stride."""
-        over = [self._excess(segment) for segment in self.slots.segments]
-        if max(over) < self.stride:
-            return
-        self._own_slots()
-        scores = self.policy.score_layer([self._candidates(held) for held in self.slots.tokens()])
-        for segment, excess, own in zip(self.slots.segments, over, scores, strict=True):
-            if excess >= self.stride:
-                self.slots.evict(segment, own, excess)
-
-    def _terms(self, tokens: Tokens, scaling: float, softcap: float | None) -> dict:
-        """What attention to some tokens depends on beside queries, keys and values."""
-        valid = tokens.positions >= 0 if self.padded else None
-        return {"scaling": scaling, "softcap": softcap, "valid": valid}
-
-    def _candidates(self, tokens: Tokens) -> Candidates:
-        seen = self.seen
-        if self.padded:
-            seen = tokens.positions.long().amax(dim=(1, 2), keepdim=True) + 1
-        budgets = tuple(self.budgets[head] for head in tokens.heads)
-        return Candidates(tokens, self.index, seen, budgets)
-
-    # StreamingLLM's positions inside the cache.
-
-    def _shift_sinks(self) -> None:
-        """Move the sinks next to the window, so that positions are those inside the cache.
-
-        Attention depends on distances alone. Moving the whole window back by the number of evicted
-        tokens, as published, is moving the few sinks forward by it.
-        """
-        if not self.policy.relative_positions:
-            return
-        (segment,) = self.slots.segments
-        evicted = self.seen - segment.length
-        if evicted == self._sink_shift:
-            return
-        if self._sinks is None:
-            self._sinks = segment.room.keys[:, :, :SINKS].clone()
-        self._own_slots()
-        sinks = self.slots.segments[0].room.keys[:, :, :SINKS]
-        sinks.copy_(rotate(self._sinks, evicted, self.options.frequencies))
-        self._sink_shift = evicted
-
-    # Heads of a segment among all heads of the layer.
-
-    def _new_tokens(
-        self, heads: tuple[int, ...], key: Tensor, value: Tensor, positions: Tensor
-    ) -> Tokens:
-        if len(heads) < self.kv_heads:
-            own = list(heads)
-            key, value, positions = key[:, own], value[:, own], positions[:, own]
-        received = {
-            name: torch.zeros_like(positions, dtype=torch.float32) for name in self.slots.sums
-        }
-        return Tokens(heads, key, value, positions, received)
+    def _valid(self, tokens: Tokens) -> Tensor | None:
+        """Which tokens may be attended to, as in `kvbudget.cache.attention`."""
+        if self._visible is not None:
+            return of_tokens(self._visible, tokens.positions)
+        return tokens.positions >= 0 if self.store.padded else None
 
     def _queries(self, query: Tensor, heads: tuple[int, ...]) -> Tensor:
         """Queries of the query heads that read these KV heads."""
-        if len(heads) == self.kv_heads:
+        if heads == tuple(range(self.kv_heads)):
             return query
         return query.unflatten(1, (self.kv_heads, -1))[:, list(heads)].flatten(1, 2)
+
+    # Taking back, and compressing at once.
+
+    def forget(self, count: int) -> None:
+        """Drop the last `count` tokens read, before anything is evicted."""
+        self.store.forget(count)
+        self.seen -= count
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last `-tokens_to_remove` tokens, as transformers says it.
+
+        Raises:
+            UserError: tokens were evicted for them, or signals have grown with them.
+        """
+        if tokens_to_remove == 0 or self.store is None:
+            return
+        if not self.store.holds_all(self.seen):
+            raise UserError(
+                "tokens cannot be taken back once others were evicted for them; use snapshot() and "
+                "restore(), or method 'full'"
+            )
+        if self.signals:
+            raise UserError(
+                "tokens cannot be taken back, as they have had a say in what is evicted next; use "
+                "snapshot() and restore(), or method 'full'"
+            )
+        self.forget(-tokens_to_remove)
+
+    def awaits(self, tokens: int) -> bool:
+        """Whether it holds so many tokens of one sequence until they are compressed."""
+        return self.store is not None and self.seen == tokens and self.store.awaits(tokens)
+
+    def held_scores(self) -> list[Tensor]:
+        """Scores of the tokens that each KV head holds, `(batch, tokens)` each."""
+        return self.store.held_scores(self.seen)
 
     # State.
 
     def kept(self, dtype: torch.dtype) -> list[Tokens]:
         """The tokens kept, a segment each, for attention in a dtype from outside of this layer."""
-        held, codec = self.slots.tokens(), self.options.plan.codec
+        held, codec = self.store.slots.tokens(), self.options.plan.codec
         if codec is None:
             return held
         return [
@@ -429,7 +341,7 @@ class BudgetedLayer(AttendingLayer):
                 codec.turn_back(each.keys).to(dtype),
                 codec.turn_back(each.values).to(dtype),
                 each.positions,
-                each.sums,
+                each.signals,
             )
             for each in held
         ]
@@ -437,42 +349,30 @@ class BudgetedLayer(AttendingLayer):
     def kept_positions(self) -> list[Tensor]:
         """Positions kept by each KV head, ascending: `(tokens,)`, in a batch `(batch, tokens)`."""
         kept: list[Tensor] = [torch.empty(0, dtype=torch.long)] * self.kv_heads
-        for tokens in self.slots.tokens() if self.slots else []:
+        for tokens in self.store.slots.tokens() if self.store else []:
             for i, head in enumerate(tokens.heads):
                 kept[head] = tokens.positions[:, i].long().sort(dim=-1).values.squeeze(0)
         return kept
 
     def allocated_bytes(self) -> int:
         """Bytes of the storage that really exists."""
-        sinks = 0 if self._sinks is None else self._sinks.numel() * self._sinks.element_size()
-        return sinks + (self.slots.allocated_bytes() if self.slots else 0)
+        beside = [*self.signals, *([self.sinks] if self.sinks else [])]
+        stored = self.store.slots.allocated_bytes() if self.store else 0
+        return stored + sum(each.held_bytes() for each in beside)
 
     def snapshot(self) -> LayerSnapshot:
         """The state to come back to. Slots are shared, and copied only before they change."""
-        if self.slots is None:
+        if self.store is None:
             raise UserError("there is nothing to take a snapshot of: the cache is empty")
-        for segment in self.slots.segments:
-            segment.held = max(segment.held, segment.length)
+        signals = list(map(copy.copy, self.signals))
         return LayerSnapshot(
-            self.seen,
-            self.slots,
-            [segment.length for segment in self.slots.segments],
-            {name: sums.clone() for name, sums in self.slots.sums.items()},
-            self.planned,
-            self.budgets,
-            self.stride,
-            self.padded,
-            self._sinks,
-            self._sink_shift,
+            self.seen, self.store, self.store.snapshot(), signals, copy.copy(self.sinks)
         )
 
     def restore(self, snapshot: LayerSnapshot) -> None:
         """Come back to a snapshot of this layer; it can be restored again."""
         self.is_initialized = True
-        self.seen, self.slots, self.padded = snapshot.seen, snapshot.slots, snapshot.padded
-        self.planned, self.budgets = snapshot.planned, snapshot.budgets
-        self.stride = snapshot.stride
-        self._sinks, self._sink_shift = snapshot.sinks, snapshot.sink_shift
-        self.slots.set_lengths(snapshot.lengths)
-        for name, sums in snapshot.sums.items():
-            self.slots.sums[name].copy_(sums)
+        self.seen, self.sinks = snapshot.seen, copy.copy(snapshot.sinks)
+        self.signals = list(map(copy.copy, snapshot.signals))
+        self.store = snapshot.store
+        self.store.restore(snapshot.kept)

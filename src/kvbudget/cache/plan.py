@@ -1,11 +1,9 @@
 """What the layers of one cache share about the prompt."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from kvbudget.cache.budget import UNBOUNDED, Geometry, budget_in_tokens
 from kvbudget.cache.policy import Policy
 from kvbudget.cache.quantize import Codec
+from kvbudget.errors import UserError
 
 
 class Plan:
@@ -19,8 +17,7 @@ class Plan:
         codec: quantises what is kept, so that the bytes of the budget hold more tokens.
 
     Attributes:
-        codec: as given.
-        repeated: tokens of the prompt that are being repeated (`kvbudget.policies.repetition`).
+        prompt_tokens: as given, or once the prompt has come; None before.
     """
 
     def __init__(
@@ -40,24 +37,31 @@ class Plan:
         """Forget the prompt."""
         self.prompt_tokens = self._given
         self._budgets: list[list[int]] | None = None
-        self.repeated: slice | None = None
+
+    def check(self, new: int, seen: int) -> None:
+        """Before a forward pass over `new` tokens after `seen`: see that the prompt's length is
+        known where something was taken of it.
+
+        Raises:
+            UserError: more than one token comes, and the prompt may not have been over.
+        """
+        share = isinstance(self.budget, str)
+        taken = f"budget {self.budget!r}" if share else f"phi: {self.policy.phi}"
+        counts = (share or self.policy.phi is not None) and not self.policy.holds_context
+        if counts and self._given is None and seen > 0 and new > 1:
+            raise UserError(
+                f"{taken} took the first {self.prompt_tokens} tokens for the whole prompt, and "
+                f"{new} more come at once; call make_cache with prompt_tokens= the length of the "
+                f"prompt ({self.prompt_tokens} if these come after it)"
+            )
 
     def begin(self, new: int) -> None:
         """Note a forward pass over `new` tokens: the first is the prompt if no length was given."""
         if self.prompt_tokens is None:
             self.prompt_tokens = new
 
-    @contextmanager
-    def repeating(self, tokens: slice) -> Iterator[None]:
-        """While some tokens of the prompt are repeated."""
-        self.repeated = tokens
-        try:
-            yield
-        finally:
-            self.repeated = None
-
-    def restore(self, prompt_tokens: int | None) -> None:
-        """Come back to a prompt of another length, for which the policy plans anew."""
+    def set_prompt(self, prompt_tokens: int | None) -> None:
+        """A prompt of another length than was planned for: the policy plans anew."""
         if prompt_tokens != self.prompt_tokens:
             self.prompt_tokens, self._budgets = prompt_tokens, None
             self.budgets()
@@ -80,8 +84,8 @@ class Plan:
                 self._budgets = self.policy.budgets(self.geometry, kept, self.prompt_tokens)
         return self._budgets
 
-    def target_shift(self, seen: int) -> int:
-        """How far the next token's position moves after `seen` tokens, so that the first target
-        token is at phi (Group Position Encoding)."""
+    def target_shift(self) -> int:
+        """How far positions after the prompt move, so that the first target token is at phi (Group
+        Position Encoding)."""
         phi = self.policy.phi
-        return 0 if phi is None or seen < self.prompt_tokens else phi - self.prompt_tokens
+        return 0 if phi is None else phi - self.prompt_tokens

@@ -1,5 +1,6 @@
 """What a policy sees and what it decides. A policy scores; the cache keeps the best."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,9 +8,8 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbudget.cache.budget import SINKS, Geometry
+from kvbudget.cache.signals import Signal
 from kvbudget.cache.slots import Tokens
-
-OBSERVATION = 32  # queries at the end of a prompt that the "window" signal sums over (SnapKV)
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Candidates:
     """Tokens of some KV heads of one layer that compete for slots.
 
     Attributes:
-        tokens: they; `heads`, `keys`, `values`, `positions` and `sums` are theirs.
+        tokens: they; `heads`, `keys`, `values`, `positions` and `signals` are theirs.
         layer: index among the full-attention layers.
         seen: tokens of the sequence so far; `(batch, 1, 1)` where sequences are padded.
         budgets: tokens that each head may keep.
@@ -49,8 +49,9 @@ class Candidates:
         return self.tokens.positions.long()
 
     @property
-    def sums(self) -> dict[str, Tensor]:
-        return self.tokens.sums
+    def signals(self) -> dict[str, Tensor]:
+        """Numbers of the policy's signals under their names, `(batch, heads, tokens)` each."""
+        return self.tokens.signals
 
     def protect(self, scores: Tensor, recent: int = 1, sinks: int = SINKS) -> Tensor:
         """Lift the first `sinks` and the last `recent` tokens above every score, drop padding."""
@@ -60,30 +61,35 @@ class Candidates:
 
 
 class Policy:
-    """Base of all methods: one uniform budget, kept by `score`.
+    """Base of all methods: what it watches, what each head may keep, what each token is worth.
+
+    The cache asks for `budgets` once the prompt's length is known, then for the `signals` of each
+    layer; whenever tokens have to go, it asks for scores and keeps the best.
 
     Attributes:
-        signals: attention sums that the scores need: "attention" (over all queries) or "window"
-            (over the last queries of the last long block, and those after it), or instead
-            "reconstruction" (the most that any query of a repetition of the context attends).
         relative_positions: whether positions are those inside the cache.
-        reconstructs: whether the whole context is held until it has been repeated
-            (`kvbudget.policies.repetition`), and evicted from then.
         phi: first position of the target (Group Position Encoding); None leaves positions alone.
+        unrotates: whether signals see keys or queries as they were before their rotation.
+        holds_context: whether the whole context is held until `finish` compresses it.
     """
 
-    signals: frozenset[str] = frozenset()
     relative_positions = False
-    reconstructs = False
     phi: int | None = None
+    unrotates = False
+    holds_context = False
+
+    @property
+    def moves_keys(self) -> bool:
+        """Whether keys are moved to other positions."""
+        return self.relative_positions or self.phi is not None
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         """Tokens that each KV head of each full-attention layer may keep, `budget` on average."""
         return [[budget] * geometry.kv_heads for _ in geometry.layers]
 
-    def sums(self, layer: int) -> frozenset[str]:
-        """The attention sums that a layer's scores need."""
-        return self.signals
+    def signals(self, layer: int) -> Sequence[Signal]:
+        """What the scores of a layer need beside keys and values: new signals at each call."""
+        return ()
 
     def score(self, candidates: Candidates) -> Tensor:
         """Worth of each candidate, `(batch, heads, tokens)` float32; the highest are kept."""
@@ -93,6 +99,18 @@ class Policy:
         """Scores of all heads of a layer, for methods whose heads decide together."""
         return [self.score(each) for each in candidates]
 
+    def redistribute(self, layer: int, scores: list[Tensor], budgets: list[int]) -> list[int]:
+        """Budgets of a layer's heads once this prompt's scores are known; their sum stays.
+
+        `scores` holds `(batch, tokens)` for each KV head.
+        """
+        return budgets
+
+    def share_out(self, scores: list[Tensor], budgets: list[int]) -> list[int]:
+        """Budgets of all heads of all layers by the scores of a context that was held as a whole,
+        `(1, tokens)` each; their sum stays."""
+        return budgets
+
     def finish(
         self,
         model: PreTrainedModel,
@@ -101,15 +119,3 @@ class Policy:
         ids: list[int],
     ) -> None:
         """What is to be done once a context, `ids`, has been read as a whole; nothing for most."""
-
-    def share_out(self, scores: list[Tensor], budgets: list[int]) -> list[int]:
-        """Budgets of all heads of all layers by the scores of a context that was held as a whole,
-        `(1, tokens)` each; their sum stays."""
-        return budgets
-
-    def redistribute(self, layer: int, scores: list[Tensor], budgets: list[int]) -> list[int]:
-        """Budgets of a layer's heads once this prompt's scores are known; their sum stays.
-
-        `scores` holds `(batch, tokens)` for each KV head.
-        """
-        return budgets

@@ -1,47 +1,138 @@
-"""Rotary positions: moving a rotated vector to another position, and the models' frequencies.
+"""Rotary positions: how a layer turns queries and keys, and moving them to other positions.
 
-A rotary embedding (Su et al., 2021) turns a vector by an angle proportional to its position, so
-a rotation by `delta` moves a vector that is already rotated from position `p` to `p + delta`.
+A rotary embedding (Su et al., 2021) turns pairs of dimensions by angles proportional to the
+position, so a rotation by `delta` moves a vector that is already rotated from position `p` to
+`p + delta`. Models differ in which dimensions pair up, how many turn, and in which layers: that is
+found by running the model, layer by layer, never from its name.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import Cache, PreTrainedModel
 
+from kvbudget.cache.attending import AttendingLayer
 from kvbudget.errors import UserError
 
+NEAR = 5  # positions; enough to turn the quick pairs well round, and within any context
+FARTHEST = 2**20  # beyond it the angles of float32, in which models compute them, are noise
+#: Of a vector's length. Halves of bfloat16 cost 0.005, float32 angles far away 0.05; what is not
+#: the rotation in question is off by 0.3 or more.
+TOLERANCE = 0.1
 
-def rotate(x: Tensor, delta: int, inverse_frequencies: Tensor) -> Tensor:
-    """Move `x`, rotated for position p, to position `p + delta`.
 
-    `x` is `(..., head_dim)` in the half-split layout of Llama, Qwen, Gemma, Mistral and Phi-3;
-    `inverse_frequencies` is `(rotary_dim / 2,)`, dimensions beyond `rotary_dim` stay as they are.
+@dataclass(frozen=True)
+class Rotation:
+    """How one layer turns queries and keys.
+
+    Attributes:
+        frequencies: radians a position of each pair of dimensions, `(rotary_dim / 2,)`; none where
+            a layer tells no positions (NoPE). Dimensions from `rotary_dim` on stay as they are.
+        interleaved: neighbours pair up (GPT-J, Cohere, GLM); or else the two halves of the
+            dimensions that turn (Llama, Qwen, Gemma).
     """
-    angle = delta * inverse_frequencies.to(device=x.device, dtype=torch.float64)
-    cos, sin = angle.cos().float(), angle.sin().float()
-    half = inverse_frequencies.shape[0]
-    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-    return torch.cat((turned, x[..., 2 * half :]), dim=-1)
+
+    frequencies: Tensor
+    interleaved: bool = False
+
+    def move(self, x: Tensor, delta: int | Tensor) -> Tensor:
+        """Move `x`, `(..., head_dim)`, rotated for position p, to position `p + delta`.
+
+        A tensor of distances, one for each vector, has 1 for its last dimension.
+        """
+        angle = delta * self.frequencies.to(device=x.device, dtype=torch.float64)
+        cos, sin = angle.cos().float(), angle.sin().float()
+        pairs = angle.shape[-1]
+        turning, rest = x[..., : 2 * pairs].float(), x[..., 2 * pairs :]
+        shape, axis = ((pairs, 2), -1) if self.interleaved else ((2, pairs), -2)
+        first, second = turning.unflatten(-1, shape).unbind(axis)
+        turned = (first * cos - second * sin, second * cos + first * sin)
+        return torch.cat((torch.stack(turned, axis).flatten(-2).to(x.dtype), rest), dim=-1)
 
 
-def inverse_frequencies(model: torch.nn.Module) -> Tensor:
-    """The rotary inverse frequencies of a model's full-attention layers, `(rotary_dim / 2,)`.
+def rotations_of(model: PreTrainedModel, layers: Sequence[int]) -> tuple[Rotation, ...]:
+    """The rotations of some layers of an attached model, found by running it on single tokens.
 
-    Raises `UserError` where keys cannot be moved: no rotary embedding, or one whose frequencies
-    depend on the sequence length.
+    A token alone attends to itself wherever it stands, so all that positions change in a layer is
+    the rotation of its query and its key.
+
+    Raises:
+        UserError: keys cannot be moved: a layer tells positions by something else than a rotary
+            embedding, or by one that depends on more than the distance.
     """
-    rotary = getattr(model.base_model, "rotary_emb", None)
-    if rotary is None:
-        raise UserError(
-            f"{type(model).__name__} has no rotary embedding that positions could be moved with; "
-            "use positions: absolute"
-        )
-    kind = rotary.rope_type
-    kind = kind.get("full_attention", "default") if isinstance(kind, dict) else kind
-    if kind in ("dynamic", "longrope"):
-        raise UserError(
-            f"the rotary embedding of {type(model).__name__} ({kind}) changes with the length, so "
-            "keys cannot be moved; use positions: absolute"
-        )
-    name = "full_attention_inv_freq" if hasattr(rotary, "full_attention_inv_freq") else "inv_freq"
-    return getattr(rotary, name)
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is None or not _frequencies(model):
+        raise _immovable(model, "has no rotary position embedding")
+    if any(hasattr(module, "mrope_section") for module in model.modules()):
+        raise _immovable(model, "numbers images along three axes")
+    far = min(2 * limit, FARTHEST)
+    last = _witness(model, layers, [far])
+    # After the far one: an embedding that scales with the length goes back to short texts.
+    first, near = _witness(model, layers, [0, NEAR]).chunk(2, dim=1)
+    options = [Rotation(torch.empty(0))]
+    for own in _frequencies(model):
+        options += [Rotation(own), Rotation(own, interleaved=True)]
+    found = []
+    for layer, *vectors in zip(layers, first, near, last, strict=True):
+        errors = [_errors(rotation, *vectors, far) for rotation in options]
+        best = min(range(len(options)), key=lambda i: max(errors[i]))
+        if max(errors[best]) > TOLERANCE:
+            fits_near = any(near <= TOLERANCE for near, _ in errors)
+            why = "that changes with the length" if fits_near else "of a kind that is not known"
+            raise _immovable(model, f"has a position embedding {why} (layer {layer})")
+        found.append(options[best])
+    return tuple(found)
+
+
+def _immovable(model: PreTrainedModel, why: str) -> UserError:
+    return UserError(
+        f"keys cannot be moved, for {type(model).__name__} {why}; use positions: absolute "
+        "(streaming-llm), phi: auto (full) or another method"
+    )
+
+
+def _frequencies(model: PreTrainedModel) -> list[Tensor]:
+    """Inverse frequencies of all rotary embeddings: layers may have one each, or be of kinds."""
+    buffers = [own for name, own in model.named_buffers() if name.endswith("inv_freq")]
+    return list({tuple(own.tolist()): own.clone() for own in buffers}.values())
+
+
+def _errors(
+    rotation: Rotation, first: Tensor, near: Tensor, last: Tensor, far: int
+) -> tuple[float, float]:
+    """How far vectors that are moved by a rotation are from those of the model, near and far."""
+    return _error(rotation.move(first, NEAR), near), _error(rotation.move(first, far), last)
+
+
+def _error(moved: Tensor, expected: Tensor) -> float:
+    """The largest distance between vectors, over the length of the second."""
+    distance = torch.linalg.vector_norm(moved.float() - expected.float(), dim=-1)
+    return float((distance / torch.linalg.vector_norm(expected.float(), dim=-1)).max())
+
+
+class _Witness(AttendingLayer):
+    """Keeps the query and the key of a token that attends to itself alone."""
+
+    vectors: Tensor
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def attend(self, query: Tensor, scaling: float, softcap: float | None, mask: None) -> Tensor:
+        """The values: what attention to a single token is."""
+        key, value = self.take_pending()
+        self.vectors = torch.cat((query, key), dim=1)
+        return value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+
+
+@torch.no_grad()
+def _witness(model: PreTrainedModel, layers: Sequence[int], positions: list[int]) -> Tensor:
+    """Queries and keys of one token at positions, `(layers, positions, heads, 1, head_dim)`."""
+    config = model.config.get_text_config(decoder=True)
+    cache = Cache(layers=[_Witness() for _ in range(config.num_hidden_layers)])
+    at = torch.tensor(positions, device=model.device)[:, None]
+    token = torch.full_like(at, config.vocab_size // 2)
+    model.base_model(token, position_ids=at, past_key_values=cache, use_cache=True)
+    return torch.stack([cache.layers[layer].vectors for layer in layers])

@@ -18,14 +18,14 @@ class Tokens:
         heads: KV head indices.
         keys, values: `(batch, heads, tokens, head_dim)`.
         positions: `(batch, heads, tokens)` int32, positions in the sequence; -1 for padding.
-        sums: signal → `(batch, heads, tokens)` float32, attention that each token received.
+        signals: signal → `(batch, heads, tokens)` float32, its numbers (`kvbudget.cache.signals`).
     """
 
     heads: tuple[int, ...]
     keys: Tensor
     values: Tensor
     positions: Tensor
-    sums: dict[str, Tensor]
+    signals: dict[str, Tensor]
 
     @property
     def count(self) -> int:
@@ -33,18 +33,18 @@ class Tokens:
         return self.positions.shape[2]
 
     @classmethod
-    def of(cls, heads: tuple[int, ...], tensors: list[Tensor], sums: Iterable[str]) -> "Tokens":
-        """Tokens of what `tensors()` lists, the attention sums under their names."""
-        keys, values, positions, *received = tensors
-        return cls(heads, keys, values, positions, dict(zip(sums, received, strict=True)))
+    def of(cls, heads: tuple[int, ...], tensors: list[Tensor], signals: Iterable[str]) -> "Tokens":
+        """Tokens of what `tensors()` lists, the numbers of signals under their names."""
+        keys, values, positions, *numbers = tensors
+        return cls(heads, keys, values, positions, dict(zip(signals, numbers, strict=True)))
 
     def tensors(self) -> list[Tensor]:
-        return [self.keys, self.values, self.positions, *self.sums.values()]
+        return [self.keys, self.values, self.positions, *self.signals.values()]
 
     def part(self, start: int, stop: int) -> "Tokens":
         """Tokens `start` to `stop` of every head, as views."""
         piece = slice(start, stop)
-        return Tokens.of(self.heads, [each[:, :, piece] for each in self.tensors()], self.sums)
+        return Tokens.of(self.heads, [each[:, :, piece] for each in self.tensors()], self.signals)
 
 
 class CodedTokens(Tokens):
@@ -58,7 +58,7 @@ class CodedTokens(Tokens):
     """
 
     def __init__(self, stored: Tokens, coding: Coding) -> None:
-        self.heads, self.positions, self.sums = stored.heads, stored.positions, stored.sums
+        self.heads, self.positions, self.signals = stored.heads, stored.positions, stored.signals
         self._stored, self._coding = stored, coding
 
     @cached_property
@@ -105,7 +105,7 @@ class Segment:
 
 
 class Slots:
-    """Keys, values, positions and score sums of one layer, each in one flat tensor.
+    """Keys, values, positions and signals of one layer, each in one flat tensor.
 
     The filled slots of a head are always a prefix of its slots, so attention needs no mask. Their
     order carries no meaning: a key is stored with its rotation.
@@ -113,14 +113,14 @@ class Slots:
     Args:
         shapes: `(heads, capacity)` of each segment.
         like: keys `(batch, …, head_dim)` whose dtype and device the storage takes.
-        signals: names of the attention sums to keep.
+        signals: names of the signals whose numbers are kept.
         coding: quantises keys and values, which come and go turned by it; None stores them as
             they are.
 
     Attributes:
         keys, values: `(batch, slots, head_dim)`, or rows of bytes `(batch, slots, width)`.
         positions: `(batch, slots)` int32, the token's position in its sequence; -1 for padding.
-        sums: signal → `(batch, slots)` float32, the attention that the token received so far.
+        signals: signal → `(batch, slots)` float32, the token's number.
         order: KV heads as the storage has them, `(kv_heads,)`; None if that is their own order.
     """
 
@@ -144,7 +144,7 @@ class Slots:
                 for each in (coding.codec.keys, coding.codec.values)
             )
         self.positions = like.new_empty(batch, slots, dtype=torch.int32)
-        self.sums = {
+        self.signals = {
             name: like.new_empty(batch, slots, dtype=torch.float32) for name in sorted(signals)
         }
         self.segments: list[Segment] = []
@@ -154,7 +154,7 @@ class Slots:
             room = [
                 flat[:, start:stop].unflatten(1, (len(heads), capacity)) for flat in self.tensors()
             ]
-            room = Tokens.of(heads, room, self.sums)
+            room = Tokens.of(heads, room, self.signals)
             self.segments.append(Segment(heads, start, room, coding))
             start = stop
         heads = [head for segment in self.segments for head in segment.heads]
@@ -163,7 +163,7 @@ class Slots:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the storage."""
-        return [self.keys, self.values, self.positions, *self.sums.values()]
+        return [self.keys, self.values, self.positions, *self.signals.values()]
 
     def allocated_bytes(self) -> int:
         """Bytes of the storage that really exists."""
@@ -191,20 +191,18 @@ class Slots:
         for slots, tensor in zip(room.tensors(), new.tensors(), strict=True):
             slots.copy_(tensor)
 
-    def append_one(self, key: Tensor, value: Tensor, positions: Tensor) -> None:
-        """Put one new token, `(batch, kv_heads, 1, …)`, into the next free slot of every head.
+    def append_one(self, new: Tokens) -> None:
+        """Put one new token of all heads, in their order, into the next free slot of each.
 
         One write a tensor, however many segments there are: this runs at each decode step.
         """
         if self._free is None:
             self._free = self._first_free()
         if self.coding is not None:
-            key, value = self.coding.encode(key, value, list(range(key.shape[1])))
-        self.keys.index_copy_(1, self._free, key[:, :, 0])
-        self.values.index_copy_(1, self._free, value[:, :, 0])
-        self.positions.index_copy_(1, self._free, positions[:, :, 0])
-        for sums in self.sums.values():
-            sums.index_fill_(1, self._free, 0.0)
+            keys, values = self.coding.encode(new.keys, new.values, list(new.heads))
+            new = replace(new, keys=keys, values=values)
+        for slots, tensor in zip(self.tensors(), new.tensors(), strict=True):
+            slots.index_copy_(1, self._free, tensor[:, :, 0])
         self._free += 1
         for segment in self.segments:
             segment.length += 1
@@ -243,7 +241,7 @@ class Slots:
     def clone(self) -> "Slots":
         """A copy that shares no memory with this one, and that no snapshot relies on."""
         shapes = [(segment.heads, segment.capacity) for segment in self.segments]
-        twin = Slots(shapes, self._like, self.sums, self.coding)
+        twin = Slots(shapes, self._like, self.signals, self.coding)
         for mine, theirs in zip(twin.tensors(), self.tensors(), strict=True):
             mine.copy_(theirs)
         twin.set_lengths(segment.length for segment in self.segments)

@@ -50,14 +50,14 @@ class StreamingLayer(AttendingLayer):
         return self.source.seen + self.written
 
     def attend(
-        self, query: Tensor, scaling: float, softcap: float | None, padding: Tensor | None
+        self, query: Tensor, scaling: float, softcap: float | None, mask: Tensor | None
     ) -> Tensor:
         """Attend from the new tokens of the source, evict, then attend from those of the target.
 
         `query` is `(1, query_heads, new, head_dim)`. Returns the output, shaped like `query`.
         """
-        if padding is not None or query.shape[0] > 1:
-            raise UserError("reading while writing takes one sequence at a time, without padding")
+        if mask is not None or query.shape[0] > 1:
+            raise UserError("reading while writing takes one sequence at a time, without a mask")
         key, value = self.take_pending()
         read, outputs = self.arriving, []
         if read:
@@ -121,7 +121,7 @@ class StreamingCache(Cache):
                 "positions inside the cache shift while the source is read, and the target is "
                 "numbered apart from it; use positions: absolute"
             )
-        if policy.reconstructs:
+        if policy.holds_context:
             raise UserError(
                 "the method needs the whole source before it evicts, so it cannot stream; use "
                 "another"

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbudget.cache.budget import SINKS
-from kvbudget.calibration.probe import Gate, Probe, read_later
+from kvbudget.cache.cache import read_aside
+from kvbudget.calibration.probe import Gate, Probe
 from kvbudget.calibration.prompts import Prompt
 from kvbudget.policies.rules import RULES
 
@@ -67,7 +68,7 @@ def _slopes(
     for layer, rank, own in zip(cache.probes, ranks, mix, strict=True):
         layer.gate = Gate(rank < fewer, rank < more, own)
     with torch.enable_grad():
-        loss = prompt.nll(read_later(model, cache, prompt.later, prompt.answers + 1))
+        loss = prompt.nll(read_aside(model, cache, prompt.later, prompt.answers + 1))
         (slopes,) = torch.autograd.grad(loss, mix)
     for layer in cache.probes:
         layer.gate = None

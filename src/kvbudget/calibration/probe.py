@@ -11,10 +11,12 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from kvbudget.cache.attending import AttendingLayer
-from kvbudget.cache.attention import attend, attention_blocks, attention_sums
-from kvbudget.cache.cache import layers_of, sliding_layers_forget
-from kvbudget.cache.policy import OBSERVATION, Candidates
+from kvbudget.cache.attention import attend, attention_blocks
+from kvbudget.cache.cache import layers_of, read_aside
+from kvbudget.cache.policy import Candidates
+from kvbudget.cache.signals import Reading
 from kvbudget.cache.slots import Tokens
+from kvbudget.policies.rules import SIGNALS
 
 
 @dataclass
@@ -53,7 +55,7 @@ class ProbeLayer(AttendingLayer):
     def get_seq_length(self) -> int:
         return 0 if self.context is None else self.context.tokens.count
 
-    def attend(self, query: Tensor, scaling: float, softcap: float | None, padding: None) -> Tensor:
+    def attend(self, query: Tensor, scaling: float, softcap: float | None, mask: None) -> Tensor:
         """Attention output of new tokens, shaped like `query`."""
         key, value = self.take_pending()
         terms = {"scaling": scaling, "softcap": softcap}
@@ -79,16 +81,13 @@ class ProbeLayer(AttendingLayer):
 
     def _read(self, query: Tensor, key: Tensor, value: Tensor, terms: dict) -> Candidates:
         batch, kv_heads, count, _ = key.shape
-        held = Tokens(
-            heads=tuple(range(kv_heads)),
-            keys=key,
-            values=value,
-            positions=torch.arange(count, device=key.device).expand(batch, kv_heads, count),
-            sums={
-                "attention": attention_sums(query, key, **terms),
-                "window": attention_sums(query[:, :, -OBSERVATION:], key, **terms),
-            },
-        )
+        positions = torch.arange(count, device=key.device).expand(batch, kv_heads, count)
+        signals = [kind() for kind in SIGNALS.values()]
+        numbers = {each.name: torch.zeros_like(positions, dtype=torch.float32) for each in signals}
+        held = Tokens(tuple(range(kv_heads)), key, value, positions, numbers)
+        reading = Reading(query=query, tokens=held, **terms, valid=None, seen=count)
+        for signal in signals:
+            signal.observe_layer([reading])
         return Candidates(held, self.index, seen=count, budgets=(count,) * kv_heads)
 
 
@@ -113,14 +112,4 @@ def probe(model: PreTrainedModel, context: list[int], later: list[int]) -> tuple
     cache = Probe(model)
     ids = torch.tensor([context], device=model.device)
     model(ids, past_key_values=cache, logits_to_keep=1)
-    return cache, read_later(model, cache, later)
-
-
-def read_later(model: PreTrainedModel, cache: Probe, later: list[int], logits: int = 0) -> Tensor:
-    """The last `logits` logits (0: all) of later tokens, `(logits, vocab)`.
-
-    Probes do not store later tokens, so sliding layers forget them too.
-    """
-    ids = torch.tensor([later], device=model.device)
-    with sliding_layers_forget(cache):
-        return model(ids, past_key_values=cache, logits_to_keep=logits).logits[0]
+    return cache, read_aside(model, cache, later)  # probes do not store later tokens

@@ -1,8 +1,8 @@
 """Head-Aware cache with Group-Aware eviction: ours.
 
 Each KV head gets the budget that its function needs, and the heads of a group (one layer, one
-class) may decide together what to evict. The calibration says what a head needs; where heads pool their
-budgets, the prompt corrects it.
+class) may decide together what to evict. The calibration says what a head needs; where heads pool
+their budgets, the prompt corrects it.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kvbudget.cache.budget import SINKS, Geometry
 from kvbudget.cache.policy import Candidates, Policy
+from kvbudget.cache.signals import Signal
 from kvbudget.errors import UserError
 from kvbudget.policies.allocate import by_class, water_fill
 from kvbudget.policies.classify import classify
@@ -74,8 +75,8 @@ class HeadAware(Policy):
         tokens = max(prompt_tokens, budget)
         if self.calibration is not None and np.shape(self.classes) != (layers, kv_heads):
             raise UserError(
-                f"the calibration is of a model with {np.shape(self.classes)} (layers, KV heads), this "
-                f"one has {(layers, kv_heads)}; make the calibration anew for this model"
+                f"the calibration is of a model with {np.shape(self.classes)} (layers, KV heads), "
+                f"this one has {(layers, kv_heads)}; make the calibration anew for this model"
             )
         total, floor = budget * heads, SINKS + self.recent
         if budget < floor:
@@ -105,8 +106,8 @@ class HeadAware(Policy):
         if not set(names) <= set(curves) or (self.rule == "per-head" and len(names) < 2):
             raise UserError(
                 f"the calibration holds no {self.loss} curves of rule {self.rule!r}, only of "
-                f"{', '.join(curves) or 'none'}; add rules to the calibration's answer_rules, or use "
-                "the method with loss: output"
+                f"{', '.join(curves) or 'none'}; add rules to the calibration's answer_rules, or "
+                "use the method with loss: output"
             )
         return {name: np.array(curves[name]) for name in names}
 
@@ -122,8 +123,8 @@ class HeadAware(Policy):
         ]  # fmt: skip
         return np.array(names)[np.argmin(at_budget, axis=0)].tolist()
 
-    def sums(self, layer: int) -> frozenset[str]:
-        return frozenset(SIGNALS[name] for name in self.rules[layer] if name in SIGNALS)
+    def signals(self, layer: int) -> list[Signal]:
+        return [kind() for name, kind in SIGNALS.items() if name in self.rules[layer]]
 
     def groups(self, layer: int, kv_heads: int) -> list[list[int]]:
         """KV heads of a layer that decide together: of one class, or all without a calibration."""

@@ -5,30 +5,47 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbudget.cache.budget import SINKS, Geometry
 from kvbudget.cache.cache import BudgetedCache
-from kvbudget.cache.policy import OBSERVATION, Candidates, Policy
+from kvbudget.cache.policy import Candidates, Policy
+from kvbudget.cache.signals import Reading, Signal
 from kvbudget.policies.pooling import pooled
 from kvbudget.policies.repetition import reconstruct
+
+WINDOW = 32  # tokens after the context that are kept while they are recent
+
+
+class Repetition(Signal):
+    """The most attention from any query of a repetition of the context, which is shared out among
+    the sinks and the chunk that is repeated alone."""
+
+    name = "repetition"
+    in_repetition = True
+
+    def observe(self, reading: Reading, numbers: Tensor) -> Tensor:
+        numbers[:, :, reading.repeated] = reading.most_received(SINKS)
+        return numbers
 
 
 class KVzip(Policy):
     """Keeps the tokens that were attended to most while the context was repeated.
 
-    The whole context is held until `kvbudget.policies.repetition.reconstruct` has read it once more;
-    then all heads of all layers compete for one total. Published KVzip evicts nothing afterwards;
-    here the cache stays within its budget: of what follows the context it keeps a window, as SnapKV
-    does, and what leaves the window goes first, as no repetition has scored it.
+    The whole context is held until `kvbudget.policies.repetition.reconstruct` has read it once
+    more; then all heads of all layers compete for one total. Published KVzip evicts nothing
+    afterwards; here the cache stays within its budget: of what follows the context it keeps a
+    window, as SnapKV does, and what leaves the window goes first, as no repetition has scored it.
     """
 
-    signals = frozenset({"reconstruction"})
-    reconstructs = True
+    holds_context = True
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         self._prompt = prompt_tokens
-        self._window = min(OBSERVATION, budget // 2)
+        self._window = min(WINDOW, budget // 2)
         return super().budgets(geometry, budget, prompt_tokens)
 
+    def signals(self, layer: int) -> list[Repetition]:
+        return [Repetition()]
+
     def score(self, candidates: Candidates) -> Tensor:
-        scores = candidates.sums["reconstruction"]
+        scores = candidates.signals[Repetition.name]
         scores = scores.masked_fill(candidates.positions >= self._prompt, -1.0)
         recent = min(self._window, candidates.seen - self._prompt)
         return candidates.protect(scores, recent=recent)
@@ -43,6 +60,7 @@ class KVzip(Policy):
         reconstruct(model, tokenizer, cache, ids)
 
     def share_out(self, scores: list[Tensor], budgets: list[int]) -> list[int]:
-        """One total for all; each head has room for the sinks and the window."""
+        """Budgets of all heads of all layers: one total for all; each has room for the sinks and
+        the window."""
         heads = [range(len(budgets))]
         return pooled(scores, budgets, heads, safeguard=(SINKS + self._window) / min(budgets))

@@ -74,6 +74,12 @@ METHODS: dict[str, Method] = {
     "snapkv": Method("snapkv:SnapKV", {"safeguard": _SAFEGUARD}),
     "keydiff": Method("keydiff:KeyDiff", {"safeguard": _SAFEGUARD}),
     "kvzip": Method("kvzip:KVzip", rereads=2048),
+    "expected-attention": Method("expected_attention:ExpectedAttention"),
+    "tova": Method("tova:TOVA"),
+    "pyramidkv": Method(
+        "pyramidkv:PyramidKV",
+        {"beta": count(20, "Beside its window, the last layer gets the mean budget over beta.")},
+    ),
     "head-aware": Method(
         "head_aware:HeadAware",
         {

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvbudget.cache.cache import BudgetedCache, sliding_layers_forget
+from kvbudget.cache.cache import BudgetedCache, read_aside
 from kvbudget.errors import UserError
 from kvbudget.policies.registry import method
 from kvbudget.prompts import encode, prompt_frame
@@ -42,18 +42,15 @@ def reconstruct(
     """
     _check(model, cache, ids)
     for chunk, repetition in repetitions(tokenizer, ids):
-        inputs = torch.tensor([repetition], device=model.device)
-        with sliding_layers_forget(cache), cache.plan.repeating(chunk):
-            model(inputs, past_key_values=cache, logits_to_keep=1)
-        for layer in cache.budgeted:
-            layer.forget(len(repetition))
+        with cache.repeating(chunk):
+            read_aside(model, cache, repetition, logits=1)
     cache.compress()
 
 
 def _check(model: PreTrainedModel, cache: BudgetedCache, ids: list[int]) -> None:
-    if not cache.plan.policy.reconstructs:
+    if not cache.plan.policy.holds_context:
         raise UserError("only a cache of method 'kvzip' is compressed by repeating its context")
-    if not all(layer.holds(len(ids)) for layer in cache.budgeted):
+    if not cache.awaits(len(ids)):
         raise UserError(
             f"the cache does not hold these {len(ids)} tokens and nothing else, one sequence "
             "without padding; read the context into an empty cache, then compress it once"

@@ -12,6 +12,8 @@ from torch.linalg import vector_norm
 from torch.nn.functional import max_pool1d, normalize
 
 from kvbudget.cache.policy import Candidates
+from kvbudget.cache.signals import Signal
+from kvbudget.policies.received import Attention, Window
 
 POOLING = 7  # tokens; SnapKV's neighbourhood, which keeps the words around a hit together
 
@@ -23,13 +25,12 @@ def recency(candidates: Candidates) -> Tensor:
 
 def attention(candidates: Candidates) -> Tensor:
     """All attention so far (H2O, Zhang et al., 2023)."""
-    return candidates.sums["attention"]
+    return candidates.signals[Attention.name]
 
 
 def window(candidates: Candidates) -> Tensor:
-    """Attention of the last queries, max-pooled over neighbours (SnapKV, Li et al.,
-    2024)."""
-    sums = candidates.sums["window"]
+    """Attention of the last queries, max-pooled over neighbours (SnapKV, Li et al., 2024)."""
+    sums = candidates.signals[Window.name]
     order = candidates.positions.argsort(dim=-1)
     pooled = max_pool1d(
         sums.gather(-1, order).flatten(0, 1), POOLING, stride=1, padding=POOLING // 2
@@ -60,4 +61,5 @@ RULES: dict[str, Callable[[Candidates], Tensor]] = {
     "window": window,
     "diversity": diversity,
 }
-SIGNALS = {"attention": "attention", "window": "window"}  # rule → the sum that it needs
+#: The signal that a rule needs, of those that need one.
+SIGNALS: dict[str, type[Signal]] = {"attention": Attention, "window": Window}

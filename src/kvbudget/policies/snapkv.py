@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from kvbudget.cache.policy import OBSERVATION, Candidates, Policy
+from kvbudget.cache.policy import Candidates, Policy
 from kvbudget.policies.pooling import pooled
+from kvbudget.policies.received import OBSERVATION, Window
 from kvbudget.policies.rules import window
 
 
@@ -15,10 +16,11 @@ class SnapKV(Policy):
             share of its own: AdaKV (0.2 as published).
     """
 
-    signals = frozenset({"window"})
-
     def __init__(self, safeguard: float) -> None:
         self.safeguard = safeguard
+
+    def signals(self, layer: int) -> list[Window]:
+        return [Window()]
 
     def score(self, candidates: Candidates) -> Tensor:
         recent = min(OBSERVATION, min(candidates.budgets) // 2)

@@ -11,10 +11,11 @@ from tiny import VOCABULARY, tiny_model
 
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.attention import attention_sums
+from kvbudget.cache.cache import read_aside
 from kvbudget.calibration import functions as signals
 from kvbudget.calibration.answer_curves import answer_curves
 from kvbudget.calibration.curves import loss_curves
-from kvbudget.calibration.probe import Gate, probe, read_later
+from kvbudget.calibration.probe import Gate, probe
 from kvbudget.calibration.prompts import Prompt, find
 from kvbudget.policies.allocate import by_class, lower_hull, round_to_sum, water_fill
 from kvbudget.policies.classify import classify, to_kv_heads
@@ -193,7 +194,7 @@ def read_gated(probed, fewer: list, more: list, mix: torch.Tensor) -> torch.Tens
     model, ids, cache, _ = probed
     for layer, *gate in zip(cache.probes, fewer, more, mix, strict=True):
         layer.gate = Gate(*gate)
-    read = read_later(model, cache, ids[48:])
+    read = read_aside(model, cache, ids[48:])
     for layer in cache.probes:
         layer.gate = None
     return read
