@@ -161,7 +161,7 @@ class _Reader:
         if name not in ALONE | MARKS | ARGUMENTS.keys():
             known = [*ALONE, *ARGUMENTS, *WORDS]
             raise UserError(
-                f"\\{name} is not known{suggest(name, known)}; the commands that tables and figures "
+                f"\\{name} is not known{suggest(name, known)}; commands that tables and figures "
                 "share are listed in kvbudget.study.typeface"
             )
         self.place += 1 + len(name)
