@@ -45,7 +45,7 @@ def table_names(src):
 
 def plan_of(src):
     """The file of a study's plan."""
-    return src.study.root / src.study.directory / "study.json"
+    return src.study.root / src.study.directory / "study-0.json"
 
 
 def write(path, text):

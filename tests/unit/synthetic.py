@@ -85,7 +85,7 @@ def make(root: Path, settings: dict | None = None) -> Path:
         verified = {"model": key, "sha256": "a" * 64, "layers": LAYERS, "context": 8192}
         verified |= {"kv_heads": KV_HEADS, "query_heads": QUERY_HEADS, "head_dim": HEAD_DIM}
         _write(root / f"results/models/{key}.verified.json", verified)
-    file = root / study.directory / "study.json"
+    file = root / study.directory / "study-0.json"
     _write(file.parent / "environment.json", ENVIRONMENT)
     _write(file, study.as_json())
     return file

@@ -388,7 +388,7 @@ def test_titles_are_the_same_in_tables_and_numbers(tmp_path):
 
 def test_an_unknown_number_stops_latex(checked):
     csv, paper = checked
-    draw(source.load(csv.parent / "study.json", csv), paper)
+    draw(source.load(csv.parent / "study-0.json", csv), paper)
     with (paper.parent / "sections/conclusion.tex").open("a") as file:
         file.write(r"\res{no/such/key}")
     done, log = typeset(paper)

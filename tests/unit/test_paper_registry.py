@@ -181,4 +181,4 @@ def test_two_studies_lie_side_by_side(tmp_path):
         _, generated = rendering.build(tmp_path, settings)
         assert generated == tmp_path / "paper" / name
     assert rendering.values(tmp_path / "paper/one")["study/name"] == "one"
-    assert json.loads((tmp_path / "results/two/study.json").read_text())["study"] == "two"
+    assert json.loads((tmp_path / "results/two/study-0.json").read_text())["study"] == "two"

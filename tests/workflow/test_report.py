@@ -13,8 +13,9 @@ def test_the_report_holds_figures_tables_and_their_captions(repo):
     for part in (
         "Study <strong>tiny</strong>: KV-cache compression methods",
         "Quality against kept bytes, by method.",
+        "What each head does, layer by query head",
         "The paper of study tiny.",
-        "paper/figures/loss_curves.pdf",
+        "paper/tiny/figures/loss_curves.pdf",
         "results/tiny/csv/comparisons.csv",
     ):
         assert part in page

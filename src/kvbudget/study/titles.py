@@ -75,7 +75,8 @@ def check(where: str, title: str) -> None:
             else:
                 _Reader(piece.tex).check()
     except UserError as error:
-        raise UserError(f"{where}: {title[:LONGEST]!r} cannot be printed: {error}") from None
+        shown = repr(title[:LONGEST]).replace(r"\\", "\\")
+        raise UserError(f"{where}: {shown} cannot be printed: {error}") from None
 
 
 def _check_text(text: str) -> None:
@@ -160,8 +161,8 @@ class _Reader:
         if name not in ALONE | MARKS | ARGUMENTS.keys():
             known = [*ALONE, *ARGUMENTS, *WORDS]
             raise UserError(
-                f"\\{name} is not known{suggest(name, known)}; known are "
-                + " ".join(f"\\{command}" for command in sorted(known))
+                f"\\{name} is not known{suggest(name, known)}; commands that tables and figures "
+                "share are listed in kvbudget.study.typeface"
             )
         self.place += 1 + len(name)
         for _ in range(ARGUMENTS.get(name, 0)):

@@ -65,6 +65,7 @@ def use() -> None:
             "lines.linewidth": 1.0,
             "lines.markersize": 4,
             "figure.constrained_layout.use": True,
+            "figure.constrained_layout.w_pad": 0.06,
             "pdf.fonttype": 42,
             "svg.hashsalt": "kvbudget",
         }

@@ -61,7 +61,8 @@ def _floats(
         model, task, length, budget, method = values
         mark = "" if group["headline"].all() else r"\(^\dagger\)"
         cells = [
-            Latex(layout.named(src.study, "tasks", task) + mark),
+            # Narrower than elsewhere, as there are two titles to a row.
+            Latex(rf"\named[1in]{{{latex.title(src.study, 'tasks', task)}}}{mark}"),
             Latex(f"{length:,}"),
             latex.budget(budget),
             layout.named(src.study, "methods", method),
