@@ -115,16 +115,17 @@ class BudgetedLayer(AttendingLayer):
         padding, own = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
         self._visible = None if own is None else self._own_mask(own, new)
         positions = self._positions(key, padding)
-        step = self.options.prefill_chunk or new
-        whole = (query, key, value, positions)
+        whole, step = (query, key, value, positions), self.options.prefill_chunk or new
+        if new <= step:
+            return self._read(*whole, scaling, softcap)
         pieces = zip(*(each.split(step, dim=2) for each in whole), strict=True)
-        outputs = [self._read(*piece, scaling, softcap) for piece in pieces]
-        return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
+        return torch.cat([self._read(*piece, scaling, softcap) for piece in pieces], dim=2)
 
     def _begin(self, key: Tensor) -> None:
         """Plan for the prompt, whose length is known now; no slots yet."""
         plan = self.options.plan
-        plan.budgets()  # by which a policy may choose its signals
+        if plan.known:
+            plan.budgets()  # refused early, if at all; and by which a policy may choose its signals
         self.signals = list(self.policy.signals(self.index))
         names = [signal.name for signal in self.signals]
         like = key if plan.codec is None else plan.codec.turn(key)
