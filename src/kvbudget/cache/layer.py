@@ -300,15 +300,13 @@ class BudgetedLayer(AttendingLayer):
         self.store.forget(count)
         self.seen -= count
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last `-tokens_to_remove` tokens, as transformers says it.
+    def check_crop(self) -> None:
+        """See that tokens can be taken back.
 
         Raises:
-            UserError: tokens were evicted for them, or signals have grown with them.
+            UserError: others were evicted for them, or signals have grown with them.
         """
-        if tokens_to_remove == 0 or self.store is None:
-            return
-        if not self.store.holds_all(self.seen):
+        if self.store is not None and not self.store.holds_all(self.seen):
             raise UserError(
                 "tokens cannot be taken back once others were evicted for them; use snapshot() and "
                 "restore(), or method 'full'"
@@ -318,7 +316,11 @@ class BudgetedLayer(AttendingLayer):
                 "tokens cannot be taken back, as they have had a say in what is evicted next; use "
                 "snapshot() and restore(), or method 'full'"
             )
-        self.forget(-tokens_to_remove)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last `-tokens_to_remove` tokens, as transformers puts it."""
+        if tokens_to_remove:
+            self.forget(-tokens_to_remove)
 
     def awaits(self, tokens: int) -> bool:
         """Whether it holds so many tokens of one sequence until they are compressed."""
