@@ -11,8 +11,9 @@ export PIP_NO_INDEX := 1
 endif
 
 BIN := .venv/bin
+KVBUDGET := $(BIN)/kvbudget
 OVERLAY := $(if $(filter-out default,$(STUDY)),--configfile workflow/studies/$(STUDY).yaml)
-SNAKEMAKE := $(BIN)/snakemake $(OVERLAY) --cores 1
+SNAKEMAKE := $(BIN)/snakemake $(OVERLAY) --cores all --resources gpu=1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
@@ -25,52 +26,36 @@ help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 plan: .venv/.installed ## Check STUDY and print what it will cost; nothing is downloaded or computed
-	@$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json > /dev/null
-	@$(BIN)/python -m kvbudget.study.forecast --study results/$(STUDY)/study.json
+	@$(KVBUDGET) plan $(STUDY)
 
-paper: ## Compute the study and build paper/main.pdf
+paper: ## Compute the study and build its paper: paper/STUDY/main.pdf, and a copy as paper/main.pdf
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed tex
-	$(SNAKEMAKE) --resources gpu=1
+	$(SNAKEMAKE)
 
-# In a folder of its own, as paper/ belongs to Snakemake and to finished studies.
-draft: DRAFT := results/$(STUDY)/draft
-draft: .venv/.installed tex ## Typeset what is finished of a study: results/{study}/draft/main.pdf
-	$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json results/environment.json
-	rm -rf $(DRAFT) && mkdir -p $(DRAFT)
-	cp -R paper/main.tex paper/references.bib paper/sections $(DRAFT)
-	$(BIN)/python -m kvbudget.analysis.aggregate --draft --study results/$(STUDY)/study.json \
-	    --models results/models --calibrations results/$(STUDY)/calibrations --out $(DRAFT)/csv
-	set -e; for part in tables figures; do $(BIN)/python -m kvbudget.paper.$$part \
-	    --study results/$(STUDY)/study.json --csv $(DRAFT)/csv --out $(DRAFT)/$$part; done
-	$(BIN)/python -m kvbudget.paper.numbers --study results/$(STUDY)/study.json --csv $(DRAFT)/csv \
-	    --environment results/environment.json --out $(DRAFT)/numbers.tex
-	$(BIN)/python -m kvbudget.paper.check --paper $(DRAFT) --csv $(DRAFT)/csv --out $(DRAFT)/check.txt
-	cd $(DRAFT) && latexmk -pdf -interaction=nonstopmode -halt-on-error -quiet main.tex
+draft: .venv/.installed tex ## Typeset what is finished of a study: paper/STUDY-draft/main.pdf
+	$(SNAKEMAKE) --config draft=true
 
 status: .venv/.installed ## How far a study is, also while it runs: make status [STUDY=...]
-	@$(BIN)/python -m kvbudget.study.status --study results/$(STUDY)/study.json
+	@$(KVBUDGET) status $(STUDY)
 
-rerun: .venv/.installed ## Run one cell again: make rerun CELL=results/.../B20p.json [STUDY=...]
+rerun: .venv/.installed ## Run one cell again: make rerun CELL=results/cells/.../B20p-....json [STUDY=...]
 	@test -n "$(CELL)" || { echo "error: name the cell: make rerun CELL=path [STUDY=...]" >&2; exit 2; }
 	@# The contexts of a finished cell are its old results; those of a failed one are kept.
-	@test ! -e "$(CELL)" || rm -f "$(CELL:.json=.contexts.jsonl)"
-	$(SNAKEMAKE) --resources gpu=1 --force -- $(CELL)
+	@test ! -e "$(CELL)" || rm -f "$(CELL)" "$(CELL:.json=.contexts.jsonl)"
+	$(SNAKEMAKE) -- $(CELL)
 
 report: .venv/.installed ## Write results/{study}/report.html of a finished study: make report [STUDY=...]
 	$(SNAKEMAKE) --report results/$(STUDY)/report.html
 
 verify: .venv/.installed ## Name what of a finished study is stale, and why: make verify [STUDY=...]
-	$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json
-	$(BIN)/python -m kvbudget.study.verify --study results/$(STUDY)/study.json
+	@$(KVBUDGET) verify $(STUDY)
 
-bundle: BUNDLE ?= results/$(STUDY).tar.gz
 bundle: .venv/.installed ## Archive the finished cells of a study: make bundle [STUDY=... BUNDLE=file]
-	$(SNAKEMAKE) --quiet all -- results/$(STUDY)/study.json
-	$(BIN)/python -m kvbudget.study.bundle pack --study results/$(STUDY)/study.json --out "$(BUNDLE)"
+	@$(KVBUDGET) bundle $(STUDY) $(if $(BUNDLE),--out "$(BUNDLE)")
 
 unbundle: .venv/.installed ## Put someone's finished cells into results/: make unbundle BUNDLE=file
 	@test -n "$(BUNDLE)" || { echo "error: name the file: make unbundle BUNDLE=file" >&2; exit 2; }
-	$(BIN)/python -m kvbudget.study.bundle unpack "$(BUNDLE)"
+	@$(KVBUDGET) unbundle "$(BUNDLE)"
 
 # No part of `make test`: it asks the package registry for advisories, which change by the day.
 # Strict, as a package that cannot be looked up must not count as a safe one.
@@ -97,24 +82,24 @@ lint: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
+	$(BIN)/lint-imports
 
 bench: MODEL ?= smollm2-135m
 bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MODEL=key STUDY=... BENCH="--memory-at 20000"]
 	$(SNAKEMAKE) --quiet all -- results/models/$(MODEL).verified.json
-	$(BIN)/python -m kvbudget.run.bench --model-dir results/models/$(MODEL) \
+	$(KVBUDGET) bench --model-dir results/models/$(MODEL) \
 	    --verified results/models/$(MODEL).verified.json --out results/bench/$(MODEL).json $(BENCH)
 
 lock: .venv/.installed ## Record the file hashes of a model: make lock MODEL=key [STUDY=...]
 	@test -n "$(MODEL)" || { echo "error: name the model: make lock MODEL=key [STUDY=...]" >&2; exit 2; }
 	$(SNAKEMAKE) results/models/$(MODEL)/source.json
-	$(BIN)/python -m kvbudget.sources.integrity --model $(MODEL) --dir results/models/$(MODEL) \
-	    --lock workflow/models.lock.yaml --update-lock
+	$(KVBUDGET) lock --model $(MODEL) --dir results/models/$(MODEL) --lock workflow/models.lock.yaml
 
-clean-paper: ## Remove what was rendered into paper/
-	rm -rf paper/tables paper/figures paper/numbers.tex paper/main.pdf paper/.latex
+clean-paper: ## Remove what was rendered for STUDY
+	rm -rf paper/$(STUDY) paper/$(STUDY)-draft paper/main.pdf
 
-clean-results: ## Remove the results of STUDY, cells and all
-	rm -rf results/$(STUDY)
+clean-results: ## Remove all cells and calibrations, and what was made of them for STUDY
+	rm -rf results/$(STUDY) results/cells results/calibrations results/code
 
 clean-downloads: ## Remove models and texts
 	rm -rf results/models results/text

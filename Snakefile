@@ -11,7 +11,7 @@ report: "workflow/report/study.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/models.smk"
+include: "workflow/rules/sources.smk"
 include: "workflow/rules/calibrations.smk"
 include: "workflow/rules/cells.smk"
 include: "workflow/rules/aggregate.smk"
@@ -22,7 +22,7 @@ rule all:
     default_target: True
     input:
         # Every result by name, not just the last: one that was deleted is then made again.
-        list(CELLS),
+        RECORDS,
         CSV,
         TABLE_FILES,
         FIGURE_FILES,

@@ -80,14 +80,17 @@ def filled(where: str, given: Mapping[str, Any], known: Mapping[str, Option]) ->
             )
         if jsonschema.Draft202012Validator(known[name].schema).is_valid(value):
             continue
-        raise UserError(f"{where}: {name} must be {_spoken(known[name].schema)}, not {value!r}")
+        raise UserError(f"{where}: {name} must be {spoken(known[name].schema)}, not {value!r}")
     return {name: option.default for name, option in known.items()} | dict(given)
 
 
-def _spoken(schema: Mapping[str, Any]) -> str:
+def spoken(schema: Mapping[str, Any]) -> str:
     """What a schema of this module asks for, in words."""
-    if "oneOf" in schema:
-        return "auto or an integer of 0 or more"
+    for either in ("oneOf", "anyOf"):
+        if either in schema:
+            return " or ".join(map(spoken, schema[either]))
+    if "const" in schema:
+        return str(schema["const"])
     if "enum" in schema:
         return f"one of {', '.join(map(str, schema['enum']))}"
     if "maximum" in schema:

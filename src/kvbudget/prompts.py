@@ -1,10 +1,29 @@
 """How text becomes the tokens that a model reads: openings, chat turns, questions."""
 
+import datetime
 from typing import Any, Protocol
 
 from kvbudget.errors import UserError
 
 _MARK = "\x00"
+#: The day that chat templates are told it is. Some print it, and a prompt that changes by the day
+#: is another sample tomorrow. It is the one that Llama's own templates print where they know none.
+TODAY = datetime.datetime(2024, 7, 26)
+#: What they may ask for it: a variable, as Llama 3.1 and 3.2 call it, or a function. No caller can
+#: give them functions, so this one is written in their own language. Jinja drops the line's end.
+_DATE_STRING = f"{TODAY:%d %b %Y}"
+_DIRECTIVES = {each: TODAY.strftime(f"%{each}") for each in "aAbBcdfGHIjmMpSuUVwWxXyYZ"}
+_DIRECTIVES |= {f"-{each}": TODAY.strftime(f"%{each}").lstrip("0") or "0" for each in "dmHIMSjy"}
+_STRFTIME_NOW = (
+    "{%- macro strftime_now(format) -%}"
+    f"{{%- set parts = {_DIRECTIVES} -%}}"
+    "{%- for each in format.split('%') -%}"
+    "{%- if loop.first -%}{{ each }}"
+    "{%- elif each[:2] in parts -%}{{ parts[each[:2]] ~ each[2:] }}"
+    "{%- else -%}{{ parts[each[:1]] ~ each[1:] }}"
+    "{%- endif -%}{%- endfor -%}"
+    "{%- endmacro %}\n"
+)
 
 
 class Tokenizer(Protocol):
@@ -14,6 +33,8 @@ class Tokenizer(Protocol):
     chat_template: str | None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def get_chat_template(self) -> str: ...
 
     def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> str: ...
 
@@ -38,7 +59,16 @@ def prompt_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     if not tokenizer.chat_template:
         return opening(tokenizer), []
     message = [{"role": "user", "content": _MARK}]
-    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _STRFTIME_NOW + template
+    text = tokenizer.apply_chat_template(
+        message,
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=True,
+        date_string=_DATE_STRING,
+    )
     head, mark, tail = text.partition(_MARK)
     if not mark:
         raise UserError("the model's chat template does not print the user's message")

@@ -18,8 +18,10 @@ from kvbudget.sources import integrity
 from kvbudget.sources.download import download
 from kvbudget.sources.load import load
 from kvbudget.sources.registry import parse
-from kvbudget.study.expand import expand as study
+from kvbudget.study import expand as study
 from kvbudget.tasks import niah, streaming
+from kvbudget.tasks import registry as tasks
+from kvbudget.tasks.request import Request
 
 pytestmark = pytest.mark.real
 
@@ -82,7 +84,7 @@ def test_every_task_fits_the_lengths_that_a_study_gives_it(overlay, directory, t
         (context,) = samples_of(
             spec | {"samples": {"contexts": 1, "questions": 1}}, tokenizer, text
         )
-        wanted = study.prompt_tokens(spec["task"]["kind"], spec["length"])
+        wanted = round(tasks.kind(spec["task"]["kind"]).prompt_share * spec["length"])
         # A passage to translate has no questions, and says itself when it does not fit.
         for question in context.questions:
             tokens = len(context.ids) + len(question.ids)
@@ -96,10 +98,8 @@ def test_every_task_fits_the_lengths_that_a_study_gives_it(overlay, directory, t
 def test_reading_all_before_writing_is_ordinary_generation(directory):
     model, tokenizer = load(directory, "float32", "cpu")
     verses = [f"{passage}\tLe jour {i}." for i, passage in enumerate(PASSAGES)]
-    (passage,) = streaming.make(
-        tokenizer, verses, length=200, contexts=1, questions=1, seed=1, split="test",
-        options={"k": 1000},
-    )  # fmt: skip
+    request = Request(tokenizer, verses, 200, contexts=1, questions=1, seed=1, split="test")
+    (passage,) = streaming.make(request, streaming.Options(k=1000))
     prompt = torch.tensor([passage.ids + passage.prompt])
     stock = model.generate(
         prompt,
@@ -128,16 +128,8 @@ def test_reading_all_before_writing_is_ordinary_generation(directory):
 def test_the_full_cache_finds_single_needles(directory):
     # float32: exact on every CPU, and faster than bfloat16 on those without such arithmetic.
     model, tokenizer = load(directory, "float32", "cpu")
-    contexts = niah.make(
-        tokenizer,
-        PASSAGES,
-        length=LENGTH,
-        contexts=4,
-        questions=1,
-        seed=1,
-        split="test",
-        options={"needles": 1},
-    )
+    request = Request(tokenizer, PASSAGES, LENGTH, contexts=4, questions=1, seed=1, split="test")
+    contexts = niah.make(request, niah.Options())
     scores, losses = [], []
     for context in contexts:
         (question,) = context.questions

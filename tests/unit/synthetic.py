@@ -1,12 +1,15 @@
 """A small made-up study for tests of analysis and paper. Its numbers mean nothing."""
 
+import itertools
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from kvbudget.study.records import budget_token
+from kvbudget.study.identity import digest
+from kvbudget.study.plan import DEFAULT, OURS, Calibration, Planned, Study
 
 LAYERS, QUERY_HEADS, KV_HEADS, HEAD_DIM = 6, 6, 2, 16
 METHODS = {
@@ -67,30 +70,25 @@ def config(**changes: object) -> dict:
 
 
 def make(root: Path, settings: dict | None = None) -> Path:
-    """Write study.json, records, calibrations and verified.json under `root/results`.
+    """Write the plan, records, calibrations and verified.json under `root/results`.
 
     Returns:
-        The path of study.json.
+        The path of the plan.
     """
     settings = settings or config()
-    results = root / "results"
-    folder = results / settings["study"]
-    cells = _expand(settings)
-    for cell in cells:
-        _write(folder / cell["path"].split(f"{settings['study']}/", 1)[1], record(cell))
+    study = _expand(settings)
+    for cell in study.cells:
+        _write(root / cell.path, record(cell))
+    for each in study.calibrations:
+        _write(root / each.path, calibration(each.model))
     for key in settings["models"]:
         verified = {"model": key, "sha256": "a" * 64, "layers": LAYERS, "context": 8192}
         verified |= {"kv_heads": KV_HEADS, "query_heads": QUERY_HEADS, "head_dim": HEAD_DIM}
-        _write(results / "models" / f"{key}.verified.json", verified)
-        if any(
-            METHODS.get(c["spec"]["method"]["name"], {}).get("policy") == "head-aware"
-            for c in cells
-        ):
-            _write(folder / "calibrations" / f"{key}.json", calibration(key))
-    _write(results / "environment.json", ENVIRONMENT)
-    plan = {"study": settings["study"], "config": settings, "cells": cells}
-    _write(folder / "study.json", plan)
-    return folder / "study.json"
+        _write(root / f"results/models/{key}.verified.json", verified)
+    file = root / study.directory / "study.json"
+    _write(file.parent / "environment.json", ENVIRONMENT)
+    _write(file, study.as_json())
+    return file
 
 
 ENVIRONMENT = {
@@ -102,29 +100,40 @@ ENVIRONMENT = {
 }
 
 
-def _expand(settings: dict) -> list[dict]:
-    cells: dict[str, dict] = {}
+TEXT = "results/text/kjv-0.txt"
+
+
+def _expand(settings: dict) -> Study:
+    calibrations = {
+        key: Calibration(key, DEFAULT, {}, "c0de", digest(key), TEXT) for key in settings["models"]
+    }
+    cells: dict[str, Planned] = {}
     for experiment in settings["experiments"]:
-        for model in experiment["models"]:
-            for task in experiment["tasks"]:
-                for length in experiment["lengths"]:
-                    for method in experiment["methods"]:
-                        entry = settings["methods"][method]
-                        full = entry["policy"] == "full"
-                        for budget in [None] if full else experiment["budgets"]:
-                            _add(cells, settings, experiment, (model, task, length, method, budget))
-    return list(cells.values())
-
-
-def _add(cells: dict, settings: dict, experiment: dict, axes: tuple) -> None:
-    model, task, length, method, budget = axes
-    path = (
-        f"results/{settings['study']}/cells/{model}/{task}/L{length}/{method}/"
-        f"B{budget_token(budget)}.json"
+        axes = (experiment[name] for name in ("models", "tasks", "lengths", "methods"))
+        for model, task, length, method in itertools.product(*axes):
+            full = settings["methods"][method]["policy"] == "full"
+            for budget in [None] if full else experiment["budgets"]:
+                spec = _spec(settings, model, task, length, method, budget)
+                ours = spec["method"]["policy"] == OURS
+                code = f"{spec['method']['policy']}-{spec['task']['kind']}" * 4
+                known = calibrations[model].path if ours else None
+                cell = Planned(spec, code, digest(spec), TEXT, known, (experiment["name"],))
+                before = cells[cell.path].experiments if cell.path in cells else ()
+                cells[cell.path] = replace(cell, experiments=before + cell.experiments)
+    used = {cell.calibration for cell in cells.values()}
+    return Study(
+        settings["study"],
+        settings,
+        tuple(cells.values()),
+        tuple(each for each in calibrations.values() if each.path in used),
     )
+
+
+def _spec(
+    settings: dict, model: str, task: str, length: int, method: str, budget: str | int | None
+) -> dict:
     entry = {k: v for k, v in settings["methods"][method].items() if k != "title"}
-    kind = settings["tasks"][task]["kind"]
-    spec = {
+    return {
         "model": model,
         "dtype": settings["dtype"],
         "seed": settings["seed"],
@@ -135,17 +144,12 @@ def _add(cells: dict, settings: dict, experiment: dict, axes: tuple) -> None:
         "budget": budget,
         "samples": settings["samples"],
     }
-    cell = cells.setdefault(
-        path,
-        {"path": path, "experiments": [], "spec": spec, "code": f"{entry['policy']}-{kind}" * 4},
-    )
-    cell["experiments"].append(experiment["name"])
 
 
-def record(cell: dict) -> dict:
+def record(cell: Planned) -> dict:
     """A plausible record: quality falls with the kept share, cost grows with it."""
-    spec = cell["spec"]
-    rng = np.random.default_rng(hash_of(cell["path"]))
+    spec = cell.spec
+    rng = np.random.default_rng(hash_of(cell.path))
     length, budget, method = spec["length"], spec["budget"], spec["method"]["name"]
     share = 1.0 if budget is None else _tokens(budget, length) / length
     skill = SKILL.get(method, 0.2) * (share**0.2)
@@ -178,7 +182,8 @@ def record(cell: dict) -> dict:
     out = {
         "schema": 1,
         "spec": spec,
-        "code": cell["code"],
+        "code": cell.code,
+        "identity": cell.identity,
         "samples": samples,
         "memory": {
             "cache_bytes_planned": planned,

@@ -23,7 +23,7 @@ from kvbudget.analysis.statistics import (
     verdict,
 )
 from kvbudget.errors import UserError
-from kvbudget.study.records import budget_token, load_study
+from kvbudget.study.plan import budget_token, load_study
 
 
 @pytest.fixture
@@ -39,9 +39,8 @@ def finished(tmp_path_factory):
 
 
 def run(study, **options):
-    results = study.parent.parent
     out = study.parent / "csv"
-    aggregate(study, out, results / "models", study.parent / "calibrations", **options)
+    aggregate(load_study(study), out, **options)
     return out
 
 
@@ -50,9 +49,13 @@ def a_cell(study, method="h2o"):
     return next(c for c in cells if c.method == method and c.task == "niah_single")
 
 
+def record_file(study, cell):
+    return load_study(study).root / cell.path
+
+
 def edit(study, cell, change):
     """Change a record on disk."""
-    file = load_study(study).record_file(cell)
+    file = record_file(study, cell)
     record = json.loads(file.read_text())
     change(record)
     file.write_text(json.dumps(record))
@@ -64,19 +67,16 @@ def refusal(study, **options):
     return str(error.value)
 
 
-def mended_by(message, cell, force=True):
-    """Whether the message has the command that measures this cell.
+def mended_by(message, cell, wrong=True):
+    """Whether the message has the command that measures this cell; a wrong record goes first.
 
-    The targets come right after `--cores 1`: Snakemake would take a path that follows an option of
-    many values, such as `--forcerun` or `--configfile`, for one of those.
+    The targets come after `--`: Snakemake would take a path that follows an option of many values,
+    such as `--resources` or `--configfile`, for one of those.
     """
     path = re.escape(cell.path)
-    forced = rf"--forcerun (\S+ )*{path} (\S+ )*" if force else r"((?!--forcerun).)*"
-    command = re.compile(
-        rf"snakemake {forced}--cores 1 (\S+ )*{path}|"
-        rf"snakemake --configfile \S+ {forced}--cores 1 (\S+ )*{path}"
-    )
-    return any(command.search(line) for line in message.splitlines())
+    gone = rf"rm -f (\S+ )*{path} (\S+ )*&& " if wrong else ""
+    command = re.compile(rf"  {gone}snakemake [^&]*--cores 1 [^&]*-- (\S+ )*{path}( \S+)*$")
+    return any(command.match(line) for line in message.splitlines())
 
 
 # --- what is refused
@@ -85,25 +85,25 @@ def mended_by(message, cell, force=True):
 def test_missing_cells_are_all_named(study):
     cells = [a_cell(study, "h2o"), a_cell(study, "full")]
     for cell in cells:
-        load_study(study).record_file(cell).unlink()
+        record_file(study, cell).unlink()
     message = refusal(study)
     assert message.count("no record") == 2
-    assert all(mended_by(message, cell, force=False) for cell in cells)
-    assert "--forcerun" not in message
+    assert all(mended_by(message, cell, wrong=False) for cell in cells)
+    assert "rm -f" not in message
 
 
 def test_no_cell_at_all(study):
     plan = load_study(study)
     for cell in plan.cells:
-        plan.record_file(cell).unlink()
+        (plan.root / cell.path).unlink()
     assert refusal(study).count("no record") == len(plan.cells)
     message = refusal(study, draft=True)
-    assert "has no finished cell" in message and plan.command([]) in message
+    assert "has no finished cell" in message and plan.run([]) in message
 
 
 def test_a_draft_may_lack_cells(study):
     cell = a_cell(study)
-    load_study(study).record_file(cell).unlink()
+    record_file(study, cell).unlink()
     out = run(study, draft=True)
     assert list(schema.read(out, "missing")["path"]) == [cell.path]
 
@@ -139,7 +139,7 @@ def test_more_bytes_than_planned(study):
         record["memory"]["cache_bytes_allocated"] = 2 * record["memory"]["cache_bytes_planned"]
 
     edit(study, cell, more)
-    memory = json.loads(load_study(study).record_file(cell).read_text())["memory"]
+    memory = json.loads(record_file(study, cell).read_text())["memory"]
     message = refusal(study)
     (line,) = [line for line in message.splitlines() if " holds " in line]
     assert cell.path in line
@@ -187,10 +187,10 @@ def test_fewer_contexts_than_planned(study, kept):
 
 def test_several_problems_are_named_in_one_refusal(study):
     lacking, wrong = a_cell(study, "h2o"), a_cell(study, "full")
-    load_study(study).record_file(lacking).unlink()
+    record_file(study, lacking).unlink()
     edit(study, wrong, lambda r: r.update(code="other"))
     message = refusal(study)
-    assert mended_by(message, lacking, force=False) and mended_by(message, wrong)
+    assert mended_by(message, lacking, wrong=False) and mended_by(message, wrong)
 
 
 @pytest.mark.parametrize("part, name", [("memory", "peak_rss_bytes"), ("timing", "prefill_s")])
@@ -201,11 +201,20 @@ def test_costs_that_are_not_finite(study, part, name):
     assert f"{name} is nan" in message and mended_by(message, cell)
 
 
-def test_other_code(study):
+def spec_of_seed_two(record):
+    record["spec"]["seed"] = 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda r: r.update(code="other"), lambda r: r.update(identity="other"), spec_of_seed_two],
+    ids=["code", "identity", "spec"],
+)
+def test_the_record_of_another_cell(study, change):
     cell = a_cell(study)
-    edit(study, cell, lambda r: r.update(code="other"))
+    edit(study, cell, change)
     message = refusal(study)
-    assert "other code" in message and mended_by(message, cell)
+    assert "holds the record of another cell" in message and mended_by(message, cell)
 
 
 def test_mixed_code_digests(study):
@@ -217,13 +226,6 @@ def test_mixed_code_digests(study):
     edit(study, cell, lambda r: r.update(code="other"))
     message = refusal(study)
     assert "mixes code digests" in message and mended_by(message, cell)
-
-
-def test_other_spec(study):
-    cell = a_cell(study)
-    edit(study, cell, lambda r: r["spec"].update(seed=2))
-    message = refusal(study)
-    assert "seed was 2, the plan has 1" in message and mended_by(message, cell)
 
 
 def test_other_weights(study):
@@ -244,23 +246,25 @@ def test_other_questions(study):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 9}'])
 def test_what_is_no_record(study, text):
     cell = a_cell(study)
-    load_study(study).record_file(cell).write_text(text)
+    record_file(study, cell).write_text(text)
     message = refusal(study)
     assert cell.path in message and mended_by(message, cell)
 
 
 def test_a_calibration_with_nan(study):
-    file = study.parent / "calibrations" / "tiny_a.json"
-    calibration = json.loads(file.read_text())
+    plan = load_study(study)
+    path = plan.calibrations[0].path
+    calibration = json.loads((plan.root / path).read_text())
     calibration["heads"]["retrieval"][0][0] = math.nan
-    file.write_text(json.dumps(calibration))
+    (plan.root / path).write_text(json.dumps(calibration))
     message = refusal(study)
-    assert str(file) in message and "--forcerun" in message
+    assert f"calibration {path}: holds a number that is not finite" in message
+    assert f"rm {path} && {plan.run([path])}" in message
 
 
 def test_no_plan(tmp_path):
     with pytest.raises(UserError, match="snakemake"):
-        aggregate(tmp_path / "study.json", tmp_path / "csv")
+        load_study(tmp_path / "study.json")
 
 
 # --- what comes out
@@ -344,7 +348,7 @@ def test_pooled_comparisons_count_a_context_that_tasks_share_once(tmp_path):
 def test_cells_hold_what_the_record_says(finished):
     study, out = finished
     cell = a_cell(study)
-    record = json.loads(load_study(study).record_file(cell).read_text())
+    record = json.loads(record_file(study, cell).read_text())
     rows = schema.read(out, "cells")
     mine = rows[
         (rows["task"] == cell.task)
@@ -398,7 +402,7 @@ def test_comparisons_are_paired_by_context(finished):
             if (c.model, c.task, c.length, c.method) == (*row[["model", "task", "length"]], method)
             and c.budget == row["budget"]
         )
-        samples = json.loads(plan.record_file(cell).read_text())["samples"]
+        samples = json.loads((plan.root / cell.path).read_text())["samples"]
         contexts = sorted({s["context_id"] for s in samples})
         return np.array(
             [np.mean([s["nll"] for s in samples if s["context_id"] == c]) for c in contexts]

@@ -8,7 +8,8 @@ from kvbudget import attach, make_cache
 from kvbudget.analysis.checks import beyond_plan
 from kvbudget.cache.streaming import StreamingCache
 from kvbudget.run.translation import Translator
-from kvbudget.study.records import Cell, Planned
+from kvbudget.study.plan import Planned
+from kvbudget.study.records import Cell
 
 PROMPT = 400
 METHODS = [

@@ -1,6 +1,5 @@
 """One cell on a tiny random model: the record, its repeatability, and going on after a kill."""
 
-import argparse
 import json
 import os
 import subprocess
@@ -9,15 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from specs import task
 
 from kvbudget import UserError, attach
 from kvbudget.calibration.calibrate import calibrate
-from kvbudget.run.cell import Runner, finished, run_cell
+from kvbudget.run.cell import Cell, Runner, finished, run_cell
 from kvbudget.sources import integrity
 from kvbudget.sources.download import download
+from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
 from kvbudget.sources.registry import Random
-from kvbudget.sources.text import build, read_passages
+from kvbudget.sources.text import build
 from kvbudget.tasks import perplexity
 
 SPEC = {
@@ -25,13 +26,13 @@ SPEC = {
     "dtype": "float32",
     "seed": 1,
     "haystack": "license",
-    "task": {"name": "niah_multikey", "kind": "niah", "needles": 4},
+    "task": task("niah_multikey", "niah", needles=4),
     "length": 800,
     "method": {"name": "h2o", "policy": "h2o"},
     "budget": "20%",
     "samples": {"contexts": 2, "questions": 2},
 }
-PERPLEXITY = {"name": "perplexity", "kind": "perplexity", "chunk": 64}
+PERPLEXITY = task("perplexity", "perplexity")
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +47,12 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def arguments(home: Path, out: Path, **changes) -> argparse.Namespace:
+def arguments(home: Path, out: Path, **changes) -> Cell:
     calibration = changes.pop("calibration", None)
-    return argparse.Namespace(
+    return Cell(
         spec={**SPEC, **changes},
         code="digest",
+        identity="identity",
         model_dir=home / "tiny",
         verified=home / "tiny.verified.json",
         text=home / "text.txt",
@@ -67,8 +69,11 @@ def outcome(record: dict) -> list:
 def test_the_record_of_a_cell(home, tmp_path):
     record = run_cell(arguments(home, tmp_path / "cell.json"))
     assert json.loads((tmp_path / "cell.json").read_text()) == record
-    assert (tmp_path / "cell.contexts.jsonl").read_bytes().count(b"\n") == 1 + 2
+    identity, *contexts = (tmp_path / "cell.contexts.jsonl").read_text().splitlines()
+    assert json.loads(identity) == {"identity": "identity"}
+    assert len(contexts) == 2
     assert (record["schema"], record["spec"], record["code"]) == (1, SPEC, "digest")
+    assert record["identity"] == "identity"
     assert len(record["samples"]) == 4
     assert len({sample["context_id"] for sample in record["samples"]}) == 2
     assert len({sample["id"] for sample in record["samples"]}) == 4
@@ -76,6 +81,7 @@ def test_the_record_of_a_cell(home, tmp_path):
         assert abs(sample["prompt_tokens"] - 800) <= 8
         assert 0 <= sample["score"] <= 1
         assert sample["nll"] > 0
+        assert 0 < sample["depth"][0] < 1
     memory = record["memory"]
     assert memory["cache_bytes_planned"] == pytest.approx(
         0.2 * memory["cache_bytes_full"], rel=0.01
@@ -97,11 +103,12 @@ def refuse(event, arguments):
         os.write(2, f"{event} {arguments}".encode())
         os._exit(9)  # an exception might be caught
 sys.addaudithook(refuse)
-runpy.run_module("kvbudget.run.cell", run_name="__main__", alter_sys=True)
+runpy.run_module("kvbudget", run_name="__main__", alter_sys=True)
 """
     out = tmp_path / "cell.json"
-    command = [sys.executable, "-c", run, "--spec", json.dumps(SPEC)]
-    command += ["--code", "digest", "--model-dir", str(home / "tiny"), "--out", str(out)]
+    command = [sys.executable, "-c", run, "cell", "--spec", json.dumps(SPEC)]
+    command += ["--code", "digest", "--identity", "identity"]
+    command += ["--model-dir", str(home / "tiny"), "--out", str(out)]
     command += ["--verified", str(home / "tiny.verified.json"), "--text", str(home / "text.txt")]
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_OFFLINE")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -169,13 +176,13 @@ def test_a_cell_goes_on_where_it_was_killed(home, tmp_path):
 
 def test_side_files_of_another_cell_are_not_taken(tmp_path):
     side = tmp_path / "cell.contexts.jsonl"
-    side.write_text('{"spec": 1, "code": "old"}\n{"samples": []}\n')
-    assert finished(side, {"spec": 1, "code": "new"}) == []
-    assert side.read_text() == '{"spec": 1, "code": "new"}\n'
+    side.write_text('{"identity": "old"}\n{"samples": []}\n')
+    assert finished(side, "new") == []
+    assert side.read_text() == '{"identity": "new"}\n'
 
 
 def test_a_cell_that_outlived_its_run_writes_where_no_one_reads(tmp_path):
-    side, identity = tmp_path / "cell.contexts.jsonl", {"spec": 1, "code": "c"}
+    side, identity = tmp_path / "cell.contexts.jsonl", "identity"
     assert finished(side, identity) == []
     with side.open("a") as survivor:
         survivor.write('{"samples": [1]}\n')
@@ -200,8 +207,8 @@ def test_perplexity_reads_the_second_half_through_the_bounded_cache(home, tmp_pa
 def test_chunks_change_nothing_for_a_cache_that_keeps_everything(home, tmp_path):
     losses = []
     for chunk in (16, 800):
-        task, full = PERPLEXITY | {"chunk": chunk}, {"name": "full", "policy": "full"}
-        args = arguments(home, tmp_path / f"{chunk}.json", task=task, method=full, budget=None)
+        pieces, full = PERPLEXITY | {"chunk": chunk}, {"name": "full", "policy": "full"}
+        args = arguments(home, tmp_path / f"{chunk}.json", task=pieces, method=full, budget=None)
         losses.append([sample["nll"] for sample in run_cell(args)["samples"]])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 

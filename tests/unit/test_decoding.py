@@ -195,6 +195,22 @@ def test_the_kernel_on_cuda_equals_dense_calls(dtype, monkeypatch):
     torch.testing.assert_close(kernel, dense, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "runs"),
+    [
+        ((7, 5), torch.float16, 64, False),  # Turing: T4, RTX 2080
+        ((8, 0), torch.float16, 64, True),
+        ((9, 0), torch.bfloat16, 256, True),
+        ((9, 0), torch.bfloat16, 512, False),
+        ((9, 0), torch.float32, 64, False),
+    ],
+)
+def test_the_kernel_is_asked_for_only_where_it_runs(capability, dtype, head_dim, runs, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert ragged.has_varlen_kernel(torch.device("cuda", 1), dtype, head_dim) == runs
+    assert not ragged.has_varlen_kernel(torch.device("cpu"), dtype, head_dim)
+
+
 def test_moved_keys_equal_keys_rotated_at_the_new_position():
     frequencies = 10000 ** -(torch.arange(0, DIM, 2) / DIM)
     raw = drawn(1, 5, seed=0)

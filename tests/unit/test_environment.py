@@ -52,8 +52,9 @@ def test_warnings_name_what_is_missing_and_the_remedy(found):
 
 
 def test_a_requirement_that_is_not_met_stops(found):
-    poor = found | {"tex": {"latexmk": None}, "cuda": {"devices": []}, "disk_free_bytes": 2**30}
-    with pytest.raises(UserError, match="no CUDA device"):
+    poor = found | {"tex": {"latexmk": None}, "disk_free_bytes": 2**30}
+    poor |= {"cuda": {"version": None, "devices": []}}
+    with pytest.raises(UserError, match=r"no CUDA device .* run it on a machine with a GPU"):
         environment.requirements(poor, cuda=True, tex=True, disk=0)
     with pytest.raises(UserError, match="latexmk is missing"):
         environment.requirements(poor, cuda=False, tex=True, disk=0)
@@ -63,7 +64,7 @@ def test_a_requirement_that_is_not_met_stops(found):
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, "-m", "kvbudget.run.environment", "--out", str(tmp_path / "e.json")]
+    command = [sys.executable, "-m", "kvbudget", "environment", "--out", str(tmp_path / "e.json")]
     subprocess.run(command, check=True, capture_output=True)
     found = json.loads((tmp_path / "e.json").read_text())
     assert "torch" in found["versions"]

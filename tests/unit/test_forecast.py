@@ -1,5 +1,6 @@
 """What a study costs, from its plan alone and from its first finished cells."""
 
+import dataclasses
 import datetime
 import json
 import re
@@ -8,48 +9,41 @@ import sys
 
 import numpy as np
 import pytest
-from test_study import expand, load
+from test_study import REPO, expand, load
 
 from kvbudget.sources.registry import Size
 from kvbudget.study import forecast
-from kvbudget.study.records import load_study
+from kvbudget.study.plan import Study
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
 @pytest.fixture
-def planned(tmp_path):
-    """The full study's plan as a file."""
-    file = tmp_path / "results" / "full" / "study.json"
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(expand(load("full")).plan()))
-    return file
+def study(tmp_path) -> Study:
+    """The full study, with nothing on disk."""
+    return expand(load("full"), tmp_path)
 
 
 def finish(study, cells, seconds):
     """Leave the part of a record that a forecast reads."""
     for cell in cells:
-        file = study.record_file(cell)
+        file = study.root / cell.path
         file.parent.mkdir(parents=True, exist_ok=True)
         end = START + datetime.timedelta(seconds=seconds(cell))
         when = {"started": START.isoformat(), "finished": end.isoformat()}
         file.write_text(json.dumps({"provenance": when}))
 
 
-def test_the_full_study_before_anything_is_there(planned, tmp_path):
+def test_the_full_study_before_anything_is_there(study):
     """In a process of its own, which shows that no torch is needed."""
     code = (
-        "import sys; from kvbudget import forecast; forecast.main();"
+        "import sys; from kvbudget.cli import main; main(['plan', 'full']);"
         "sys.exit('torch' in sys.modules)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, "--study", planned, "--models", tmp_path],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO
     )
-    print(run.stdout)
-    assert f"{len(load_study(planned).cells)} cells, valid" in run.stdout
+    assert f"{len(study.cells)} cells, valid" in run.stdout
     assert re.search(r"llama3.1-8b +meta-llama/Llama-3.1-8B-Instruct +yes +no +16.1", run.stdout)
     assert "HF_TOKEN" in run.stdout
     assert "https://huggingface.co/google/gemma-2-9b-it" in run.stdout
@@ -66,8 +60,7 @@ def test_memory_by_hand():
     assert forecast.cache_bytes(slid, 100, 2) == (100 + 3 * 10) * 2 * 2 * 2
 
 
-def test_hours_follow_from_finished_cells(planned, tmp_path):
-    study = load_study(planned)
+def test_hours_follow_from_finished_cells(study, tmp_path):
     known = forecast.sizes(study, tmp_path)
     law = np.array([12.0, 9.0, 30.0, 50.0])
 
@@ -91,10 +84,7 @@ def test_a_translation_is_written_while_it_is_read(tmp_path):
     """A cell that streams takes far longer than one that asks at the end, and the fit finds it."""
     config = load("streaming")
     config["experiments"][0] |= {"tasks": ["wait_3", "niah_single"], "lengths": [200, 300, 400]}
-    file = tmp_path / "results" / "streaming" / "study.json"
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(expand(config).plan()))
-    study = load_study(file)
+    study = expand(config, tmp_path)
     known = forecast.sizes(study, tmp_path)
     law = np.array([10.0, 1e4, 1e4, 3e5])
 
@@ -115,35 +105,29 @@ def test_a_translation_is_written_while_it_is_read(tmp_path):
         assert costs.hours(cell, known[cell.model]) == pytest.approx(seconds(cell) / 3600, rel=0.03)
 
 
-def test_a_context_that_is_repeated_is_read_twice(planned, tmp_path):
-    plan = json.loads(planned.read_text())
-    once = plan["cells"][0]
-    spec = {**once["spec"], "method": {"name": "zip", "policy": "kvzip"}}
-    plan["cells"] = [once, {**once, "spec": spec}]
-    planned.write_text(json.dumps(plan))
-    study = load_study(planned)
-    size = forecast.sizes(study, tmp_path)[study.cells[0].model]
-    one, two = (forecast.work(cell, size) for cell in study.cells)
+def test_a_context_that_is_repeated_is_read_twice(study, tmp_path):
+    once = study.cells[0]
+    spec = {**once.spec, "method": {"name": "zip", "policy": "kvzip"}}
+    size = forecast.sizes(study, tmp_path)[once.model]
+    one, two = (forecast.work(c, size) for c in (once, dataclasses.replace(once, spec=spec)))
     assert (two / one).tolist() == [1, 2, 4, 1]
 
 
-def test_a_model_of_unknown_size_is_said_to_be(planned, tmp_path):
-    plan = json.loads(planned.read_text())
-    del plan["config"]["models"]["llama3.1-8b"]["size"]
-    planned.write_text(json.dumps(plan))
-    text = forecast.report(load_study(planned), tmp_path)
+def test_a_model_of_unknown_size_is_said_to_be(tmp_path):
+    config = load("full")
+    del config["models"]["llama3.1-8b"]["size"]
+    text = forecast.report(expand(config, tmp_path), tmp_path)
     assert re.search(r"llama3.1-8b .* unknown", text)
     assert "Downloads: at least 26.7 GB" in text
 
 
-def test_a_verified_model_needs_no_size_and_no_download(planned, tmp_path):
-    plan = json.loads(planned.read_text())
-    size = plan["config"]["models"]["qwen2.5-3b"].pop("size")
-    planned.write_text(json.dumps(plan))
+def test_a_verified_model_needs_no_size_and_no_download(tmp_path):
+    config = load("full")
+    size = config["models"]["qwen2.5-3b"].pop("size")
     verified = {name: size[name] for name in ("layers", "query_heads", "kv_heads", "head_dim")}
     verified |= {"checks": {"parameters": size["parameters"]}, "context": 32768}
     verified |= {"layer_types": ["full_attention"] * size["layers"]}
     (tmp_path / "qwen2.5-3b.verified.json").write_text(json.dumps(verified))
-    text = forecast.report(load_study(planned), tmp_path)
+    text = forecast.report(expand(config, tmp_path), tmp_path)
     assert re.search(r"qwen2.5-3b .* no +yes +0 +6.17", text)
     assert "Downloads: 36.5 GB" in text

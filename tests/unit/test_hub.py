@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub.constants as constants
@@ -12,8 +13,9 @@ import pytest
 from hub_server import COMMIT, REPO, serve
 
 from kvbudget.errors import UserError
+from kvbudget.sources import formats, modelscope
 from kvbudget.sources.download import download
-from kvbudget.sources.registry import Hub
+from kvbudget.sources.registry import Hub, ModelScope
 
 SPEC = Hub(repo=REPO, revision=COMMIT)
 FILES = {
@@ -217,10 +219,76 @@ class TestOffline:
         assert "does not hold all of it; unset HF_HUB_OFFLINE" in refusal(get)
 
 
+class TestWeights:
+    """Of the files of a repository, those that transformers reads."""
+
+    SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    COPIES = ("consolidated.safetensors", "original/consolidated.00.safetensors", "model-Q4.gguf")
+    COPIES += ("original/model.safetensors", "onnx/model.onnx", "model.fp16.safetensors")
+
+    def share(self, hub, **others: bytes) -> None:
+        """The weights in two parts, and the same in other layouts."""
+        content = hub.files.pop("model.safetensors")
+        index = {"weight_map": dict(zip("ab", self.SHARDS, strict=True))}
+        hub.files |= {name: content + name.encode() for name in self.SHARDS}
+        hub.files |= {"model.safetensors.index.json": json.dumps(index).encode()}
+        hub.files |= dict.fromkeys(self.COPIES, content) | others
+
+    def fetched(self, hub) -> set[str]:
+        return {request.path.rpartition("/")[2] for request in hub.asked("GET", "/cdn/")}
+
+    def test_the_parts_that_the_index_names_and_no_other_layout(self, hub, get):
+        self.share(hub)
+        made = get()
+        assert self.fetched(hub) == set(self.SHARDS)
+        names = {path.name for path in made.iterdir() if path.suffix != ".json"}
+        assert names == set(self.SHARDS)
+        before = len(hub.requests)
+        get()
+        assert len(hub.requests) == before
+
+    def test_modelscope_is_asked_for_the_same(self, hub, get, tmp_path, monkeypatch):
+        """Its client is no part of the test's installation: a folder stands for its cache."""
+        self.share(hub)
+        asked = []
+
+        def snapshot(repo: str, revision: str, patterns) -> Path:
+            asked.extend(patterns)
+            for name in hub.files:
+                if any(fnmatch(name, pattern) for pattern in patterns):
+                    (tmp_path / name).parent.mkdir(exist_ok=True)
+                    (tmp_path / name).write_bytes(hub.files[name])
+            return tmp_path
+
+        monkeypatch.setattr(modelscope, "snapshot", snapshot)
+        made = get(ModelScope(repo=REPO, revision="v1"))
+        weights = {path.name for path in made.iterdir() if path.suffix == ".safetensors"}
+        assert weights == set(self.SHARDS)
+        assert not {*self.COPIES, *formats.ALLOWED[:1]} & set(asked)
+
+    def test_a_whole_file_comes_before_the_index(self, hub, get):
+        self.share(hub, **{"model.safetensors": b"whole"})
+        get()
+        assert self.fetched(hub) == {"model.safetensors"}
+
+    def test_a_part_that_the_repository_lacks(self, hub, get):
+        self.share(hub)
+        del hub.files[self.SHARDS[1]]
+        with pytest.raises(UserError, match=rf"tiny: {self.SHARDS[1]}, which .* names, is not"):
+            get()
+
+    def test_parts_without_an_index(self, hub, get):
+        self.share(hub)
+        del hub.files["model.safetensors.index.json"]
+        with pytest.raises(UserError, match=r"and no model\.safetensors\.index\.json"):
+            get()
+        assert not self.fetched(hub)
+
+
 class TestRefused:
     def test_weights_that_are_pickles(self, hub, get):
         del hub.files["model.safetensors"]
-        with pytest.raises(UserError, match=r"tiny: its source has no config.json with \*.safe"):
+        with pytest.raises(UserError, match=r"no model\.safetensors, and no .*pickled weights"):
             get()
         assert not hub.asked("GET", "/cdn/")
 
@@ -235,7 +303,7 @@ def test_the_command_with_a_token_that_appears_nowhere(hub, tmp_path):
     """As the rule runs it: its own process, configured by the environment alone."""
     hub.token, hub.licensed = TOKEN, {TOKEN}
     spec = {"source": "hub", "repo": REPO, "revision": COMMIT}
-    command = [sys.executable, "-m", "kvbudget.sources.download", "--model", "tiny"]
+    command = [sys.executable, "-m", "kvbudget", "fetch-model", "--model", "tiny"]
     command += ["--spec", json.dumps(spec), "--out", str(tmp_path / "tiny")]
     unset = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN")
     environment = {name: value for name, value in os.environ.items() if name not in unset}

@@ -11,7 +11,7 @@ from kvbudget.run.lease import visible
 
 def start(command: str, tmp_path, gpus: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "kvbudget.run.lease", "bash", "-c", command],
+        [sys.executable, "-m", "kvbudget", "lease", "bash", "-c", command],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": gpus, "TMPDIR": str(tmp_path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

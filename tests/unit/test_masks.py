@@ -145,21 +145,34 @@ def test_scores_follow_the_mask():
     assert held(kept) < held(usual)
 
 
-def test_a_causal_mask_in_four_dimensions_changes_nothing():
-    """As long as several blocks of queries; prompt and decode step."""
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("h2o", {}), ("h2o", {"prefill_chunk": 16}), ("streaming-llm", {"positions": "cache"})],
+)
+def test_a_causal_mask_in_four_dimensions_changes_nothing(method, options):
+    """Nor does it stand in the way of what other masks do."""
     model = attach(tiny_model("llama"))
-    count = 2 * BLOCK + 3
-    expected, ours = make_cache(model, "h2o", 40), make_cache(model, "h2o", 40)
-    seen = torch.ones(count + 1, count + 1, dtype=torch.bool).tril()[None, None]
-    for piece in (slice(count), slice(count, count + 1)):
-        ids = tokens(count + 1)[:, piece]
-        logits = model(
-            ids, past_key_values=ours, attention_mask=seen[:, :, piece, : piece.stop]
-        ).logits
-        torch.testing.assert_close(logits, model(ids, past_key_values=expected).logits, **CLOSE)
+    expected, ours = (make_cache(model, method, 40, **options) for _ in "ab")
+    seen = torch.ones(61, 61, dtype=torch.bool).tril()[None, None]
+    for piece in (slice(60), slice(60, 61)):
+        ids = tokens(61)[:, piece]
+        mask = seen[:, :, piece, : piece.stop]
+        logits = model(ids, past_key_values=ours, attention_mask=mask).logits
+        assert torch.equal(logits, model(ids, past_key_values=expected).logits)
     for layer in range(4):
         pairs = zip(ours.kept_positions(layer), expected.kept_positions(layer), strict=True)
         assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_a_mask_over_several_blocks_of_queries():
+    """A window, as a caller's mask."""
+    model = attach(tiny_model("llama"))
+    count = 2 * BLOCK + 3
+    seen = torch.ones(count, count, dtype=torch.bool).tril().triu(-40)
+    expected = eager(model, tokens(count), attention_mask=added(seen))
+    cache = make_cache(model, "full")
+    logits = model(tokens(count), past_key_values=cache, attention_mask=seen[None, None]).logits
+    torch.testing.assert_close(logits, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("which", [NONE, STOCK, OURS])
@@ -326,6 +339,19 @@ def test_generation_from_an_image(make):
     bounded = make_cache(model, "h2o", 12)
     model.generate(ids, max_new_tokens=6, do_sample=False, past_key_values=bounded, **inputs)
     assert all(len(own) == 12 for own in bounded.kept_positions(1))
+
+
+def test_keys_move_in_the_part_that_reads_text():
+    model, ids, inputs = picture(llava)
+    attach(model)
+    cache = make_cache(model, "streaming-llm", 12)
+    model(ids, past_key_values=cache, **inputs)
+    moved = torch.arange(4)[None] + 30 - 12
+    stock = DynamicCache(config=model.config)
+    model(tokens(1), past_key_values=cache)
+    model(ids[:, :4], past_key_values=stock, position_ids=moved)
+    (kept,) = cache.layers[3].kept(torch.float32)
+    torch.testing.assert_close(kept.keys[:, :, :4], stock.layers[3].keys, **CLOSE)
 
 
 # What cannot be honoured is refused, and the cache stays as it was.

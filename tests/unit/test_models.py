@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import subprocess
@@ -14,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kvbudget import cli
 from kvbudget.errors import UserError
 from kvbudget.sources import integrity, lock, pypi
 from kvbudget.sources.download import download
-from kvbudget.sources.load import load, threads
+from kvbudget.sources.load import load
 from kvbudget.sources.registry import ARCHITECTURES, Hub, Pypi, Random, parse
 
 HEX40, HEX64 = "a" * 40, "b" * 64
@@ -247,13 +247,6 @@ class TestIntegrity:
         with pytest.raises(UserError, match=r"modeling_custom\.py is not a file a model may have"):
             verify(model)
 
-    @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-    def test_a_config_that_asks_for_code(self, model, file):
-        config = json.loads((model / file).read_text())
-        (model / file).write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.Model"}}))
-        with pytest.raises(UserError, match=rf"{file} asks for code of its own \(auto_map\)"):
-            verify(model)
-
     def test_a_tokenizer_of_more_tokens_than_the_model_embeds(self, model):
         tokenizer = load(model, "float32", "cpu")[1]
         tokenizer.add_tokens(["<extra>"])
@@ -277,6 +270,123 @@ class TestIntegrity:
         assert not (tmp_path / "linked").exists()
 
 
+def change_json(file: Path, **changes) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+#: As Phi-3's config has it, and tokenizers of the same time; both forms of the second are read.
+AUTO_MAP = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+TOKENIZERS = [{"AutoTokenizer": ["own.OwnTokenizer", None]}, ["own.OwnTokenizer", None]]
+
+
+class TestForeignCode:
+    @pytest.fixture
+    def folder(self, model) -> Path:
+        """A user's folder, with code that must not run."""
+        ran = model.parent / "ran"
+        (model / "own.py").write_text(f"open({str(ran)!r}, 'w')\nraise SystemExit")
+        yield model
+        assert not ran.exists()
+
+    def linked(self, folder: Path) -> Path:
+        out = folder.parent / "linked"
+        download("tiny", parse("tiny", {"source": "local", "path": str(folder)}), out)
+        return out
+
+    @pytest.mark.parametrize("auto_map", TOKENIZERS)
+    def test_it_is_not_needed_where_transformers_has_its_own(self, folder, auto_map, untrained):
+        plain = load(folder, "float32", "cpu")[0](torch.tensor([[5, 6, 7]])).logits
+        change_json(folder / "config.json", auto_map=AUTO_MAP)
+        change_json(folder / "tokenizer_config.json", auto_map=auto_map)
+        verified = verify(self.linked(folder))
+        assert verified["checks"]["tokenizer"] == "round trip"
+        for place in (folder, folder.parent / "linked"):
+            loaded, tokenizer = load(place, "float32", "cpu")
+            assert torch.equal(loaded(torch.tensor([[5, 6, 7]])).logits, plain)
+            assert tokenizer.decode(tokenizer.encode("né", add_special_tokens=False)) == "né"
+
+    def test_an_architecture_that_needs_it(self, folder):
+        change_json(folder / "config.json", auto_map=AUTO_MAP, model_type="phi3small")
+        self.refused(folder, r"config\.json asks for code of its own .* architecture 'phi3small'")
+
+    @pytest.mark.parametrize("auto_map", TOKENIZERS)
+    def test_a_tokenizer_that_needs_it(self, folder, auto_map):
+        change_json(folder / "config.json", model_type="phi3small")
+        change_json(
+            folder / "tokenizer_config.json", auto_map=auto_map, tokenizer_class="OwnTokenizer"
+        )
+        self.refused(folder, r"tokenizer_config\.json asks for code .* tokenizer 'OwnTokenizer'")
+
+    def refused(self, folder: Path, match: str) -> None:
+        """In one sentence, before anything is linked, verified or loaded."""
+        with pytest.raises(UserError, match=match) as caught:
+            self.linked(folder)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(UserError, match=match):
+            load(folder, "float32", "cpu")
+        (folder / "own.py").unlink()
+        with pytest.raises(UserError, match=match):
+            verify(folder)
+
+
+class TestWeights:
+    """Only the files that transformers reads are linked and checked."""
+
+    @pytest.fixture
+    def sharded(self, model) -> Path:
+        """The model in three parts, and what may lie beside them."""
+        load(model, "bfloat16", "cpu")[0].save_pretrained(model, max_shard_size="60KB")
+        (model / "model.safetensors").unlink()
+        assert len(list(model.glob("model-*.safetensors"))) > 2
+        save_file({"tok_embeddings.weight": torch.zeros(3)}, model / "consolidated.safetensors")
+        (model / "original").mkdir()
+        save_file({"norm.weight": torch.zeros(3)}, model / "original" / "model.safetensors")
+        for name in ("pytorch_model-00001-of-00002.bin", "model.gguf", "model.onnx"):
+            (model / name).write_bytes(b"\x80")
+        return model
+
+    def linked(self, folder: Path) -> set[str]:
+        download("tiny", parse("tiny", {"source": "local", "path": str(folder)}), folder / "out")
+        return {path.name for path in (folder / "out").iterdir()}
+
+    def test_the_parts_that_the_index_names(self, sharded, untrained):
+        parts = {path.name for path in sharded.glob("model-*.safetensors")}
+        weights = {name for name in self.linked(sharded) if name.endswith(".safetensors")}
+        assert weights == parts
+        verified = verify(sharded / "out")
+        assert {n for n in verified["files"] if n.endswith(".safetensors")} == parts
+
+    def test_a_stray_file_beside_them_is_not_read(self, sharded, untrained):
+        self.linked(sharded)
+        save_file({"norm.weight": torch.zeros(3)}, sharded / "out" / "consolidated.safetensors")
+        assert verify(sharded / "out")["checks"]["tensors"] == 21
+
+    def test_a_whole_file_comes_before_the_index(self, sharded, untrained):
+        """As transformers has it."""
+        download("tiny", Random(seed=1), sharded / "whole")
+        (sharded / "whole" / "model.safetensors").rename(sharded / "model.safetensors")
+        weights = {name for name in self.linked(sharded) if name.endswith(".safetensors")}
+        assert weights == {"model.safetensors"}
+
+    def test_a_part_that_is_missing(self, sharded):
+        name = sorted(path.name for path in sharded.glob("model-*.safetensors"))[1]
+        (sharded / name).unlink()
+        with pytest.raises(UserError, match=rf"{name}, which .* names, is not there"):
+            self.linked(sharded)
+
+    def test_parts_without_an_index(self, sharded):
+        (sharded / "model.safetensors.index.json").unlink()
+        with pytest.raises(UserError, match=r"no model\.safetensors\.index\.json that names its"):
+            self.linked(sharded)
+
+    @pytest.mark.parametrize("named", ["../x.safetensors", "x.bin", 1, None])
+    def test_an_index_of_no_use(self, sharded, named):
+        index = {"weight_map": {"a": named}} if named else {}
+        (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match="does not map tensors to"):
+            self.linked(sharded)
+
+
 class TestLock:
     @pytest.fixture
     def received(self, model, untrained) -> Path:
@@ -284,17 +394,21 @@ class TestLock:
         (model / "source.json").write_text(json.dumps(PYPI))
         return model
 
-    def test_unlocked_then_recorded_then_tampered_with(self, received, monkeypatch):
+    def test_unlocked_then_recorded_then_tampered_with(self, received, capsys):
         out = received.parent / "tiny.verified.json"
-        command = ["integrity", "--model", "tiny", "--dir", str(received), "--out", str(out)]
-        command += ["--lock", str(received.parent / "models.lock.yaml")]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(UserError, match=r"tiny \(source pypi\) is not in .*--update-lock"):
-            integrity.main()
+        here = ["--model", "tiny", "--dir", str(received)]
+        here += ["--lock", str(received.parent / "models.lock.yaml")]
+
+        def refusal() -> str:
+            with pytest.raises(SystemExit, match="2"):
+                cli.main(["verify-model", *here, "--out", str(out)])
+            return capsys.readouterr().err
+
+        told = re.search(r"tiny \(source pypi\) is not in .*: kvbudget (lock .*)\n", refusal())
         assert not out.exists()
 
-        monkeypatch.setattr(sys, "argv", [*command, "--update-lock"])
-        integrity.main()
+        cli.main(told[1].split())
+        cli.main(["verify-model", *here, "--out", str(out)])
         verified = json.loads(out.read_text())
         assert verified["checks"]["lock"] == "matches"
         assert verified["files"] == lock.hash_files(received)
@@ -304,9 +418,7 @@ class TestLock:
             tensors["model.norm.weight"][0] += 1
 
         change_tensors(received, touch)
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(UserError, match=r"tiny: model\.safetensors has sha256 .* says"):
-            integrity.main()
+        assert re.search(r"tiny: model\.safetensors has sha256 .* says", refusal())
 
     def test_a_missing_or_added_file_is_named(self, received):
         file = received.parent / "models.lock.yaml"
@@ -346,11 +458,9 @@ class TestLoad:
         monkeypatch.setenv("KVBUDGET_THREADS", "1")
         load(model, "float32", "cpu")
         assert torch.get_num_threads() == 1
-        monkeypatch.delenv("KVBUDGET_THREADS")
-        assert threads() == len(os.sched_getaffinity(0))
         monkeypatch.setenv("KVBUDGET_THREADS", "many")
         with pytest.raises(UserError, match="KVBUDGET_THREADS is 'many'"):
-            threads()
+            load(model, "float32", "cpu")
         torch.set_num_threads(before)
 
     def test_bad_input_is_named(self, model):

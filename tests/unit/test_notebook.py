@@ -8,6 +8,7 @@ import synthetic
 from nbclient import NotebookClient
 
 from kvbudget.analysis.aggregate import aggregate
+from kvbudget.study.plan import load_study
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "what_heads_do.ipynb"
 
@@ -21,9 +22,7 @@ def test_notebook_runs(tmp_path, monkeypatch, heads):
         for experiment in settings["experiments"]:
             experiment["methods"] = ["full", "h2o"]
     study = synthetic.make(tmp_path, settings)
-    aggregate(
-        study, study.parent / "csv", tmp_path / "results/models", study.parent / "calibrations"
-    )
+    aggregate(load_study(study), study.parent / "csv")
     monkeypatch.setenv("KVBUDGET_STUDY", settings["study"])
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(NOTEBOOK, as_version=4)

@@ -44,4 +44,11 @@ def test_templates_are_package_data():
     (package,) = kvbudget.paper.__path__
     assert list((Path(package) / "templates").glob("*.j2"))
     patterns = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert patterns["package-data"] == {"kvbudget": ["**/templates/*"]}
+    assert patterns["package-data"] == {"kvbudget": ["**/templates/*", "study/*.yaml"]}
+
+
+@pytest.mark.parametrize("name", ["measuring", "paper"])
+def test_environments_of_jobs_repeat_the_pinned_versions(name):
+    environment = yaml.safe_load((REPO / f"workflow/envs/{name}.yaml").read_text())
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip and set(pip) <= set(PROJECT["dependencies"])

@@ -1,68 +1,29 @@
 """From CSV files to tables, figures, numbers and the PDF."""
 
 import json
-import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import synthetic
+from rendering import build, draw, overfull, render, typeset, values, with_prose
 
 from kvbudget.analysis import schema
-from kvbudget.analysis.aggregate import aggregate
 from kvbudget.errors import UserError
-from kvbudget.paper import check, figures, latex, layout, numbers, source, tables
+from kvbudget.paper import budgets, check, latex, layout, registry, source
 from kvbudget.paper.plots import quality
+from kvbudget.study import titles
 
-PAPER = Path(__file__).parents[2] / "paper"
-HOSTILE = r'100% \input{x} $1_2^3$ #&~"<|>` --- {°} Ünï €'
-
-
-def build(root, settings=None, draft=False):
-    """A study made, aggregated and rendered under `root`; returns (source, paper folder)."""
-    study = synthetic.make(root, settings)
-    return render(root, study, draft)
-
-
-def render(root, study, draft=False):
-    csv = study.parent / "csv"
-    aggregate(study, csv, root / "results/models", study.parent / "calibrations", draft)
-    src = source.load(study, csv)
-    paper = root / "paper"
-    tables.write(src, paper / "tables")
-    numbers.write(src, synthetic.ENVIRONMENT, paper / "numbers.tex")
-    return src, paper
-
-
-def with_prose(paper):
-    shutil.copytree(PAPER / "sections", paper / "sections")
-    for name in ("main.tex", "references.bib"):
-        shutil.copy(PAPER / name, paper / name)
-
-
-def typeset(paper):
-    """Compile; returns (process, the text of the log)."""
-    done = subprocess.run(
-        ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
-        cwd=paper,
-        env={"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1", "PATH": "/usr/bin:/bin"}
-        | {"HOME": str(paper)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done, (paper / "main.log").read_text(encoding="latin-1")
-
-
-def values(paper):
-    text = (paper / "numbers.tex").read_text()
-    return dict(re.findall(r"^\\setres\{([^}]*)\}\{(.*)\}$", text, re.MULTILINE))
+HOSTILE = r'100% \input{x} $1_2^3$ #&~"<|>` --- {°} Ünï'
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     return build(tmp_path_factory.mktemp("paper"))
+
+
+def checks(generated, csv):
+    """The check, as the workflow runs it."""
+    tables = sorted(generated.rglob("tables/**/*.tex"))
+    return check.check(generated.parent, generated / "numbers.tex", tables, csv)
 
 
 # --- text and numbers as LaTeX
@@ -81,7 +42,7 @@ def test_templates_escape_what_is_not_latex(tmp_path):
     settings = synthetic.config()
     settings["experiments"][0]["title"] = r"\evil % {"
     _, paper = build(tmp_path, settings)
-    assert r"\textbackslash{}evil \% \{" in (paper / "tables/lengths.tex").read_text()
+    assert r"\textbackslash{}evil \% \{" in (paper / "tables/experiments/lengths.tex").read_text()
 
 
 def test_keys_hold_nothing_special_to_tex():
@@ -109,7 +70,7 @@ def test_bytes_are_printed_as_mebibytes():
 
 def test_budgets_in_order():
     shuffled = ["512", "5p", "full", "20p", "256", "12.5p"]
-    assert sorted(shuffled, key=layout.budget_order) == [
+    assert sorted(shuffled, key=budgets.order) == [
         "full", "5p", "12.5p", "20p", "256", "512"
     ]  # fmt: skip
 
@@ -123,19 +84,11 @@ def test_chunks_are_even_and_lose_nothing():
 # --- tables and numbers
 
 
-def test_tables_of_another_study_go(built, tmp_path):
-    """The check takes every table in the folder for one of the paper's."""
-    out = tmp_path / "tables"
-    out.mkdir()
-    (out / "of-another-study.tex").write_text("")
-    tables.write(built[0], out)
-    assert {p.name for p in out.iterdir()} == {p.name for p in (built[1] / "tables").iterdir()}
-
-
 def test_one_table_an_experiment_and_three_more(built):
-    names = {path.name for path in (built[1] / "tables").iterdir()}
-    experiments = {f"{e['name']}.tex" for e in synthetic.config()["experiments"]}
-    assert names == experiments | {"statistics.tex", "provenance.tex", "all.tex"}
+    _, paper = built
+    made = {str(path.relative_to(paper / "tables")) for path in paper.rglob("tables/**/*.tex")}
+    experiments = {f"experiments/{e['name']}.tex" for e in synthetic.config()["experiments"]}
+    assert made == experiments | {"statistics.tex", "provenance.tex", "all.tex"}
 
 
 def test_table_holds_the_value_and_its_interval(built):
@@ -144,7 +97,9 @@ def test_table_holds_the_value_and_its_interval(built):
     score = row[row["metric"] == "score"].iloc[0]
     cell = f"{score['value']:.2f}\\bounds{{{score['ci_low']:.2f}}}{{{score['ci_high']:.2f}}}"
     line = next(
-        x for x in (paper / "tables/lengths.tex").read_text().splitlines() if "H2O & 20" in x
+        x
+        for x in (paper / "tables/experiments/lengths.tex").read_text().splitlines()
+        if "H2O} & 20" in x
     )
     assert line.split("&")[2].strip() == cell
 
@@ -205,7 +160,7 @@ def test_panels_wrap_with_the_fewest_gaps(panels, columns):
 def test_losses_are_named(tmp_path):
     """Where the head-aware method is made to lose, the sentence says where."""
     study = synthetic.make(tmp_path)
-    for file in study.parent.glob("cells/*/niah_single/L500/head-aware/*.json"):
+    for file in study.parents[1].glob("cells/*/niah_single/L500/head-aware/*.json"):
         record = json.loads(file.read_text())
         for sample in record["samples"]:
             sample["nll"] += 10
@@ -232,8 +187,8 @@ def test_any_study_can_be_rendered(tmp_path, methods):
     ]
     src, paper = build(tmp_path, settings)
     with_prose(paper)
-    figures.write(src, paper / "figures")
-    check.check(paper, src.directory)
+    draw(src, paper)
+    checks(paper, src.directory)
 
 
 @pytest.mark.parametrize("methods", [["full"], ["full", "h2o"], synthetic.MAIN])
@@ -245,8 +200,8 @@ def test_a_study_of_translations_alone(tmp_path, methods):
     settings["experiments"] = [settings["experiments"][0] | places]
     src, paper = build(tmp_path, settings)
     with_prose(paper)
-    figures.write(src, paper / "figures")
-    check.check(paper, src.directory)
+    draw(src, paper)
+    checks(paper, src.directory)
     said = values(paper)
     assert said["study/compressed"] == "sources compressed while they are read and translated"
     assert "tells the time of a token" in said["summary/speed"]
@@ -263,19 +218,19 @@ def test_a_table_says_what_the_full_cache_fails_even_where_it_stands_alone(
     place = {"tasks": ["niah_single"], "lengths": [500, 1000], "methods": ["full"]}
     settings["experiments"] = [settings["experiments"][0] | place]
     _, paper = build(tmp_path, settings)
-    table = (paper / "tables" / "lengths.tex").read_text()
+    table = (paper / "tables/experiments/lengths.tex").read_text()
     assert (r"there is no headline, in niah\_single (500, 1,000)." in table) == said
 
 
 def test_rendering_is_reproducible(tmp_path):
     def rendered(root):
         src, paper = build(root)
-        figures.write(src, paper / "figures")
+        draw(src, paper)
         files = [path for path in paper.rglob("*") if path.is_file()]
         return {path.relative_to(paper): path.read_bytes() for path in files}
 
     first, second = rendered(tmp_path / "a"), rendered(tmp_path / "b")
-    assert {f"figures/{name}.pdf" for name in figures.FIGURES} <= set(map(str, first))
+    assert {f"figures/{name}.pdf" for name in registry.FIGURES} <= set(map(str, first))
     assert [str(k) for k in first if first[k] != second[k]] == []
 
 
@@ -286,16 +241,16 @@ def test_translations_have_their_own_columns(tmp_path):
         settings["experiments"][0] | {"name": "streaming", "tasks": ["wait_3"], "lengths": [500]}
     )
     src, paper = build(tmp_path, settings)
-    table = (paper / "tables/streaming.tex").read_text()
+    table = (paper / "tables/experiments/streaming.tex").read_text()
     assert "method & budget & NLL & agreement & BLEU & AL & LAAL" in table
     assert table.count("begin{tabular}") == 1  # and no times
     assert "2.00 MiB in the mean" in table
     cell = src.wide().query("task == 'wait_3' and method == 'h2o'").iloc[0]
-    line = next(line for line in table.splitlines() if "H2O & 20" in line)
+    line = next(line for line in table.splitlines() if "H2O} & 20" in line)
     shown = [part.strip() for part in line.rstrip("\\ ").split("&")]
     assert shown[3].startswith(f"{cell['agreement']:.2f}\\bounds")
     assert shown[4:] == [f"{cell[name]:.2f}" for name in ("bleu", "al", "laal")]
-    assert "BLEU" not in (paper / "tables/lengths.tex").read_text()
+    assert "BLEU" not in (paper / "tables/experiments/lengths.tex").read_text()
 
 
 # --- the check
@@ -310,7 +265,7 @@ def checked(tmp_path):
 
 def test_the_paper_itself_passes(checked):
     csv, paper = checked
-    assert "without bare numbers" in check.check(paper, csv)
+    assert "without bare numbers" in checks(paper, csv)
 
 
 @pytest.mark.parametrize(
@@ -325,10 +280,10 @@ def test_the_paper_itself_passes(checked):
 )
 def test_a_bare_number_is_refused(checked, line):
     csv, paper = checked
-    with (paper / "sections/conclusion.tex").open("a") as file:
+    with (paper.parent / "sections/conclusion.tex").open("a") as file:
         file.write(f"\n{line}\n")
     with pytest.raises(UserError, match=r"conclusion\.tex:\d+: bare number"):
-        check.check(paper, csv)
+        checks(paper, csv)
 
 
 @pytest.mark.parametrize(
@@ -352,10 +307,10 @@ def test_allowing_a_number_needs_a_reason():
 @pytest.mark.parametrize("command", [r"\res{no/such/key}", r"\citep{nobody2020}"])
 def test_unknown_keys_are_refused(checked, command):
     csv, paper = checked
-    with (paper / "sections/conclusion.tex").open("a") as file:
+    with (paper.parent / "sections/conclusion.tex").open("a") as file:
         file.write(command)
     with pytest.raises(UserError, match=r"no/such/key|nobody2020"):
-        check.check(paper, csv)
+        checks(paper, csv)
 
 
 def test_a_number_of_another_csv_is_refused(checked):
@@ -363,7 +318,7 @@ def test_a_number_of_another_csv_is_refused(checked):
     with (csv / "cells.csv").open("a") as file:
         file.write("\n")
     with pytest.raises(UserError, match="made from another"):
-        check.check(paper, csv)
+        checks(paper, csv)
 
 
 def test_mixed_code_digests_are_refused(checked):
@@ -372,38 +327,69 @@ def test_mixed_code_digests_are_refused(checked):
     frame.loc[0, "code"] = "other"
     schema.write(frame, "code_digests", csv)
     with pytest.raises(UserError, match="measured by different code"):
-        check.check(paper, csv)
+        checks(paper, csv)
 
 
 # --- the PDF
 
 
-def test_pdf_of_hostile_names_is_reproducible_and_fits(tmp_path):
+LONG = "A very long title, which someone wrote because the name did not say enough, so it goes on"
+TITLES = {
+    "models": {"tiny_a": HOSTILE},
+    "tasks": {"niah_single": r"Needles $n^2$ of a task that needs more than a single line"},
+    "methods": {
+        "full": LONG,
+        "h2o": r"H_2O & \par 50% $5",
+        "streaming-llm": "x" * 60,
+        "head-aware": r"$\textsc{Ours}$",
+        "uniform": r"_under $\alpha \leq \frac{1}{2}$ \$3",
+        "independent": r"$\emph{Our B}_{x^2}$ – “été” αβ ≥ 2²",
+    },
+}
+
+
+def with_titles():
     settings = synthetic.config()
-    settings["models"]["tiny_a"]["title"] = HOSTILE
-    settings["methods"] = {
-        **settings["methods"],
-        "h2o": {"policy": "h2o", "title": r"H_2O & \par 50%"},
-    }
+    settings["experiments"][0]["title"] = r"$\textsc{Lengths}$ #1 100% \foo _x_"
+    for section, given in TITLES.items():
+        entries = {key: {**settings[section][key], "title": title} for key, title in given.items()}
+        settings[section] = {**settings[section], **entries}
+        for title in given.values():
+            titles.check(section, title)
+    return settings
+
+
+def test_pdf_of_hostile_names_is_reproducible_and_fits(tmp_path):
     pdfs = []
     for name in ("a", "b"):
-        src, paper = build(tmp_path / name, settings)
-        figures.write(src, paper / "figures")
+        src, paper = build(tmp_path / name, with_titles())
+        draw(src, paper)
         with_prose(paper)
         done, log = typeset(paper)
         assert done.returncode == 0, done.stdout[-3000:]
         assert "undefined" not in log
-        wide = [float(pt) for pt in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log)]
-        assert max(wide, default=0) < 5
+        assert overfull(log) < 5
+        assert "Float too large" not in log
         pdfs.append((paper / "main.pdf").read_bytes())
     assert pdfs[0] == pdfs[1]
     assert "DRAFT" not in log
+    assert str(tmp_path).encode() not in pdfs[0]
+
+
+def test_titles_are_the_same_in_tables_and_numbers(tmp_path):
+    _, paper = build(tmp_path, with_titles())
+    table = (paper / "tables/experiments/lengths.tex").read_text()
+    numbers = values(paper)
+    for tex in (r"\(\textsc{Ours}\)", r"H\_2O \& \textbackslash{}par 50\% \$5"):
+        assert rf"\named{{{tex}}}" in table
+        assert tex in numbers["study/methods"]
+    assert r"\(\textsc{Lengths}\) \#1 100\% \textbackslash{}foo" in table
 
 
 def test_an_unknown_number_stops_latex(checked):
     csv, paper = checked
-    figures.write(source.load(csv.parent / "study.json", csv), paper / "figures")
-    with (paper / "sections/conclusion.tex").open("a") as file:
+    draw(source.load(csv.parent / "study.json", csv), paper)
+    with (paper.parent / "sections/conclusion.tex").open("a") as file:
         file.write(r"\res{no/such/key}")
     done, log = typeset(paper)
     assert done.returncode != 0
@@ -412,14 +398,16 @@ def test_an_unknown_number_stops_latex(checked):
 
 def test_a_draft_says_so_on_page_one(tmp_path):
     study = synthetic.make(tmp_path)
-    next(study.parent.glob("cells/*/niah_single/L500/h2o/*.json")).unlink()
+    next(study.parents[1].glob("cells/*/niah_single/L500/h2o/*.json")).unlink()
     src, paper = render(tmp_path, study, draft=True)
-    figures.write(src, paper / "figures")
+    draw(src, paper)
     with_prose(paper)
     done, log = typeset(paper)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "DRAFT: cells of this study are missing" in log.split("[1")[0]
     line = next(
-        x for x in (paper / "tables/lengths.tex").read_text().splitlines() if "H2O & 20" in x
+        x
+        for x in (paper / "tables/experiments/lengths.tex").read_text().splitlines()
+        if "H2O} & 20" in x
     )
     assert line.split("&")[2].strip() == "--"

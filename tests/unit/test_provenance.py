@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from kvbudget.errors import UserError
+from kvbudget.policies import registry as methods
+from kvbudget.run.protocols import PROTOCOLS
 from kvbudget.study import provenance
+from kvbudget.tasks import registry as tasks
 
 FILES = {
     "__init__.py": "",
@@ -15,8 +18,8 @@ FILES = {
     "cell.py": "from kvbudget import plan\nfrom kvbudget.policies import make\n",
     "plan.py": '"""Doc."""\n\n\ndef budget(n: int) -> int:\n    """Doc."""\n    return n // 2\n',
     "paper.py": "from . import plan\n",
-    "policies/__init__.py": "import importlib\nMODULES = {'h2o': 'h2o:H2O'}\n"
-    "def make(name):\n    return importlib.import_module(MODULES[name])\n",
+    "policies/__init__.py": "import importlib\nMETHODS = {'h2o': 'h2o:H2O'}\n"
+    "def make(name):\n    return importlib.import_module(METHODS[name])\n",
     "policies/h2o.py": "from ..errors import UserError\nKEEP = 0.5\n",
     "policies/other.py": "def late():\n    import kvbudget.paper\n",
 }
@@ -32,7 +35,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def digest(package: Path, *modules: str, versions: tuple[str, ...] = ()) -> str:
-    modules = modules or ("kvbudget.run.cell", "kvbudget.policies.h2o")
+    modules = modules or ("kvbudget.cell", "kvbudget.policies.h2o")
     return provenance.code_digest(modules, *versions, root=package)
 
 
@@ -41,8 +44,8 @@ def edit(package: Path, name: str, text: str) -> None:
 
 
 def test_reaches_static_imports_and_the_packages_above_them(package):
-    reached = provenance.reachable(["kvbudget.run.cell"], root=package)
-    assert reached == {"kvbudget", "kvbudget.run.cell", "kvbudget.plan", "kvbudget.policies"}
+    reached = provenance.reachable(["kvbudget.cell"], root=package)
+    assert reached == {"kvbudget", "kvbudget.cell", "kvbudget.plan", "kvbudget.policies"}
 
 
 def test_reaches_relative_imports_and_imports_inside_functions(package):
@@ -89,11 +92,11 @@ def test_changes_with(package, name, text):
 
 def test_depends_on_versions_and_entries_but_not_on_order_or_place(package, tmp_path_factory):
     assert digest(package) != digest(package, versions=("torch==2",))
-    assert digest(package) != digest(package, "kvbudget.run.cell")
-    assert digest(package) == digest(package, "kvbudget.policies.h2o", "kvbudget.run.cell")
+    assert digest(package) != digest(package, "kvbudget.cell")
+    assert digest(package) == digest(package, "kvbudget.policies.h2o", "kvbudget.cell")
     elsewhere = package.rename(tmp_path_factory.mktemp("elsewhere") / "kvbudget")
     assert digest(elsewhere) == provenance.code_digest(
-        ["kvbudget.run.cell", "kvbudget.policies.h2o"], root=elsewhere
+        ["kvbudget.cell", "kvbudget.policies.h2o"], root=elsewhere
     )
 
 
@@ -103,7 +106,7 @@ def test_reaches_what_a_package_imports_lazily_where_it_is_asked_for(package):
     edit(package, "paper.py", "from kvbudget import X, errors\n")
     edit(package, "cell.py", "from kvbudget import budget\n")
     assert "kvbudget.plan" not in provenance.reachable(["kvbudget.paper"], root=package)
-    assert "kvbudget.plan" in provenance.reachable(["kvbudget.run.cell"], root=package)
+    assert "kvbudget.plan" in provenance.reachable(["kvbudget.cell"], root=package)
 
 
 def test_constants_of_equal_value_and_other_type_differ(package):
@@ -122,12 +125,11 @@ def test_names_a_missing_module_and_a_syntax_error(package):
 
 
 def test_tables_name_modules_that_exist():
-    root = Path(provenance.__file__).parent
-    for package in ("policies", "tasks"):
-        table = provenance.lazy_table(root / package / "__init__.py")
-        assert table
-        for module in table.values():
-            assert module in provenance.reachable([module])
+    modules = [methods.module_of(name) for name in methods.METHODS]
+    modules += [tasks.module_of(name) for name in tasks.KINDS]
+    modules += PROTOCOLS.values()
+    for module in modules:
+        assert module in provenance.reachable([module])
 
 
 def test_versions_leave_out_the_build():
@@ -138,7 +140,7 @@ def test_versions_leave_out_the_build():
 
 
 @pytest.mark.parametrize(
-    "module", ["kvbudget.study.expand", "kvbudget.study.provenance", "kvbudget.study.failures"]
+    "module", ["kvbudget.study.expand", "kvbudget.study.provenance", "kvbudget.cli.plan"]
 )
 def test_what_the_snakefile_imports_is_free_of_torch(module):
     check = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
@@ -146,10 +148,12 @@ def test_what_the_snakefile_imports_is_free_of_torch(module):
 
 
 def test_a_policy_is_part_of_its_own_cells_alone():
-    root = ["kvbudget.run.cell", "kvbudget.tasks.niah"]
+    root = ["kvbudget.run.cell", "kvbudget.run.questions", "kvbudget.tasks.niah"]
     h2o = provenance.reachable([*root, "kvbudget.policies.h2o"])
     assert "kvbudget.policies.h2o" in h2o
     assert "kvbudget.policies.streaming_llm" not in h2o
     assert "kvbudget.policies.head_aware" not in h2o
     assert "kvbudget.tasks.perplexity" not in h2o
-    assert not any(name.startswith(("kvbudget.paper", "kvbudget.analysis")) for name in h2o)
+    above = ("kvbudget.paper", "kvbudget.analysis", "kvbudget.study", "kvbudget.cli")
+    assert not any(name.startswith(above) for name in h2o)
+    assert not {"kvbudget.sources.download", "kvbudget.run.translation"} & h2o

@@ -1,26 +1,28 @@
 """Translation while reading: wait-k against one masked pass, bounded sources, refusals."""
 
-import argparse
 import json
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from specs import task
 from tiny import VOCABULARY, tiny_calibration, tiny_model
 from transformers import DynamicCache
 
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.streaming import StreamingCache
-from kvbudget.run.cell import run_cell
+from kvbudget.run.cell import Cell, run_cell
 from kvbudget.run.translation import Translator
 from kvbudget.sources import integrity
 from kvbudget.sources.download import download
+from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.random import byte_tokenizer
 from kvbudget.sources.registry import Random
-from kvbudget.sources.text import build, read_passages
+from kvbudget.sources.text import build
 from kvbudget.tasks import streaming
 from kvbudget.tasks.latency import wait_k
+from kvbudget.tasks.request import Request
 
 PROMPT = [5, 6, 7]
 BEGINS = torch.arange(VOCABULARY) % 3 == 0
@@ -241,7 +243,6 @@ def test_what_cannot_stream_is_refused():
 
 # The task and its cells.
 
-TASK = {"name": "wait_3", "kind": "streaming", "k": 3}
 VERSES = [
     f"{'w' * (1 + i * i % 11)}{' word' * (3 + i % 7)} {i}.\tmots{' mot' * (2 + i % 5)} {i}."
     for i in range(400)
@@ -249,10 +250,8 @@ VERSES = [
 
 
 def passages(length: int = 400, verses=VERSES, **options):
-    return streaming.make(
-        byte_tokenizer(), verses, length=length, contexts=3, questions=1, seed=1, split="test",
-        options={**TASK, **options},
-    )  # fmt: skip
+    request = Request(byte_tokenizer(), verses, length, 3, 1, seed=1, split="test")
+    return streaming.make(request, streaming.Options(**options))
 
 
 def test_passages_are_whole_verses_of_the_length_asked_for():
@@ -290,8 +289,8 @@ def test_bad_texts_and_options_are_named():
         passages(verses=["one column"])
     with pytest.raises(UserError, match="too short for 4000 tokens"):
         passages(4000, verses=VERSES[:40])
-    with pytest.raises(UserError, match="option phi must be of type"):
-        passages(phi="0")
+    with pytest.raises(UserError, match="phi must be auto or an integer of 0 or more, not '0'"):
+        task("wait_3", "streaming", phi="0")
 
 
 @pytest.fixture(scope="module")
@@ -310,22 +309,23 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def cell(home: Path, out: Path, method: dict, budget, **task) -> dict:
+def cell(home: Path, out: Path, method: dict, budget, **options) -> dict:
     spec = {
         "model": "tiny",
         "dtype": "float32",
         "seed": 1,
         "haystack": "parallel",
-        "task": {**TASK, **task},
+        "task": task("wait_3", "streaming", **options),
         "length": 300,
         "method": method,
         "budget": budget,
         "samples": {"contexts": 2, "questions": 1},
     }
     return run_cell(
-        argparse.Namespace(
+        Cell(
             spec=spec,
             code="digest",
+            identity="identity",
             model_dir=home / "tiny",
             verified=home / "tiny.verified.json",
             text=home / "text.txt",

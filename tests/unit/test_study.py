@@ -1,7 +1,10 @@
 """A configuration becomes the right cells, or one clear error before anything runs."""
 
 import copy
+import dataclasses
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +13,14 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
+from kvbudget.calibration.options import DEFAULTS, OPTIONS, RULES, TASKS
 from kvbudget.errors import UserError
+from kvbudget.policies import registry as methods
+from kvbudget.study import config as configs
 from kvbudget.study import expand as studies
+from kvbudget.study import schema
+from kvbudget.study.identity import DIGITS
+from kvbudget.study.plan import Planned, Study, load_study
 
 REPO = Path(__file__).parents[2]
 SCHEMA = yaml.safe_load((REPO / "workflow/schemas/config.schema.yaml").read_text())
@@ -26,12 +35,29 @@ def load(overlay: str | None = None) -> dict:
     return config
 
 
-def expand(config: dict) -> studies.Study:
-    return studies.expand(studies.validate(config, SCHEMA))
+def expand(config: dict, root: Path = Path()) -> Study:
+    return studies.expand(configs.validate(config, SCHEMA), root)
+
+
+def place(path: str) -> str:
+    """A path without the identity of what lies there."""
+    return re.sub(rf"-[0-9a-f]{{{DIGITS}}}(?=\.json$)", "", path)
+
+
+def cell_of(study: Study, method: str, budget: str, length: int = 500) -> Planned:
+    (found,) = (
+        cell
+        for cell in study.cells
+        if (cell.method, cell.budget, cell.length) == (method, budget, length)
+    )
+    return found
 
 
 @pytest.fixture
-def config() -> dict:
+def config(tmp_path, monkeypatch) -> dict:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.txt", "y.txt"):
+        Path(name).write_text("In the beginning.\n")
     return {
         "study": "s",
         "models": {"m": {"source": "random", "context": 2000}},
@@ -61,31 +87,33 @@ def config() -> dict:
 
 
 def test_full_has_one_cell_a_length_and_the_others_one_a_budget(config):
-    paths = [cell.path for cell in expand(config).cells]
+    paths = [place(cell.path) for cell in expand(config).cells]
     assert paths == [
-        f"results/s/cells/m/needle/L{length}/{name}.json"
+        f"results/cells/m/needle/L{length}/{name}.json"
         for length in (500, 1000)
         for name in ("full/Bfull", "h2o/B20p", "h2o/B128", "ours/B20p", "ours/B128")
     ]
 
 
 def test_a_spec_holds_what_the_cell_depends_on_and_no_titles(config):
-    cells = {cell.path: cell for cell in expand(config).cells}
-    h2o = cells["results/s/cells/m/needle/L500/h2o/B128.json"]
+    study = expand(config)
+    h2o = cell_of(study, "h2o", "128")
     assert h2o.spec == {
         "model": "m",
         "dtype": "bfloat16",
         "seed": 1,
         "haystack": "h",
-        "task": {"name": "needle", "kind": "niah", "needles": 2},
+        "task": {"name": "needle", "kind": "niah", "needles": 2, "values": 1, "queries": 1},
         "length": 500,
         "method": {"name": "h2o", "policy": "h2o"},
         "budget": 128,
         "samples": {"contexts": 6, "questions": 2},
     }
-    ours = cells["results/s/cells/m/needle/L500/ours/B20p.json"]
-    assert ours.spec["calibration"] == {"length": 500}
-    assert ours.calibration == "results/s/calibrations/m.json"
+    ours = cell_of(study, "ours", "20p")
+    assert ours.spec["calibration"] == {**DEFAULTS, "length": 500}
+    assert ours.spec["method"]["group_mix"] == 0.5
+    assert ours.spec["method"]["rule"] == methods.METHODS["head-aware"].options["rule"].default
+    assert place(ours.calibration) == "results/calibrations/m/default.json"
     assert h2o.calibration is None
 
 
@@ -94,12 +122,16 @@ def test_a_method_may_have_a_calibration_of_its_own(config):
     config["methods"]["other"] = config["methods"]["ours"] | {"calibration": "copying"}
     config["experiments"][0]["methods"] = ["ours", "other", "full"]
     study = expand(config)
-    assert study.calibrations == {
-        "results/s/calibrations/m.json": {"length": 500},
-        "results/s/calibrations/m/copying.json": {"length": 500, "tasks": ["recall"]},
+    made = {each.name: (place(each.path), each.spec) for each in study.calibrations}
+    assert made == {
+        "default": ("results/calibrations/m/default.json", {**DEFAULTS, "length": 500}),
+        "copying": (
+            "results/calibrations/m/copying.json",
+            {**DEFAULTS, "length": 500, "tasks": ["recall"]},
+        ),
     }
     (other,) = {cell.calibration for cell in study.cells if cell.method == "other"}
-    assert other == "results/s/calibrations/m/copying.json"
+    assert place(other) == "results/calibrations/m/copying.json"
     assert all("calibration" not in cell.spec["method"] for cell in study.cells)
 
 
@@ -107,7 +139,7 @@ def test_a_task_may_override_samples(config):
     config["experiments"][0]["tasks"] = ["ppl"]
     spec = expand(config).cells[0].spec
     assert spec["samples"] == {"contexts": 1, "questions": 2}
-    assert spec["task"] == {"name": "ppl", "kind": "perplexity"}
+    assert spec["task"] == {"name": "ppl", "kind": "perplexity", "chunk": 64}
 
 
 def test_cells_that_experiments_share_appear_once(config):
@@ -193,9 +225,17 @@ def change(config: dict, path: str, value: object) -> None:
             2,
             r"tasks: needle: unknown option 'needels', did you mean 'needl",
         ),
-        ("tasks/needle/needles", "two", r"tasks: needle: needles must be of type int, not 'two'"),
-        ("tasks/needle/needles", 0, r"tasks: needle: needles must be at least 1, not 0"),
-        ("methods/h2o/group_mix", 0.5, r"methods: h2o: policy 'h2o' has no option 'group_mix'"),
+        (
+            "tasks/needle/needles",
+            "two",
+            r"config: tasks: needle: needles: 'two' is not of type 'integer'",
+        ),
+        (
+            "tasks/needle/needles",
+            0,
+            r"config: tasks: needle: needles: 0 is less than the minimum of 1",
+        ),
+        ("methods/h2o/group_mix", 0.5, r"methods: h2o: unknown option 'group_mix'; it has none"),
         ("methods/h2o/bits", 3, r"methods: h2o: bits: 3 is not one of \[2, 4, 8\]"),
         ("methods/h2o/value_bits", 2, r"methods: h2o: value_bits needs bits"),
         (
@@ -203,7 +243,11 @@ def change(config: dict, path: str, value: object) -> None:
             {"policy": "streaming-llm", "bits": 4},
             r"methods: h2o: bits: keys that move .* use positions: absolute",
         ),
-        ("methods/h2o/calibration", "x", r"policy 'h2o' has no option 'calibration'"),
+        (
+            "methods/h2o/calibration",
+            "x",
+            r"methods: h2o: unknown option 'calibration'; it has none",
+        ),
         ("methods/ours/calibration", "x", r"calibration: there is no 'x'; calibrations has "),
         ("calibrations", {"c": {"lenght": 5}}, r"unknown key 'lenght' at calibrations: c, did"),
         ("calibration/lenght", 500, r"unknown key 'lenght' at calibration, did you mean 'length'"),
@@ -244,9 +288,11 @@ def test_a_task_may_have_a_text_of_its_own(streaming):
     study = expand(streaming)
     texts = {cell.task: cell.spec["haystack"] for cell in study.cells}
     assert texts == {"needle": "h", "wait": "p"}
-    assert study.haystacks == ["h", "p"]
+    names = [Path(path).name.rpartition("-")[0] for path in study.texts]
+    assert names == ["h", "p"]
     spec = next(cell.spec for cell in study.cells if cell.task == "wait")
-    assert spec["task"] == {"name": "wait", "kind": "streaming", "k": 1, "phi": 0}
+    languages = {"source": "English", "target": "French"}
+    assert spec["task"] == {"name": "wait", "kind": "streaming", "k": 1, "phi": 0, **languages}
 
 
 @pytest.mark.parametrize(
@@ -254,9 +300,17 @@ def test_a_task_may_have_a_text_of_its_own(streaming):
     [
         ("tasks/wait/haystack", "q", r"tasks: wait: haystack: there is no 'q'"),
         ("tasks/wait/haystack", "h", r"tasks: wait: haystack 'h' has no translation"),
-        ("tasks/wait/phi", -1, r"tasks: wait: phi must be auto or 0 or more, not -1"),
-        ("tasks/wait/phi", "0", r"tasks: wait: phi must be auto or 0 or more, not '0'"),
-        ("tasks/wait/k", 0, r"tasks: wait: k must be at least 1, not 0"),
+        (
+            "tasks/wait/phi",
+            -1,
+            r"config: tasks: wait: phi must be auto or an integer of 0 or more, not -1",
+        ),
+        (
+            "tasks/wait/phi",
+            "0",
+            r"config: tasks: wait: phi must be auto or an integer of 0 or more, not '0'",
+        ),
+        ("tasks/wait/k", 0, r"config: tasks: wait: k: 0 is less than the minimum of 1"),
         (
             "methods/recent",
             {"policy": "streaming-llm"},
@@ -295,23 +349,32 @@ def test_perplexity_reads_half_of_its_text_as_the_prompt_that_a_share_is_of(conf
         expand(config)
 
 
-def test_what_is_planned_is_what_the_modules_know():
-    from kvbudget.calibration import calibrate as calibration
-    from kvbudget.calibration import prompts as calibration
-    from kvbudget.policies import repetition as reconstruction
-    from kvbudget.policies.make import make_policy
-    from kvbudget.tasks import get
+def test_the_schema_is_what_methods_tasks_and_calibrations_declare():
+    assert schema.as_yaml() == (REPO / "workflow/schemas/config.schema.yaml").read_text()
+    of_method = SCHEMA["properties"]["methods"]["additionalProperties"]["properties"]
+    assert of_method["safeguard"]["description"].startswith("snapkv, keydiff, head-aware")
+    of_task = SCHEMA["properties"]["tasks"]["additionalProperties"]["properties"]
+    assert of_task["needles"] == {
+        "description": "niah. Keys of a context.",
+        "type": "integer",
+        "minimum": 1,
+    }
 
-    known = SCHEMA["$defs"]["calibration"]["properties"]
-    assert set(known) == set(calibration.DEFAULTS)
-    assert known["tasks"]["items"]["enum"] == list(calibration.TASKS)
-    assert set(known["thresholds"]["properties"]) == set(calibration.DEFAULTS["thresholds"])
-    for name in studies.policies():
-        policy = make_policy(name, **studies.policy_parameters(name))
-        assert policy.reconstructs == (name in studies.HOLDING_POLICIES)
-    assert studies.REPEATED == reconstruction.CHUNK
-    for kind in studies.task_kinds():
-        assert studies.task_defaults(kind) == get(kind).DEFAULTS
+
+def test_what_is_planned_is_what_the_modules_know():
+    from kvbudget.calibration import prompts
+    from kvbudget.policies import rules
+    from kvbudget.policies.make import make_policy
+
+    assert set(TASKS) == set(prompts.TASKS)
+    assert set(RULES) == set(rules.RULES)
+    assert {"calibration", *OPTIONS} == {"calibration", *DEFAULTS}
+    for name, method in methods.METHODS.items():
+        policy = make_policy(name)
+        assert policy.reconstructs == method.holds_context
+        defaults = {key: option.default for key, option in method.options.items()}
+        assert policy.relative_positions == (name == "streaming-llm")
+        assert method.moves_keys(defaults) == policy.relative_positions
 
 
 def test_planning_imports_no_torch():
@@ -327,7 +390,7 @@ def test_refuses_two_experiments_of_one_name(config):
 
 def test_validate_fills_defaults_and_leaves_its_argument_alone(config):
     before = copy.deepcopy(config)
-    filled = studies.validate(config, SCHEMA)
+    filled = configs.validate(config, SCHEMA)
     assert config == before
     assert filled["samples"] == {"contexts": 6, "questions": 2}
     assert filled["dtype"] == "bfloat16"
@@ -346,7 +409,7 @@ def test_shipped_studies_are_valid(overlay):
 def test_the_full_study_has_the_lengths_budgets_and_samples_of_the_question():
     study = expand(load("full"))
     assert {cell.length for cell in study.cells} == {2000, 5000, 10000, 20000}
-    assert {2048, 4096, 8192} <= {cell.budget for cell in study.cells}
+    assert {2048, 4096, 8192} <= {cell.spec["budget"] for cell in study.cells}
     assert {
         c.spec["samples"]["contexts"] * c.spec["samples"]["questions"] for c in study.cells
     } == {100}
@@ -354,29 +417,90 @@ def test_the_full_study_has_the_lengths_budgets_and_samples_of_the_question():
         assert len(study.config["models"][name]["revision"]) == 40
 
 
-def test_stale_names_records_of_other_code_or_spec(config, tmp_path):
-    study = expand(config)
-    current, other_code, other_spec, broken = study.cells[:4]
+def test_the_name_of_a_result_holds_all_that_it_depends_on(config, tmp_path):
+    """What another seed, option, code, model or text gives has another name."""
+    config["methods"]["ours"] |= {"calibration": "c"}
+    config["calibrations"] = {"c": {"seed": 3}}
 
-    def write(cell, **changes):
-        file = tmp_path / cell.path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"spec": cell.spec, "code": cell.code} | changes))
+    def names(changed: dict) -> dict[str, str]:
+        return {place(cell.path): cell.path for cell in expand(changed).cells}
 
-    write(current)
-    write(other_code, code="0")
-    write(other_spec, spec=other_spec.spec | {"seed": 2})
-    write(broken)
-    (tmp_path / broken.path).write_text('{"spec": ')
-    assert study.stale(tmp_path) == [other_code.path, other_spec.path, broken.path]
+    before = names(config)
+    assert names(config) == before
+
+    def changed_by(path: str, value: object) -> set[str]:
+        other = copy.deepcopy(config)
+        change(other, path, value)
+        after = names(other)
+        assert after.keys() == before.keys()
+        return {name.split("/")[5] for name in before if before[name] != after[name]}
+
+    everything = {"full", "h2o", "ours"}
+    assert changed_by("seed", 2) == everything
+    assert changed_by("dtype", "float32") == everything
+    assert changed_by("models/m/seed", 5) == everything
+    assert changed_by("models/m/title", "M") == set()
+    assert changed_by("tasks/needle/title", "N") == set()
+    assert changed_by("methods/h2o/stride", 3) == {"h2o"}
+    assert changed_by("calibrations/c/seed", 4) == {"ours"}
+    assert changed_by("study", "another") == set()
+    (tmp_path / "x.txt").write_text("In the end.\n")
+    assert not set(names(config).values()) & set(before.values())
+    (tmp_path / "x.txt").write_text("In the beginning.\n")
+    assert names(config) == before
+    Path("x.txt").unlink()
+    with pytest.raises(UserError, match=r"haystack h: file x\.txt does not exist; put it there"):
+        expand(config)
+    config["haystacks"]["h"]["sha256"] = "0" * 64  # then results of it can be used without it
+    assert names(config).keys() == before.keys()
+
+
+def test_a_method_s_facts_are_part_of_its_cells_names(config, monkeypatch):
+    before = expand(config)
+    known = dataclasses.replace(methods.METHODS["h2o"], rereads=64)
+    monkeypatch.setitem(methods.METHODS, "h2o", known)
+    after = expand(config)
+    assert cell_of(after, "full", "full").path == cell_of(before, "full", "full").path
+    assert cell_of(after, "h2o", "128").path != cell_of(before, "h2o", "128").path
+
+
+def test_a_model_of_one_s_own_counts_as_another_when_its_files_change(config, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"0")
+    config["models"]["m"] = {"source": "local", "path": str(folder), "context": 2000}
+    before = cell_of(expand(config), "full", "full").path
+    assert cell_of(expand(config), "full", "full").path == before
+    (folder / "model.safetensors").write_bytes(b"01")
+    assert cell_of(expand(config), "full", "full").path != before
 
 
 def test_command_writes_the_plan(config, tmp_path):
-    filled = studies.validate(config, SCHEMA)
-    out = tmp_path / "results" / "study.json"
-    command = [sys.executable, "-m", "kvbudget.study.expand", "--config", json.dumps(filled)]
-    subprocess.run([*command, "--out", str(out)], check=True)
-    plan = json.loads(out.read_text())
-    assert plan == json.loads(json.dumps(studies.expand(filled).plan()))
-    assert plan["study"] == "s"
-    assert all(len(cell["code"]) == 64 for cell in plan["cells"])
+    filled = configs.validate(config, SCHEMA)
+    out = tmp_path / "results/s/study-1.json"
+    command = [sys.executable, "-m", "kvbudget", "expand", "--config", json.dumps(filled)]
+    given = {**os.environ, "KVBUDGET_COMMAND": "snakemake --configfile 'my studies/s.yaml'"}
+    subprocess.run([*command, "--out", str(out)], check=True, cwd=tmp_path, env=given)
+    read, made = load_study(out), studies.expand(filled)
+    assert (read.cells, read.calibrations) == (made.cells, made.calibrations)
+    assert (read.root, read.name, read.config) == (tmp_path, "s", filled)
+    assert read.run(["a b"]) == "snakemake --configfile 'my studies/s.yaml' -- 'a b'"
+    for code in {cell.code for cell in read.cells}:
+        parts = json.loads((tmp_path / f"results/code/{code}.json").read_text())
+        assert "kvbudget.run.cell" in parts and "torch" in parts
+
+
+@pytest.mark.parametrize("overlay", ["tiny", "full", "frontier"])
+def test_a_study_is_read_as_snakemake_reads_it(overlay):
+    assert configs.read(overlay, REPO) == configs.validate(load(overlay), SCHEMA)
+
+
+def test_a_study_that_is_not_there_and_one_of_one_s_own(tmp_path):
+    with pytest.raises(UserError, match="there is no study 'ful', did you mean 'full'"):
+        configs.read("ful", REPO)
+    own = tmp_path / "my study.yaml"
+    own.write_text("study: mine\nseed: 5\n")
+    assert configs.read(str(own), REPO)["seed"] == 5
+    own.write_text("study: [mine\n")
+    with pytest.raises(UserError, match=r"my study\.yaml is not YAML"):
+        configs.read(str(own), REPO)

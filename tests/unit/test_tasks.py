@@ -188,7 +188,7 @@ class TestNeedles:
             make("niah", bytewise, 200, needles=4)
         least = int(re.search(r"more than (\d+)", str(e.value))[1])
         make("niah", bytewise, least + 40, needles=4)
-        with pytest.raises(UserError, match="needles must be at least 1"):
+        with pytest.raises(UserError, match="needles must be an integer of 1 or more, not 0"):
             make("niah", bytewise, 1000, needles=0)
 
     def test_all_values_of_a_key_are_asked_for_as_in_ruler(self, bytewise):
@@ -223,6 +223,65 @@ class TestNeedles:
     def test_more_queries_than_needles(self, bytewise):
         with pytest.raises(UserError, match="4 queries need as many needles, not 2"):
             make("niah", bytewise, 1000, needles=2, queries=4)
+
+
+SENTENCES = [
+    f"The {'very ' * (i % 7)}old man of verse{i} went down to the sea." for i in range(600)
+]
+CHINESE = [f"第{i}个老人走到海边，{'又' * (i % 9)}看见了光。" for i in range(600)]
+#: Texts by how they are laid out: passages, and what must stand before a needle.
+LAYOUTS = {
+    "paragraphs of 150 words": ([" ".join(SENTENCES[i : i + 15]) for i in range(0, 600, 15)], "."),
+    "one huge paragraph": ([" ".join(SENTENCES)], "."),
+    "a sentence a line": (SENTENCES, "."),
+    "a word a line": (" ".join(SENTENCES).split(" "), ""),
+    "no sentence ends": ([" ".join(SENTENCES).replace(".", "")], ""),
+    "one sentence that never ends": ([" ".join(SENTENCES).replace(".", ",")], ","),
+    "ideographs in paragraphs": (["".join(CHINESE[i : i + 40]) for i in range(0, 600, 40)], "。"),
+    "ideographs in one paragraph": (["".join(CHINESE)], "。"),
+    "one word": (["acgt" * 2000], ""),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+class TestDepths:
+    def hidden(self, layout, tokenizer, length, contexts, **options):
+        """Of each context the text around its needles, and the depths of those asked for."""
+        request = Request(tokenizer, LAYOUTS[layout][0], length, contexts, 4, seed=1, split="test")
+        for context in niah.make(request, niah.Options(**options)):
+            total = len(context.ids) + len(context.questions[0].ids)
+            assert abs(total - length) <= 0.01 * length
+            body = decode(tokenizer, context.ids).partition("quiz you about the number afterwards.")
+            around = re.split(r"One of the special magic numbers for \S+ is: \d{7}\.", body[2])
+            assert len(around) == 1 + options["needles"]
+            yield around, [depth for question in context.questions for depth in question.depth]
+
+    def test_one_needle_is_found_at_every_depth(self, layout, bytewise):
+        depths = []
+        for (before, after), (depth,) in self.hidden(layout, bytewise, 1500, 20, needles=1):
+            assert before.strip() == "" or before.strip().endswith(LAYOUTS[layout][1])
+            assert depth == pytest.approx(1 - len(f"{after}{NEEDLE}".encode()) / 1300, abs=0.03)
+            depths.append(depth)
+        # What stands before the text, the instruction, is a tenth of the context.
+        gaps = [b - a for a, b in itertools.pairwise([0.1, *sorted(depths), 0.98])]
+        assert max(gaps) < 0.16
+
+    @pytest.mark.parametrize("length", [1500, 3000])
+    def test_several_needles_share_the_context(self, layout, bytewise, length):
+        for around, depths in self.hidden(layout, bytewise, length, 10, needles=4):
+            ends = [part.strip() for part in around[:-1]]
+            assert all(part == "" or part.endswith(LAYOUTS[layout][1]) for part in ends)
+            sizes = [len(part) for part in around]
+            assert sum(size > 30 for size in sizes[1:-1]) == 3
+            low, high = min(depths), max(depths)
+            assert high - low > 0.4
+
+    def test_depths_are_those_of_the_identity(self, layout, subword):
+        once = list(self.hidden(layout, subword, 900, 3, needles=2))
+        assert once == list(self.hidden(layout, subword, 900, 3, needles=2))
+
+
+NEEDLE = "One of the special magic numbers for some-thing is: 1234567."
 
 
 class TestVariableTracking:
@@ -357,9 +416,9 @@ class TestPerplexity:
 
     def test_chunk_does_not_change_the_samples(self, bytewise):
         assert make("perplexity", bytewise, 400, chunk=1) == make("perplexity", bytewise, 400)
-        with pytest.raises(UserError, match="chunk must be at least 1"):
+        with pytest.raises(UserError, match="chunk must be an integer of 1 or more, not 0"):
             make("perplexity", bytewise, 400, chunk=0)
-        with pytest.raises(UserError, match="option chunk must be of type int"):
+        with pytest.raises(UserError, match="chunk must be an integer of 1 or more, not '64'"):
             make("perplexity", bytewise, 400, chunk="64")
 
 

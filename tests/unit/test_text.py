@@ -3,16 +3,17 @@
 import hashlib
 import json
 import sqlite3
-import sys
 import zipfile
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from kvbudget import cli
 from kvbudget.errors import UserError
-from kvbudget.tasks import passages
 from kvbudget.sources import text
+from kvbudget.sources.haystack import read_passages
+from kvbudget.tasks import passages
 
 VERSES = [
     ("k", 2, 1, 1, "Now these are the names"),
@@ -47,12 +48,11 @@ def index(tmp_path: Path, monkeypatch) -> dict:
     }
 
 
-def test_one_verse_a_line_in_the_order_of_the_book(index, tmp_path, monkeypatch):
+def test_one_verse_a_line_in_the_order_of_the_book(index, tmp_path):
     del index["database"]
     out = tmp_path / "text" / "kjv.txt"
-    monkeypatch.setattr(sys, "argv", ["text", "--spec", json.dumps(index), "--out", str(out)])
-    text.main()
-    assert text.read_passages(out) == [
+    cli.main(["text", "--spec", json.dumps(index), "--out", str(out)])
+    assert read_passages(out) == [
         "In the beginning God created the heaven and the earth.",
         "And the earth was without form, and void;",
         "Now these are the names",
@@ -75,8 +75,79 @@ def test_a_file_of_paragraphs(tmp_path):
     source = tmp_path / "book.txt"
     source.write_text("First  paragraph.\n\n\tSecond, with\u00a0é.\r\n", encoding="utf-8")
     verified = text.build({"source": "file", "path": str(source)}, tmp_path / "out.txt")
-    assert text.read_passages(tmp_path / "out.txt") == ["First paragraph.", "Second, with é."]
+    assert read_passages(tmp_path / "out.txt") == ["First paragraph.", "Second, with é."]
     assert verified["lines"] == 2
+
+
+ENCODED = [
+    ("utf-8-sig", "\n"),
+    ("utf-8", "\r\n"),
+    ("utf-8", "\r"),
+    ("utf-16", "\n"),
+    ("utf-16-le", "\n"),
+    ("utf-16-be", "\r\n"),
+    ("utf-32", "\r\n"),
+    ("utf-32-be", "\n"),
+]
+
+
+@pytest.mark.parametrize(("encoding", "end"), ENCODED)
+def test_files_of_every_system_give_the_same_passages(encoding, end, tmp_path):
+    """With the mark that says their encoding; joined files have one inside, too."""
+    content = "Élan.\n\nSecond\f line.\n\ufeffThird.\n\n\n".replace("\n", end)
+    if encoding[-3:] in ("-le", "-be"):
+        content = f"\ufeff{content}"
+    (tmp_path / "own.txt").write_bytes(content.encode(encoding))
+    text.build({"source": "file", "path": str(tmp_path / "own.txt")}, tmp_path / "out.txt")
+    assert (tmp_path / "out.txt").read_bytes() == "Élan.\nSecond line.\nThird.\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("One.\nTwo.\n".encode("utf-16-le"), "has NUL characters, .* such as UTF-16"),
+        (b"One.\0Two.", "has NUL characters"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is not UTF-8"),
+        ("Élan".encode("latin-1"), "is not UTF-8"),
+        ("One.".encode("utf-16")[:-1], "is not UTF-16"),
+        (b"\xef\xbb\xbf\r\n \x0c", "holds no text"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_the_remedy(content, named, tmp_path):
+    (tmp_path / "own.txt").write_bytes(content)
+    with pytest.raises(UserError, match=named) as caught:
+        text.build({"source": "file", "path": str(tmp_path / "own.txt")}, tmp_path / "out.txt")
+    assert "iconv -f" in str(caught.value) or "holds no text" in named
+    assert not (tmp_path / "out.txt").exists()
+
+
+def test_a_chapter_on_a_line_is_parted_at_ends_of_sentences(tmp_path):
+    """Or a text of three lines would leave a split without a passage."""
+    sentences = [f"This is sentence {i}, which says 3.14 times nothing." for i in range(100)]
+    ideographs = "".join(f"第{i}个老人走到海边。" for i in range(300))
+    chapters = [" ".join(sentences), ideographs, "word " * 500, "acgt" * 600, "Short. Lines. Stay."]
+    (tmp_path / "own.txt").write_text("\n".join(chapters), encoding="utf-8")
+    text.build({"source": "file", "path": str(tmp_path / "own.txt")}, tmp_path / "out.txt")
+    made = read_passages(tmp_path / "out.txt")
+    assert max(map(len, made)) <= text.LONGEST
+    first = [passage for passage in made if "sentence" in passage]
+    assert " ".join(first) == chapters[0]
+    assert all(passage.endswith("nothing.") for passage in first)
+    second = [passage for passage in made if "老" in passage]
+    assert "".join(second) == ideographs
+    assert all(passage.endswith("。") for passage in second)
+    assert {len(passage) for passage in made if "word" in passage} == {999, 499}
+    assert [len(passage) for passage in made if "acgt" in passage] == [1000, 1000, 400]
+    assert made[-1] == chapters[-1]
+
+
+def test_blank_lines_at_the_end_of_one_side_say_nothing(tmp_path):
+    (tmp_path / "en.txt").write_text("One.\nTwo.\n\n\n")
+    (tmp_path / "fr.txt").write_text("Un.\r\nDeux.\r\n")
+    spec = {"source": "file", "path": str(tmp_path / "en.txt")}
+    spec["translation"] = str(tmp_path / "fr.txt")
+    text.build(spec, tmp_path / "pairs.txt")
+    assert read_passages(tmp_path / "pairs.txt") == ["One.\tUn.", "Two.\tDeux."]
 
 
 def test_a_parallel_text_has_a_translation_beside_each_passage(index, tmp_path):
@@ -93,7 +164,7 @@ def test_a_parallel_text_has_a_translation_beside_each_passage(index, tmp_path):
     index |= {"version": "4", "translation": "l"}
     index["sha256"] = hashlib.sha256(database.read_bytes()).hexdigest()
     text.build(index, tmp_path / "pairs.txt")
-    assert passages.pairs(text.read_passages(tmp_path / "pairs.txt")) == [
+    assert passages.pairs(read_passages(tmp_path / "pairs.txt")) == [
         ("God's Spirit said, 'Let there be light.'", "Au commencement")
     ]
 
@@ -109,7 +180,7 @@ def test_files_of_a_parallel_text_go_line_by_line(tmp_path):
     spec = {"source": "file", "path": str(tmp_path / "en.txt")}
     spec["translation"] = str(tmp_path / "fr.txt")
     text.build(spec, tmp_path / "pairs.txt")
-    pairs = passages.pairs(text.read_passages(tmp_path / "pairs.txt"))
+    pairs = passages.pairs(read_passages(tmp_path / "pairs.txt"))
     # What is blank on one side moves nothing, and is left out by whoever needs both.
     wanted = [("One.", "Un."), ("Two.", ""), ("", "Quatre."), ("Three.", "Trois .")]
     assert pairs == wanted
@@ -155,7 +226,7 @@ def test_a_data_set_until_there_are_enough_words(tmp_path, monkeypatch):
     spec = {"source": "hub", "repo": str(folder), "revision": COMMIT, "split": "train"}
     spec |= {"column": "text", "words": 5}
     text.build(spec, tmp_path / "out.txt")
-    assert text.read_passages(tmp_path / "out.txt") == ["One two.", "Three four.", "Five."]
+    assert read_passages(tmp_path / "out.txt") == ["One two.", "Three four.", "Five."]
     with pytest.raises(UserError, match="has columns text, not 'txt'"):
         text.build(spec | {"column": "txt"}, tmp_path / "out.txt")
     with pytest.raises(UserError, match="holds 6 words, fewer than 7"):
@@ -189,7 +260,7 @@ def test_bad_input_is_named(spec, named, tmp_path):
 
 def test_no_text_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no such haystack"):
-        text.read_passages(tmp_path / "absent.txt")
+        read_passages(tmp_path / "absent.txt")
     (tmp_path / "blank.txt").write_text("\n \n")
     with pytest.raises(UserError, match=r"blank\.txt holds no text"):
         text.build({"source": "file", "path": str(tmp_path / "blank.txt")}, tmp_path / "out.txt")

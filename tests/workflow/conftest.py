@@ -11,5 +11,5 @@ def repo(tmp_path_factory) -> Path:
     copy_repository(copy)
     result = snakemake(copy)
     assert result.returncode == 0, result.stdout
-    assert f"The paper of study 'tiny' is {copy / 'paper/main.pdf'}" in result.stdout
+    assert f"The paper of study 'tiny' is {copy / 'paper/tiny/main.pdf'}" in result.stdout
     return copy

@@ -67,7 +67,7 @@ class Victim:
 
     @property
     def cells(self) -> Path:
-        return self.repo / "results" / Path(self.config).stem / "cells"
+        return self.repo / "results/cells"
 
     def start(self) -> None:
         """In a process group of its own, as from a shell."""
@@ -76,7 +76,7 @@ class Victim:
             subprocess.run([*command, "--unlock"], cwd=self.repo, capture_output=True, check=True)
         with (self.repo / "snakemake.out").open("w") as out:
             self.process = subprocess.Popen(
-                [*command, "--resources", "gpu=2", "--cores", "2", *self.targets],
+                [*command, "--resources", "gpu=2", "--cores", "2", "--", *self.targets],
                 cwd=self.repo,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -91,7 +91,9 @@ class Victim:
         found = []
         for process in psutil.process_iter():
             try:
-                if "kvbudget.run.cell" in process.cmdline() and process.cwd() == str(self.repo):
+                words = process.cmdline()
+                ours = "kvbudget" in words and "cell" in words and "lease" not in words
+                if ours and process.cwd() == str(self.repo):
                     found.append(process)
             except psutil.Error:
                 continue
@@ -141,8 +143,7 @@ class Victim:
             now[target] = (bool(record), lines[: lines.rfind(b"\n") + 1])
         for target, (was_done, before) in self.finished.items():
             done, lines = now[target]
-            # A record whose end Snakemake did not see is made again, from its contexts.
-            kept = lines.startswith(before) and (before or not was_done)
+            kept = lines.startswith(before) and not was_done
             self.lost += not (done or kept)
         self.finished = now
 

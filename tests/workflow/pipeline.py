@@ -1,6 +1,8 @@
 """How tests run the pipeline: in a copy of the repository, with the `tiny` study."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,3 +35,27 @@ def copy_repository(to: Path) -> None:
         if (REPO / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPO / name, to / name)
+
+
+def place(path: str) -> str:
+    """The path of a result without its identity."""
+    return re.sub(r"-[0-9a-f]{10}(?=\.)", "", path)
+
+
+def paths(repo: Path, config: str = TINY) -> dict[str, str]:
+    """Paths of a study's cells and calibrations in a copy of the repository, by their place: as
+    the code and texts of the copy give them."""
+    script = (
+        "import json, sys; from kvbudget.study.config import read; "
+        "from kvbudget.study.expand import expand; study = expand(read(sys.argv[1])); "
+        "print(json.dumps([each.path for each in (*study.cells, *study.calibrations)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, config],
+        cwd=repo,
+        env=os.environ | {"PYTHONPATH": str(repo / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {place(path): path for path in json.loads(done.stdout)}

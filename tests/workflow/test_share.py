@@ -5,28 +5,56 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pipeline import copy_repository, snakemake
-from test_tiny import away, edited
+from pipeline import TINY, copy_repository, paths, place, snakemake
+from test_tiny import DEPENDENTS, away, edited
 
+from kvbudget.analysis import verify
 from kvbudget.errors import UserError
-from kvbudget.study import verify
 from kvbudget.study.bundle import pack, unpack
-from kvbudget.study.records import load_study
+from kvbudget.study.config import read
+from kvbudget.study.expand import expand
+from kvbudget.study.plan import Study
 
 pytestmark = pytest.mark.workflow
 
-CELL = "results/tiny/cells/tiny-llama/niah_single/L800/h2o/B20p.json"
-CALIBRATION = "results/tiny/calibrations/tiny-llama.json"
+CELL = "results/cells/tiny-llama/niah_single/L800/h2o/B20p.json"
+CALIBRATION = "results/calibrations/tiny-llama/default.json"
 VERIFIED = "results/models/tiny-llama.verified.json"
-STUDY = "results/tiny/study.json"
+
+
+def study(repo: Path) -> Study:
+    return expand(read("tiny", repo), repo)
 
 
 def stale(repo: Path) -> dict[str, str]:
-    found = verify.stale(load_study(repo / STUDY), repo / "results")
-    return {path.removeprefix(f"{repo}/"): reason for path, reason in found}
+    return {
+        place(path.removeprefix(f"{repo}/")): reason for path, reason in verify.stale(study(repo))
+    }
+
+
+@pytest.fixture
+def cell(repo) -> Path:
+    return repo / paths(repo)[CELL]
+
+
+@pytest.fixture
+def calibration(repo) -> Path:
+    return repo / paths(repo)[CALIBRATION]
+
+
+@contextmanager
+def beside(path: Path, like: Path, **values):
+    """A record of the same place, with other content, measured before: `like` is away."""
+    older = path.with_name(f"{path.stem.rpartition('-')[0]}-{'0' * 10}.json")
+    older.write_text(change(like.with_name(like.name + ".away").read_text(), **values))
+    try:
+        yield
+    finally:
+        older.unlink()
 
 
 def change(text: str, **values) -> str:
@@ -38,44 +66,51 @@ def here(repo, monkeypatch):
     monkeypatch.chdir(repo)
 
 
-def test_a_finished_study_is_current(repo):
-    command = [sys.executable, "-m", "kvbudget.study.verify", "--study", STUDY]
+def test_a_finished_study_is_current(repo, cell):
+    command = [sys.executable, "-m", "kvbudget", "verify", "tiny"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "study tiny: 9 cells and all they rest on are current\n"
-    with away(repo / CELL):
+    with away(cell):
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[0] == f"{CELL}: no record"
-    assert "`make paper STUDY=tiny`" in done.stdout
+    assert done.stdout.splitlines()[0] == f"{cell.relative_to(repo)}: no record"
+    assert f"`snakemake --configfile {TINY} --cores 1" in done.stdout
 
 
 class TestStale:
-    @pytest.mark.parametrize("path", [VERIFIED, CALIBRATION])
-    def test_a_missing_file(self, repo, path):
-        with away(repo / path):
-            assert stale(repo)[path] == "missing"
+    def test_a_missing_file(self, repo, calibration):
+        with away(repo / VERIFIED):
+            assert stale(repo)[VERIFIED] == "missing"
+        with away(calibration):
+            assert stale(repo)[CALIBRATION] == "no record"
 
-    def test_another_spec(self, repo):
-        spec = json.loads((repo / CELL).read_text())["spec"]
-        method = spec["method"] | {"stride": 3}
-        with edited(repo / CELL, lambda text: change(text, spec=spec | {"method": method})):
+    def test_another_spec(self, repo, cell):
+        spec = json.loads(cell.read_text())["spec"]
+        older = spec | {"method": spec["method"] | {"stride": 3}}
+        with away(cell), beside(cell, cell, spec=older):
             assert stale(repo) == {
-                CELL: "measured for another spec (method.stride was 3, the plan has none)"
+                CELL: "no record; B20p-0000000000.json was measured with another spec "
+                "(method.stride 3 where the plan has none)"
             }
 
-    @pytest.mark.parametrize("path", [CELL, CALIBRATION])
-    def test_other_code_is_named_by_module(self, repo, path):
-        code = json.loads((repo / path).read_text())["code"]
-        parts = json.loads((repo / f"results/tiny/code/{code}.json").read_text())
-        older = repo / f"results/tiny/code/{'0' * 64}.json"
-        older.write_text(json.dumps(parts | {"kvbudget.sources.text": "0", "torch": "2.0"}))
-        with edited(repo / path, lambda text: change(text, code="0" * 64)):
-            assert stale(repo) == {
-                path: "measured by other code (kvbudget.sources.text, torch changed since)"
-            }
+    @pytest.mark.parametrize("which", ["cell", "calibration"])
+    def test_other_code_is_named_by_module(self, repo, which, request):
+        path = request.getfixturevalue(which)
+        code = json.loads(path.read_text())["code"]
+        parts = json.loads((repo / f"results/code/{code}.json").read_text())
+        older = repo / f"results/code/{'0' * 64}.json"
+        older.write_text(json.dumps(parts | {"kvbudget.run.cell": "0", "torch": "2.0"}))
+        with away(path), beside(path, path, code="0" * 64):
+            (reason,) = stale(repo).values()
+            assert "was measured with other code (kvbudget.run.cell, torch changed since)" in reason
             older.unlink()
-            assert "measured by other code (000000000000, the plan has" in stale(repo)[path]
+            (reason,) = stale(repo).values()
+            assert "was measured with other code (000000000000, the plan has" in reason
+
+    def test_a_record_under_a_name_that_is_not_its_own(self, repo, cell):
+        with edited(cell, lambda text: change(text, code="0" * 64)):
+            assert stale(repo) == {CELL: "holds the record of another cell"}
 
     def test_other_weights(self, repo):
         with edited(repo / VERIFIED, lambda text: change(text, sha256="0" * 64)):
@@ -89,19 +124,17 @@ class TestStale:
 
     def test_a_model_that_the_config_takes_from_elsewhere(self, repo):
         def another_seed(text: str) -> str:
-            plan = json.loads(text)
-            plan["config"]["models"]["tiny-llama"]["seed"] = 5
-            return json.dumps(plan)
+            return text.replace("architecture: llama", "architecture: llama\n    seed: 5")
 
-        with edited(repo / STUDY, another_seed):
-            assert stale(repo) == {VERIFIED: "the config now takes this model from somewhere else"}
+        with edited(repo / TINY, another_seed):
+            assert stale(repo)[VERIFIED] == "the config now takes this model from somewhere else"
 
     def test_another_text(self, repo):
-        with edited(repo / "results/text/license.txt", lambda text: text + "More.\n"):
-            assert stale(repo) == {"results/text/license.txt": "changed since it was made"}
-        with edited(
-            repo / "results/text/license.verified.json", lambda text: change(text, sha256="0")
-        ):
+        (text,) = (repo / "results/text").glob("license-*.txt")
+        with edited(text, lambda text: text + "More.\n"):
+            found = {path: reason for path, reason in stale(repo).items() if "text" in path}
+            assert found == {place(f"results/text/{text.name}"): "changed since it was made"}
+        with edited(text.with_suffix(".verified.json"), lambda text: change(text, sha256="0")):
             assert stale(repo)[CELL] == "measured on another text than the verified one"
 
     def test_a_table_that_was_edited(self, repo):
@@ -113,7 +146,7 @@ class TestStale:
 @pytest.fixture(scope="module")
 def bundle(repo, tmp_path_factory) -> Path:
     archive = tmp_path_factory.mktemp("bundle") / "tiny.tar.gz"
-    assert pack(repo / STUDY, archive) == (9, 9)
+    assert pack(study(repo), archive) == (9, 9)
     return archive
 
 
@@ -123,16 +156,7 @@ def test_a_clone_with_a_bundle_computes_nothing_and_builds_the_same_paper(repo, 
     result = snakemake(tmp_path)
     assert result.returncode == 0, result.stdout
     jobs = set(re.findall(r"^(?:local)?rule (\w+):$", result.stdout, re.MULTILINE))
-    assert jobs == {
-        "plan",
-        "aggregate",
-        "tables",
-        "figures",
-        "numbers",
-        "check_paper",
-        "pdf",
-        "all",
-    }
+    assert jobs == DEPENDENTS
     first, second = (
         hashlib.sha256((each / "paper/main.pdf").read_bytes()).hexdigest()
         for each in (repo, tmp_path)
@@ -144,7 +168,8 @@ def test_a_clone_with_a_bundle_computes_nothing_and_builds_the_same_paper(repo, 
 def test_a_draft_typesets_what_there_is_and_leaves_the_paper_alone(bundle, tmp_path):
     copy_repository(tmp_path)
     unpack(bundle, tmp_path)
-    (tmp_path / CELL).unlink()
+    cell = paths(tmp_path)[CELL]
+    (tmp_path / cell).unlink()
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))
     done = subprocess.run(
         ["make", "-s", "-o", ".venv/.installed", "-o", "tex", "draft", "STUDY=tiny"],
@@ -153,33 +178,46 @@ def test_a_draft_typesets_what_there_is_and_leaves_the_paper_alone(bundle, tmp_p
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    draft = tmp_path / "results/tiny/draft"
+    draft = tmp_path / "paper/tiny-draft"
     assert (draft / "main.pdf").read_bytes().startswith(b"%PDF")
     assert "\\draftstudytrue" in (draft / "numbers.tex").read_text()
-    assert (draft / "csv/missing.csv").read_text().split() == ["path", CELL]
-    assert not (tmp_path / CELL).exists()
-    assert not (tmp_path / "paper/tables").exists()
+    assert (tmp_path / "results/tiny/draft/csv/missing.csv").read_text().split() == ["path", cell]
+    assert not (tmp_path / cell).exists()
+    assert not (tmp_path / "paper/tiny").exists()
 
 
 def test_the_same_study_gives_the_same_archive(repo, bundle, tmp_path):
-    pack(repo / STUDY, tmp_path / "again.tar.gz")
+    pack(study(repo), tmp_path / "again.tar.gz")
     assert (tmp_path / "again.tar.gz").read_bytes() == bundle.read_bytes()
 
 
-def test_a_bundle_replaces_nothing_that_differs(bundle, tmp_path):
+def test_a_bundle_replaces_nothing_that_differs(bundle, cell, calibration, repo, tmp_path):
     unpack(bundle, tmp_path)
-    mine = (tmp_path / CELL).read_text().replace('"schema": 1', '"schema": 1, "mine": true')
-    (tmp_path / CELL).write_text(mine)
-    (tmp_path / CALIBRATION).unlink()
-    with pytest.raises(UserError, match=f"{CELL} is there already and differs"):
+    cell, calibration = (tmp_path / path.relative_to(repo) for path in (cell, calibration))
+    mine = cell.read_text().replace('"schema": 1', '"schema": 1, "mine": true')
+    cell.write_text(mine)
+    calibration.unlink()
+    with pytest.raises(UserError, match="is there already and differs"):
         unpack(bundle, tmp_path)
-    assert (tmp_path / CELL).read_text() == mine
-    assert not (tmp_path / CALIBRATION).exists()
+    assert cell.read_text() == mine
+    assert not calibration.exists()
 
 
-def test_a_bundle_holds_what_is_current_alone(repo, tmp_path):
-    with edited(repo / CELL, lambda text: change(text, code="0" * 64)):
-        assert pack(repo / STUDY, tmp_path / "part.tar.gz") == (8, 9)
+def test_a_bundle_holds_what_is_current_alone(repo, cell, tmp_path):
+    with edited(cell, lambda text: change(text, code="0" * 64)):
+        assert pack(study(repo), tmp_path / "part.tar.gz") == (8, 9)
     unpack(tmp_path / "part.tar.gz", tmp_path)
-    assert not (tmp_path / CELL).exists()
+    assert not (tmp_path / cell.relative_to(repo)).exists()
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_records_of_another_version_are_measured_again(repo, bundle, tmp_path):
+    """Snakemake has notes of records that were made here; those that came later are of another
+    H2O: exactly that cell is measured."""
+    copy_repository(tmp_path)
+    policy = tmp_path / "src/kvbudget/policies/h2o.py"
+    policy.write_text(policy.read_text() + "\nCHANGED = 1\n")
+    unpack(bundle, tmp_path)
+    result = snakemake(tmp_path, "--dry-run")
+    outputs = re.findall(r"^    output: (results/cells/\S+)$", result.stdout, re.MULTILINE)
+    assert list(map(place, outputs)) == [CELL]

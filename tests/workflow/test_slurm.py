@@ -1,4 +1,4 @@
-"""Cells of the tiny study through the calibration for Slurm, on a real Slurm that is started here."""
+"""Cells of the tiny study through the profile for Slurm, on a real Slurm that is started here."""
 
 import json
 import re
@@ -8,16 +8,16 @@ import time
 
 import pytest
 from local_slurm import local_slurm, missing
-from pipeline import TINY, copy_repository
+from pipeline import TINY, copy_repository, paths
 
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 
-CELLS = "results/tiny/cells/tiny-llama/niah_single/L800"
+CELLS = "results/cells/tiny-llama/niah_single/L800"
 SOON = ("--slurm-init-seconds-before-status-checks", "3")
-CALIBRATION = "results/tiny/calibrations/tiny-llama.json"
+CALIBRATION = "results/calibrations/tiny-llama/default.json"
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +33,14 @@ def repo(tmp_path_factory):
     return copy
 
 
-def submit(repo, environment, calibration: str, *arguments: str) -> set[tuple[str, str]]:
+def submit(repo, environment, profile: str, *arguments: str) -> set[tuple[str, str]]:
     """Run Snakemake to a good end; which device each job had, as (job, device)."""
     command = [
         sys.executable,
         "-m",
         "snakemake",
         "--workflow-profile",
-        f"calibrations/{calibration}",
+        f"profiles/{profile}",
     ]
     command += ["--configfile", TINY, "--seconds-between-status-checks", "3", *arguments]
     own = {k: v for k, v in environment.items() if k != "PYTHONPATH"} | {"SBATCH_PARTITION": "gpu"}
@@ -91,13 +91,16 @@ def test_account_and_partition_come_from_the_environment(slurm, repo):
 
 
 def test_cells_and_their_calibration_through_slurm(slurm, repo):
-    cells = [f"{CELLS}/h2o/B20p.json", f"{CELLS}/head-aware/B20p.json"]
+    made = paths(repo)
+    cells = [made[f"{CELLS}/h2o/B20p.json"], made[f"{CELLS}/head-aware/B20p.json"]]
     devices = submit(repo, slurm, "slurm", *SOON, *cells)
     for cell in cells:
         assert len(json.loads((repo / cell).read_text())["samples"]) == 2
-    assert (repo / CALIBRATION).exists()
+    assert (repo / made[CALIBRATION]).exists()
     # A job's log is where a run without Slurm has it.
-    log = repo / cells[0].replace("tiny/cells", "tiny/logs/cells").replace(".json", ".log")
+    log = repo / cells[0].replace("results/cells", "results/tiny/logs/cells").replace(
+        ".json", ".log"
+    )
     assert "2/2" in log.read_text()
 
     # Everything else is done by Snakemake itself.
@@ -115,7 +118,8 @@ def test_cells_and_their_calibration_through_slurm(slurm, repo):
 
 
 def test_a_job_array_at_a_site_that_knows_only_gres(slurm, repo):
-    cells = [f"{CELLS}/full/Bfull.json", f"{CELLS}/streaming-llm/B20p.json"]
+    made = paths(repo)
+    cells = [made[f"{CELLS}/full/Bfull.json"], made[f"{CELLS}/streaming-llm/B20p.json"]]
     gres = ["--set-resources", "cell:gpu=0", "cell:gres=gpu:1"]
     devices = submit(repo, slurm, "slurm", *SOON, *cells, *gres, "--slurm-array-jobs", "cell")
     assert all((repo / cell).exists() for cell in cells)
@@ -128,7 +132,7 @@ def test_a_job_array_at_a_site_that_knows_only_gres(slurm, repo):
 
 
 def test_a_scheduler_without_a_plugin(slurm, repo):
-    """Slurm's commands in place of the calibration's."""
+    """Slurm's commands in place of the profile's."""
     sbatch = (
         "sbatch --parsable --output /dev/null --partition gpu --gpus={resources.gpu}"
         " --mem={resources.mem_mb} --cpus-per-task={threads} --time={resources.runtime}"
@@ -143,7 +147,7 @@ def test_a_scheduler_without_a_plugin(slurm, repo):
     commands = ["--cluster-generic-submit-cmd", sbatch]
     commands += ["--cluster-generic-status-cmd", str(state)]
     commands += ["--cluster-generic-cancel-cmd", "scancel"]
-    cell = f"{CELLS}/ha-uniform/B20p.json"
+    cell = paths(repo)[f"{CELLS}/ha-uniform/B20p.json"]
     devices = submit(repo, slurm, "cluster-generic", *commands, cell)
     assert (repo / cell).exists()
     assert len(devices) == 1

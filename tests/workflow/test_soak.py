@@ -5,14 +5,13 @@ import time
 
 import pytest
 from kills import KINDS, Victim, outcomes
-from pipeline import copy_repository
+from pipeline import copy_repository, paths
 from test_trouble import write_study
 
 pytestmark = pytest.mark.soak
 
 KILLS = 30
 CONFIG = "workflow/studies/soak.yaml"
-CELLS = "results/soak/cells/tiny-llama"
 LONGEST = 20  # seconds between two kills
 
 
@@ -22,11 +21,8 @@ def test_results_after_thirty_kills_are_those_of_a_quiet_run(tmp_path, capsys):
     tasks = {"niah_single": methods, "perplexity": methods[:2]}
     experiments = [{"tasks": [task], "methods": names} for task, names in tasks.items()]
     write_study(tmp_path, CONFIG, contexts=8, experiments=experiments)
-    targets = [
-        f"{CELLS}/{task}/L800/{name}/B{'20p' if name != 'full' else name}.json"
-        for task, names in tasks.items()
-        for name in names
-    ]
+    made = paths(tmp_path, CONFIG)
+    targets = [path for name, path in made.items() if name.startswith("results/cells/")]
     seed = time.time_ns()
     victim = Victim(tmp_path, CONFIG, targets, random.Random(seed))
     victim.finish()

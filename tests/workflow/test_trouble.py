@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -13,14 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 from kills import KINDS, Victim, outcome, outcomes
-from pipeline import TINY, snakemake
+from pipeline import TINY, paths, snakemake
 
 pytestmark = pytest.mark.workflow
 
 CONFIG = "workflow/studies/trouble.yaml"
-CELLS = "results/trouble/cells/tiny-llama/niah_single/L800"
-H2O, STREAMING = f"{CELLS}/h2o/B20p.json", f"{CELLS}/streaming-llm/B20p.json"
-PLAN, PAGE = "results/trouble/study.json", "results/trouble/failures.md"
+CELLS = "results/cells/tiny-llama/niah_single/L800"
+PAGE = "results/trouble/failures.md"
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +27,21 @@ def repo(repo, tmp_path_factory) -> Path:
     copy = tmp_path_factory.mktemp("trouble") / "repo"
     shutil.copytree(repo, copy)
     (copy / ".venv").symlink_to(sys.prefix)
+    shutil.rmtree(copy / "results/cells")
     write_study(copy, CONFIG, contexts=6, experiments=[{"methods": ["h2o", "streaming-llm"]}])
     return copy
+
+
+@pytest.fixture(scope="module")
+def h2o(repo) -> str:
+    """Path of the cell of h2o."""
+    return paths(repo, CONFIG)[f"{CELLS}/h2o/B20p.json"]
+
+
+@pytest.fixture(scope="module")
+def streaming(repo) -> str:
+    """Path of the cell of StreamingLLM."""
+    return paths(repo, CONFIG)[f"{CELLS}/streaming-llm/B20p.json"]
 
 
 def write_study(repo: Path, file: str, contexts: int, experiments: list[dict]) -> None:
@@ -73,14 +84,16 @@ def read_only(directory: Path):
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
-def test_one_cell_fails_and_the_others_finish(repo):
+def test_one_cell_fails_and_the_others_finish(repo, h2o, streaming):
     policy = repo / "src/kvbudget/policies/h2o.py"
     sound = policy.read_text()
     policy.write_text(sound + '\nraise MemoryError("poisoned")\n')
-    result = snakemake(repo, PLAN, H2O, STREAMING, configs=(CONFIG,))
+    poisoned = paths(repo, CONFIG)[f"{CELLS}/h2o/B20p.json"]
+    assert poisoned != h2o
+    result = snakemake(repo, poisoned, streaming, configs=(CONFIG,))
     assert result.returncode != 0
-    assert (repo / STREAMING).exists()
-    assert f"failed: {H2O}: out of memory; use a shorter length" in result.stdout
+    assert (repo / streaming).exists()
+    assert f"failed: {poisoned}: out of memory; use a shorter length" in result.stdout
     page = (repo / PAGE).read_text()
     assert page.startswith("# 1 failed\n")
     assert "Likely cause: out of memory; use a shorter length" in page
@@ -92,40 +105,41 @@ def test_one_cell_fails_and_the_others_finish(repo):
         text=True,
     )
     assert "1 of 2 cells done, 1 failed, 0 left" in status.stdout, status.stderr
-    assert f"failed: {H2O}\n" in status.stdout
+    assert f"failed: {poisoned}\n" in status.stdout
 
+    # Mended, the cell is another one; the command that was printed is that of the poisoned one.
     policy.write_text(sound)
-    (command,) = re.findall(r"^    (make rerun .*)$", page, re.MULTILINE)
-    command = command.replace("make", "make -o .venv/.installed", 1)
-    again = subprocess.run(command.split(), cwd=repo, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert (repo / H2O).exists()
+    assert f"    make rerun STUDY=trouble CELL={poisoned}\n" in page
+    command = ["make", "-o", ".venv/.installed", "rerun", "STUDY=trouble", f"CELL={h2o}"]
+    again = subprocess.run(command, cwd=repo, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (repo / h2o).exists()
     assert not (repo / PAGE).exists()
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_cell(repo):
-    before = outcome((repo / STREAMING).read_text())
-    (repo / STREAMING).unlink()
-    with full_disk((repo / STREAMING).parent, free=4 << 10) as filler:
-        result = snakemake(repo, STREAMING, configs=(CONFIG,))
+def test_a_disk_that_is_full_in_the_middle_of_a_cell(repo, streaming):
+    before = outcome((repo / streaming).read_text())
+    (repo / streaming).unlink()
+    with full_disk((repo / streaming).parent, free=4 << 10) as filler:
+        result = snakemake(repo, streaming, configs=(CONFIG,))
         assert result.returncode != 0
-        assert f"failed: {STREAMING}: no space left on the disk; free some" in result.stdout
-        side = (repo / STREAMING).with_suffix(".contexts.jsonl")
+        assert f"failed: {streaming}: no space left on the disk; free some" in result.stdout
+        side = (repo / streaming).with_suffix(".contexts.jsonl")
         done = [line for line in side.read_bytes().splitlines(True) if line.endswith(b"\n")]
         assert len(done) > 1  # the first line names the cell
         filler.unlink()
-        result = snakemake(repo, STREAMING, configs=(CONFIG,))
+        result = snakemake(repo, streaming, configs=(CONFIG,))
         assert result.returncode == 0, result.stdout
-        record = (repo / STREAMING).read_text()
-    (repo / STREAMING).write_text(record)
+        record = (repo / streaming).read_text()
+    (repo / streaming).write_text(record)
     assert outcome(record) == before
 
 
-def test_results_that_cannot_be_written_stop_the_run_at_once(repo):
-    hidden = (repo / H2O).rename(repo / "hidden")
+def test_results_that_cannot_be_written_stop_the_run_at_once(repo, h2o):
+    hidden = (repo / h2o).rename(repo / "hidden")
     with read_only(repo / "results"):
-        result = snakemake(repo, H2O, configs=(CONFIG,))
-    hidden.rename(repo / H2O)
+        result = snakemake(repo, h2o, configs=(CONFIG,))
+    hidden.rename(repo / h2o)
     assert result.returncode != 0
     place = repo / "results/trouble"
     assert f"{place} cannot be written; make it writable for you" in result.stdout
@@ -133,8 +147,8 @@ def test_results_that_cannot_be_written_stop_the_run_at_once(repo):
 
 
 @pytest.fixture
-def victim(repo):
-    victim = Victim(repo, CONFIG, [H2O, STREAMING], random.Random(1))
+def victim(repo, h2o, streaming):
+    victim = Victim(repo, CONFIG, [h2o, streaming], random.Random(1))
     yield victim
     victim.stop()
 

@@ -13,43 +13,41 @@ TABLES = [
     "code_digests",
     "missing",
 ]
-CSV = [f"{RESULTS}/csv/{table}.csv" for table in TABLES]
+CSV = [f"{CSV_DIR}/{table}.csv" for table in TABLES]
+# A draft takes what is there; a paper, all.
+RECORDS = [path for path in (*CELLS, *CALIBRATIONS) if not (DRAFT and path in MISSING)]
 
 
 rule plan:
     output:
-        f"{RESULTS}/study.json",
+        PLAN,
     log:
         f"{LOGS}/plan.log",
-    # First of all, so that `make status` knows what is to be done.
-    priority: 1
     localrule: True
     conda:
         CONDA
     params:
         config=canonical(STUDY.config),
-        plan=PLAN,
-        code=code("kvbudget.study.expand"),
     shell:
-        "python -m kvbudget.study.expand --config {params.config:q} --out {output} > {log} 2>&1"
+        "python -m kvbudget expand --config {params.config:q} --out {output} > {log} 2>&1"
 
 
 rule aggregate:
     input:
-        study=f"{RESULTS}/study.json",
-        cells=list(CELLS),
-        calibrations=list(STUDY.calibrations),
-        models=expand("results/models/{model}.verified.json", model=STUDY.models),
+        RECORDS,
+        study=PLAN,
+        models=expand("results/models/{model}.verified.json", model=MODELS),
     output:
         [report(file, caption="../report/csv.rst", category="Data") for file in CSV],
-        f"{RESULTS}/csv/README.md",
+        f"{CSV_DIR}/README.md",
     log:
         f"{LOGS}/aggregate.log",
     localrule: True
     conda:
-        CONDA
+        CONDA_PAPER
     params:
         code=code("kvbudget.analysis.aggregate"),
+        draft="--draft" if DRAFT else "",
     shell:
-        "python -m kvbudget.analysis.aggregate --study {input.study}"
-        f" --out {RESULTS}/csv --models results/models --calibrations {RESULTS}/calibrations > {{log}} 2>&1"
+        "python -m kvbudget aggregate --study {input.study} {params.draft}"
+        f" --out {CSV_DIR} > {{log}} 2>&1"

@@ -3,25 +3,30 @@
 
 rule calibration:
     input:
-        # Small files that stand for large ones. Which weights a result needs is told by `model`
-        # below: a second download or check of the same weights must not make results again.
-        verified=ancient("results/models/{model}.verified.json"),
-        haystack=f"results/text/{HAYSTACK}.verified.json",
+        model="results/models/{model}/source.json",
+        verified="results/models/{model}.verified.json",
+        text=lambda wildcards: planned(wildcards).text,
     output:
-        ensure(f"{RESULTS}/calibrations/{{model}}{{calibration}}.json", non_empty=True),
+        ensure("results/calibrations/{model}/{calibration}-{identity}.json", non_empty=True),
     log:
-        f"{LOGS}/calibrations/{{model}}{{calibration}}.log",
+        f"{LOGS}/calibrations/{{model}}/{{calibration}}-{{identity}}.log",
+    benchmark:
+        f"{BENCHMARKS}/calibrations/{{model}}/{{calibration}}-{{identity}}.tsv"
+    wildcard_constraints:
+        identity=identities(CALIBRATIONS),
     conda:
         CONDA
+    threads: cores_of_a_job
     resources:
         gpu=1,
         mem_mb=memory_mb,
     params:
-        spec=lambda wildcards: canonical(calibration_spec(wildcards)),
-        code=STUDY.calibration_code,
+        spec=lambda wildcards: canonical(planned(wildcards).spec),
+        code=lambda wildcards: planned(wildcards).code,
+        identity=lambda wildcards: planned(wildcards).identity,
         model=model_identity,
     shell:
-        f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.calibration.calibrate --model {{wildcards.model}}"
-        " --spec {params.spec:q} --code {params.code} --model-dir results/models/{wildcards.model}"
-        f" --verified {{input.verified}} --text {TEXT}"
-        " --out {output} 2> {log}"
+        f"{MEASURE} calibrate --model {{wildcards.model}} --spec {{params.spec:q}}"
+        " --code {params.code} --identity {params.identity} --model-identity {params.model}"
+        " --model-dir results/models/{wildcards.model} --verified {input.verified}"
+        " --text {input.text} --out {output} 2> {log}"

@@ -1,35 +1,39 @@
-# One process for each (model, task, length, method, budget). The path tells the axes; `spec` and
-# `code` tell everything else the result depends on, and Snakemake compares them with the last run.
+# One process for each (model, task, length, method, budget) that has no record yet.
 
 
 rule cell:
     input:
-        # Small files that stand for large ones. Which weights a result needs is told by `model`
-        # below: a second download or check of the same weights must not make results again.
-        verified=ancient("results/models/{model}.verified.json"),
-        haystack=lambda wildcards: (
-            f"results/text/{cell_of(wildcards).spec['haystack']}.verified.json"
-        ),
-        calibration=lambda wildcards: cell_of(wildcards).calibration or [],
+        model="results/models/{model}/source.json",
+        verified="results/models/{model}.verified.json",
+        text=lambda wildcards: planned(wildcards).text,
+        calibration=lambda wildcards: planned(wildcards).calibration or [],
     output:
         ensure(
-            f"{RESULTS}/cells/{{model}}/{{task}}/L{{length}}/{{method}}/B{{budget}}.json",
+            "results/cells/{model}/{task}/L{length}/{method}/B{budget}-{identity}.json",
             non_empty=True,
         ),
     log:
-        f"{LOGS}/cells/{{model}}/{{task}}/L{{length}}/{{method}}/B{{budget}}.log",
+        f"{LOGS}/cells/{{model}}/{{task}}/L{{length}}/{{method}}/B{{budget}}-{{identity}}.log",
+    benchmark:
+        f"{BENCHMARKS}/cells/{{model}}/{{task}}/L{{length}}/{{method}}/B{{budget}}-{{identity}}.tsv"
+    wildcard_constraints:
+        identity=identities(CELLS),
     conda:
         CONDA
+    threads: cores_of_a_job
     resources:
         gpu=1,
         mem_mb=memory_mb,
     params:
-        spec=lambda wildcards: canonical(cell_of(wildcards).spec),
-        code=lambda wildcards: cell_of(wildcards).code,
+        spec=lambda wildcards: canonical(planned(wildcards).spec),
+        code=lambda wildcards: planned(wildcards).code,
+        identity=lambda wildcards: planned(wildcards).identity,
         model=model_identity,
-        text=lambda wildcards: f"results/text/{cell_of(wildcards).spec['haystack']}.txt",
-        calibration=lambda wildcards, input: f"--calibration {input.calibration}" if input.calibration else "",
+        calibration=lambda wildcards, input: (
+            f"--calibration {input.calibration}" if input.calibration else ""
+        ),
     shell:
-        f"{OFFLINE} {ON_ONE_GPU} python -m kvbudget.run.cell --spec {{params.spec:q}} --code {{params.code}}"
-        f" --model-dir results/models/{{wildcards.model}} --verified {{input.verified}}"
-        " --text {params.text} {params.calibration} --out {output} 2> {log}"
+        f"{MEASURE} cell --spec {{params.spec:q}} --code {{params.code}}"
+        " --identity {params.identity} --model-identity {params.model}"
+        " --model-dir results/models/{wildcards.model} --verified {input.verified}"
+        " --text {input.text} {params.calibration} --out {output} 2> {log}"

@@ -1,8 +1,6 @@
 # The study: validated and expanded once, before any rule is read. Everything else that rules share
-# is here too, so that the other files hold rules and nothing else.
+# is here too, so that the other files hold rules and nothing else. Nothing here writes to disk.
 import argparse
-import contextlib
-import hashlib
 import os
 import re
 import shlex
@@ -22,117 +20,181 @@ for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.execut
     _rest = [os.environ[_variable]] if _variable in os.environ else []
     os.environ[_variable] = os.pathsep.join([str(_first), *_rest])
 
-from kvbudget.study import provenance
-from kvbudget.study import resources
-from kvbudget.study import expand as studies
 from kvbudget.errors import UserError
-from kvbudget.sources import registry
-from kvbudget.study.expand import canonical
+from kvbudget.paper import registry as paper
+from kvbudget.study import identity, provenance, resources
+from kvbudget.study.config import validate
+from kvbudget.study.expand import expand as expand_study
+from kvbudget.study.identity import canonical
+
+
+def started_with():
+    """The options of this run that say what to compute and where, by name."""
+    known = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    known.add_argument("--configfile", "--configfiles", nargs="+", default=[])
+    known.add_argument("--config", "-C", nargs="*", default=[])
+    known.add_argument("--workflow-profile")
+    return known.parse_known_args()[0]
+
+
+def again():
+    """The words of the command that runs part of this study where this run does."""
+    given = started_with()
+    words = ["snakemake"]
+    words += ["--configfile", *given.configfile] if given.configfile else []
+    words += ["--config", *given.config] if given.config else []
+    if given.workflow_profile:
+        return [*words, "--workflow-profile", given.workflow_profile]
+    return [*words, "--cores", "1", "--resources", "gpu=1"]
+
 
 try:
     with open(ROOT / "workflow/schemas/config.schema.yaml") as _schema:
-        STUDY = studies.expand(studies.validate(config, yaml.safe_load(_schema)))
-    CELLS = {cell.path: cell for cell in STUDY.cells}
-    PLAN = hashlib.sha256(canonical(STUDY.plan()).encode()).hexdigest()
+        STUDY = expand_study(validate(config, yaml.safe_load(_schema)), command=again())
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = STUDY.directory
 LOGS = f"{RESULTS}/logs"
-HAYSTACK = STUDY.config["haystack"]
-TEXT = f"results/text/{HAYSTACK}.txt"
-LOCK = "workflow/models.lock.yaml"
+BENCHMARKS = f"{RESULTS}/benchmarks"
+# A draft is the paper of what is finished, in folders of its own.
+DRAFT = STUDY.config["draft"]
+CSV_DIR = f"{RESULTS}/draft/csv" if DRAFT else f"{RESULTS}/csv"
+PAPER_DIR = f"paper/{STUDY.name}{'-draft' if DRAFT else ''}"
+PLAN = f"{RESULTS}/study-{STUDY.identity[: identity.DIGITS]}.json"
+ENVIRONMENT = f"{RESULTS}/environment.json"
+# The name of a result holds the identity of all that it depends on, so one that is there is right
+# and no job. Only those that are missing are made; nothing is ever compared, dated or overwritten.
+CELLS = {cell.path: cell for cell in STUDY.cells}
+CALIBRATIONS = {each.path: each for each in STUDY.calibrations}
+MISSING = {path for path in (*CELLS, *CALIBRATIONS) if not Path(path).exists()}
+for _word in sys.argv[1:]:
+    if _word.startswith(("results/cells/", "results/calibrations/")):
+        if _word not in CELLS and _word not in CALIBRATIONS:
+            raise WorkflowError(
+                f"{_word} is no result of study {STUDY.name!r} as it is configured and coded now; "
+                "kvbudget status lists them, and --configfile names another study"
+            )
+MODELS = {key: STUDY.config["models"][key] for key in STUDY.models}
 # Nothing that computes may reach for the network.
 OFFLINE = "HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1"
-# Jobs read it from the environment: a result does not count as another because of it.
+# On a machine with several GPUs each job has one to itself.
+MEASURE = f"{OFFLINE} KVBUDGET_THREADS={{threads}} python -m kvbudget lease python -m kvbudget"
+HAS_TEX = shutil.which("latexmk") is not None
+CONDA = str(ROOT / "workflow/envs/measuring.yaml")
+CONDA_PAPER = str(ROOT / "workflow/envs/paper.yaml")
+# Jobs read these from the environment: a result does not count as another because of them.
+os.environ.update(KVBUDGET_COMMAND=shlex.join(STUDY.command))
 if STUDY.config["device"] != "auto":
     os.environ.update(KVBUDGET_DEVICE=STUDY.config["device"])
-# On a machine with several GPUs each job has one to itself.
-ON_ONE_GPU = "python -m kvbudget.run.lease"
-HAS_TEX = shutil.which("latexmk") is not None
-CONDA = str(ROOT / "environment.yml")
 
-if workflow.is_main_process:
-    # Snakemake knows the params of a record from .snakemake/, which does not come along with a
-    # clone or an archive of results. The records themselves tell, and one that other code or
-    # another spec has made is dated back, so that everything is newer and it is made again.
-    for _path in STUDY.stale():
-        with contextlib.suppress(PermissionError):
-            os.utime(_path, (1, 1))
+
+def one_of(words):
+    """A pattern that matches these words alone; none of them matches nothing."""
+    return "|".join(map(re.escape, sorted(words))) or "(?!)"
+
+
+def identities(paths):
+    """The last part of the names of the results that are missing."""
+    return one_of(Path(path).stem.rpartition("-")[2] for path in paths if path in MISSING)
 
 
 wildcard_constraints:
-    model="|".join(map(re.escape, STUDY.config["models"])),
-    haystack="|".join(map(re.escape, STUDY.config["haystacks"])),
+    model=one_of(STUDY.config["models"]),
+    haystack=one_of(Path(path).stem for path in STUDY.texts),
     task="[a-z0-9][a-z0-9._-]*",
     method="[a-z0-9][a-z0-9._-]*",
-    calibration="(/[a-z0-9][a-z0-9._-]*)?",
+    calibration="[a-z0-9][a-z0-9._-]*",
     length=r"\d+",
     budget=r"full|\d+|\d+(\.\d+)?p",
 
 
-def cell_of(wildcards):
-    """The cell of this study that a path stands for."""
-    path = (
-        f"{RESULTS}/cells/{wildcards.model}/{wildcards.task}/L{wildcards.length}/"
-        f"{wildcards.method}/B{wildcards.budget}.json"
-    )
-    if path not in CELLS:
-        raise WorkflowError(
-            f"{path} is not a cell of study {STUDY.name!r}; add it to an experiment of its "
-            "configuration, or name the configuration of the study that has it (--configfile)"
+def planned(wildcards):
+    """The cell or calibration of this study that a job makes."""
+    if "length" in wildcards.keys():
+        path = (
+            f"results/cells/{wildcards.model}/{wildcards.task}/L{wildcards.length}/"
+            f"{wildcards.method}/B{wildcards.budget}-{wildcards.identity}.json"
         )
-    return CELLS[path]
+        return CELLS[path]
+    name = f"{wildcards.calibration}-{wildcards.identity}"
+    return CALIBRATIONS[f"results/calibrations/{wildcards.model}/{name}.json"]
 
 
-def model_spec(wildcards):
-    """What decides a model's files: its entry without what only the study and the paper use."""
+def haystack_entry(wildcards):
+    """The entry of the haystack that a text is made from."""
+    key = wildcards.haystack.rpartition("-")[0]
+    return STUDY.config["haystacks"][key]
+
+
+def haystack_files(wildcards):
+    """Files of the user's own that a text is made from, where they are."""
+    return [path for path in identity.text_files(haystack_entry(wildcards)) if Path(path).exists()]
+
+
+def model_files(wildcards):
+    """Files of a model's folder of the user's own, so that a changed one is taken again."""
     entry = STUDY.config["models"][wildcards.model]
-    # A random model is made for its context.
-    ignored = set(registry.DESCRIPTIVE) - ({"context"} if entry["source"] == "random" else set())
-    return canonical({key: value for key, value in entry.items() if key not in ignored})
-
-
-def haystack_spec(wildcards):
-    """What decides a haystack's text."""
-    entry = STUDY.config["haystacks"][wildcards.haystack]
-    return canonical({key: value for key, value in entry.items() if key != "title"})
-
-
-def locked_hashes(wildcards):
-    """The lock's entry for one model, so that a change of another model's does not matter."""
-    path = ROOT / LOCK
-    locked = yaml.safe_load(path.read_text()) if path.exists() else None
-    return canonical((locked or {}).get(wildcards.model))
+    if entry["source"] != "local":
+        return []
+    return [f"{entry['path']}/{name}" for name, *_ in identity.fingerprint(Path(entry["path"]))]
 
 
 def model_identity(wildcards):
-    """What a result has to know about its model: where it comes from and the hash of each file."""
-    identity = model_spec(wildcards) + locked_hashes(wildcards)
-    return hashlib.sha256(identity.encode()).hexdigest()
+    """Digest of where a model comes from and of the hashes of its files."""
+    return identity.model_identity(wildcards.model, STUDY.config["models"][wildcards.model], Path())
 
 
-def calibration_spec(wildcards):
-    """What a calibration of this study is made from."""
-    path = f"{RESULTS}/calibrations/{wildcards.model}{wildcards.calibration}.json"
-    if path not in STUDY.calibrations:
-        raise WorkflowError(f"{path} is not a calibration that study {STUDY.name!r} needs")
-    return STUDY.calibrations[path]
+def cores_of_a_job(wildcards):
+    """Cores shared by as many measurements as run at once here; a cluster's profile says its own."""
+    try:
+        cores = workflow.cores
+    except WorkflowError:
+        return 1
+    at_once = workflow.global_resources.get("gpu")
+    return max(1, cores // (at_once.value if at_once else 1))
 
 
 def memory_mb(wildcards, input, attempt):
     """Memory of a job that runs a model; more at each attempt, as too little ends in a kill."""
-    of_a_cell = "length" in wildcards.keys()
-    spec = cell_of(wildcards).spec if of_a_cell else calibration_spec(wildcards)
+    spec = planned(wildcards).spec
     return attempt * resources.memory_mb(Path(input.verified), spec["dtype"], spec["length"])
 
 
 def code(*modules):
-    """Digest of the code behind `python -m MODULE`; see kvbudget.study.provenance."""
+    """Digest of the code of some modules and all that they import; see kvbudget.study.provenance."""
     try:
         return provenance.code_digest(modules)
     except UserError as error:
         raise WorkflowError(str(error)) from None
+
+
+def of_paper(find):
+    """What `find` of the registry finds, with its error as one of Snakemake's."""
+    try:
+        return find()
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def table_of(wildcards):
+    """How a table of this study is made."""
+    return of_paper(lambda: paper.table(wildcards.table))[0]
+
+
+def figure_of(wildcards):
+    """How a figure is made."""
+    return of_paper(lambda: paper.figure(wildcards.figure))
+
+
+def data(made):
+    """The CSV files that a generated file is made from."""
+    return [f"{CSV_DIR}/{table}.csv" for table in made.csv]
+
+
+def template(made):
+    """The template that a generated file fills."""
+    return f"src/kvbudget/paper/templates/{made.template}"
 
 
 def refuse_early():
@@ -140,67 +202,48 @@ def refuse_early():
     place = next(path for path in (Path(RESULTS), Path("results"), Path()) if path.exists())
     if not os.access(place, os.W_OK):
         raise WorkflowError(f"{place.resolve()} cannot be written; make it writable for you")
-    jobs = list(workflow.dag.needrun_jobs())
-    fetched = {job.wildcards.model for job in jobs if job.rule.name == "download_model"}
-    measured = {job.wildcards.model for job in jobs if job.rule.name in ("calibration", "cell")}
-    for model in sorted(measured - fetched):
-        # Weights may be deleted once all is measured, so that their absence alone makes no job.
-        if not Path(f"results/models/{model}/source.json").exists():
-            raise WorkflowError(
-                f"results/models/{model} is gone, and there is something left to measure; get the "
-                f"model again: {again()} results/models/{model}/source.json"
-            )
+    rules = {job.rule.name for job in workflow.dag.needrun_jobs()}
     # On a cluster, the jobs look for themselves.
-    if measured and STUDY.config["device"] == "cuda" and workflow.local_exec:
-        command = [sys.executable, "-m", "kvbudget.sources.device"]
+    measures = rules & {"cell", "calibration"} and workflow.local_exec
+    if measures and STUDY.config["device"] == "cuda":
+        command = [sys.executable, "-m", "kvbudget", "environment", "--require-cuda"]
         found = subprocess.run(command, capture_output=True, text=True)
         if found.returncode:
-            raise WorkflowError(found.stderr.strip().splitlines()[-1])
-
-
-def again():
-    """The command that runs part of this study where this run does, completed by a file's name."""
-    files = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
-    place = ["--workflow-profile", profile] if (profile := cluster()) else ["--cores", "1"]
-    return shlex.join(["snakemake", *(["--configfile", *files] if files else []), *place])
-
-
-def cluster():
-    """The workflow profile that this run was started with, as it was given; None without one."""
-    known = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    known.add_argument("--workflow-profile")
-    return known.parse_known_args()[0].workflow_profile
+            raise WorkflowError(found.stderr.strip().splitlines()[-1].removeprefix("error: "))
 
 
 def closing_line():
-    """What to tell at the end of a run that went well."""
-    if HAS_TEX:
-        return f"The paper of study {STUDY.name!r} is {Path('paper/main.pdf').resolve()}"
-    return (
-        f"Everything of study {STUDY.name!r} but the PDF is built (paper/tables, paper/figures, "
-        f"{RESULTS}/csv). For the PDF install TeX and run this again: apt-get install "
-        "texlive-latex-extra texlive-science texlive-fonts-recommended latexmk"
-    )
+    """What to tell at the end of a run that went well: of a paper only where one was asked for."""
+    rules = {job.rule.name for job in workflow.dag.jobs}
+    if "pdf" in rules:
+        return f"The paper of study {STUDY.name!r} is {Path(PAPER_DIR, 'main.pdf').resolve()}"
+    if "all" in rules:
+        return (
+            f"Everything of study {STUDY.name!r} but the PDF is built ({PAPER_DIR}, {CSV_DIR}). For "
+            "the PDF install TeX and run this again: apt-get install "
+            "texlive-latex-extra texlive-science texlive-fonts-recommended latexmk"
+        )
+    return f"What was asked for of study {STUDY.name!r} is there"
 
 
 def tidy():
-    """After a good end, remove what only a run that stops in the middle needs."""
-    for job in workflow.dag.jobs:
-        if job.rule.name == "cell":
-            Path(job.output[0]).with_suffix(".contexts.jsonl").unlink(missing_ok=True)
+    """After a good end, remove what only a run that stops in the middle needs, and older plans."""
+    for path in CELLS:
+        if Path(path).exists():
+            Path(path).with_suffix(".contexts.jsonl").unlink(missing_ok=True)
     if all(Path(path).exists() for path in CELLS):
         Path(f"{RESULTS}/failures.md").unlink(missing_ok=True)
 
 
 def failure_report(log):
     """Command that lists what failed, and how to run it again, in results/{study}/failures.md."""
-    files = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
-    overlay = re.fullmatch(r"workflow/studies/([^/ ]+)\.yaml", files[0]) if files else None
-    if not cluster() and (not files or (overlay and len(files) == 1)):
+    given = started_with()
+    overlay = re.fullmatch(r"workflow/studies/([\w.-]+)\.yaml", " ".join(given.configfile))
+    if not (given.workflow_profile or given.config) and (overlay or not given.configfile):
         rerun = f"make rerun STUDY={overlay[1] if overlay else 'default'} CELL=OUTPUT"
     else:
-        rerun = f"{again()} OUTPUT"
+        rerun = f"{shlex.join(STUDY.command)} -- OUTPUT"
     return (
-        f"python -m kvbudget.study.failures --snakemake-log {shlex.quote(str(log[0]))} "
+        f"python -m kvbudget failures --snakemake-log {shlex.quote(str(log[0]))} "
         f"--rerun {shlex.quote(rerun)} --out {RESULTS}/failures.md"
     )

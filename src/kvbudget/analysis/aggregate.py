@@ -1,6 +1,5 @@
 """Finished cells of a study in, tidy CSV files out; or one error that says what is wrong."""
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -16,31 +15,26 @@ from kvbudget.analysis.head_rows import (
     stability_rows,
 )
 from kvbudget.analysis.provenance_rows import code_rows, model_rows, provenance_rows
-from kvbudget.errors import UserError, run_cli
-from kvbudget.study.records import load_study
+from kvbudget.errors import UserError
+from kvbudget.study import records
+from kvbudget.study.plan import Study
+
+MODELS = Path("results/models")
 
 
-def aggregate(
-    study_file: Path,
-    out: Path,
-    models: Path | None = None,
-    calibrations_dir: Path | None = None,
-    draft: bool = False,
-) -> None:
+def aggregate(study: Study, out: Path, draft: bool = False) -> None:
     """Check a study and write all CSV files of `schema.TABLES`, and what they mean, into `out`.
 
     Args:
-        study_file: the plan, results/{study}/study.json.
+        study: the plan; its results lie below `study.root`.
         out: folder of the CSV files.
-        models: folder of the models' verified.json files.
-        calibrations_dir: folder of the calibrations.
         draft: let cells be missing; the paper then says DRAFT on its first page.
 
     Raises:
         UserError: a cell is missing or wrong; the message lists all and the mending command.
     """
-    study = load_study(study_file)
-    cells, problems = checks.load(study)
+    models = study.root / MODELS
+    cells, problems = records.load(study)
     problems += checks.unequal_bytes(cells)
     problems += checks.beyond_plan(cells)
     problems += checks.unpaired(cells)
@@ -49,9 +43,9 @@ def aggregate(
     missing = [problem.path for problem in problems if problem.missing]
     checks.refuse(study, [p for p in problems if not (draft and p.missing)])
     if not cells:
-        raise UserError(f"study {study.name} has no finished cell; run `{study.command([])}`")
+        raise UserError(f"study {study.name} has no finished cell; run `{study.run([])}`")
 
-    calibrations = load_calibrations(study, calibrations_dir)
+    calibrations = load_calibrations(study)
     frames = {
         "cells": cell_rows(cells, study.seed),
         "comparisons": comparison_rows(study, cells),
@@ -69,18 +63,3 @@ def aggregate(
     for table, frame in frames.items():
         schema.write(frame, table, out)
     (out / "README.md").write_text(schema.dictionary(), encoding="utf-8")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", type=Path, required=True, help="results/{study}/study.json")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the CSV files")
-    parser.add_argument("--models", type=Path, help="folder of the models' verified.json files")
-    parser.add_argument("--calibrations", type=Path, help="folder of the calibrations")
-    parser.add_argument("--draft", action="store_true", help="let cells be missing")
-    args = parser.parse_args()
-    aggregate(args.study, args.out, args.models, args.calibrations, args.draft)
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -5,7 +5,8 @@ import pandas as pd
 
 from kvbudget.analysis import streaming_metrics
 from kvbudget.analysis.statistics import mean_interval
-from kvbudget.study.records import FULL, Cell
+from kvbudget.study.plan import FULL
+from kvbudget.study.records import Cell
 
 QUALITY = ("score", "nll")
 MEMORY = (

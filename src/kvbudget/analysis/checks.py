@@ -1,130 +1,22 @@
-"""What aggregation refuses. Every check returns problems; one error lists them all."""
+"""What aggregation refuses of cells together. One error lists all problems."""
 
 import json
-import math
+import shlex
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvbudget.errors import UserError
-from kvbudget.study.records import FULL, SCHEMA, Cell, Planned, Study
+from kvbudget.study.plan import FULL, Study
+from kvbudget.study.records import Cell, Problem
 
 BYTES_TOLERANCE = 0.02
-LENGTH_TOLERANCE = 0.01
 # What a cache may hold above its plan: in each slot its position and the sums of at most two
 # signals; tokens that gather before they are evicted, as a share of the budget; and what a head has
 # once, in tokens (saved sinks, a mean key, the least that gathers).
 INDEX_BYTES = 12
 STRIDE = 1 / 256
 SPARE_TOKENS = 8
-MEMORY = ("cache_bytes_planned", "cache_bytes_allocated", "cache_bytes_full")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with one cell. `missing` cells are measured, others measured again."""
-
-    path: str
-    reason: str
-    missing: bool = False
-
-
-def load(study: Study) -> tuple[list[Cell], list[Problem]]:
-    """Read every record of the plan; what cannot be used is a problem, not a cell."""
-    cells, problems = [], []
-    for planned in study.cells:
-        file = study.record_file(planned)
-        if not file.exists():
-            problems.append(Problem(planned.path, "no record", missing=True))
-            continue
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            found = [Problem(planned.path, reason) for reason in _faults(study, planned, record)]
-        except ValueError as error:
-            found = [Problem(planned.path, f"not JSON ({error})")]
-        except (KeyError, TypeError, AttributeError) as error:
-            found = [Problem(planned.path, f"not a record of schema {SCHEMA} ({error!r})")]
-        problems += found
-        if not found:
-            cells.append(Cell(planned, record))
-    return cells, problems
-
-
-def _faults(study: Study, planned: Planned, record: dict) -> Iterable[str]:
-    if record["schema"] != SCHEMA:
-        yield f"schema {record['schema']}, not {SCHEMA}"
-        return
-    if record["spec"] != planned.spec:
-        yield other_spec(record["spec"], planned.spec)
-    if record["code"] != planned.code:
-        yield other_code(study, record["code"], planned.code)
-    contexts = len({sample["context_id"] for sample in record["samples"]})
-    if contexts != planned.spec["samples"]["contexts"]:
-        yield f"holds {contexts} contexts, the plan has {planned.spec['samples']['contexts']}"
-    yield from _not_finite(record)
-    yield from _wrong_lengths(planned, record["samples"])
-
-
-def other_spec(found: dict, wanted: dict) -> str:
-    """What a record's spec says otherwise than the plan, key by key."""
-    old, new = dict(_flat(found)), dict(_flat(wanted))
-    changed = [
-        f"{key} was {old.get(key, 'absent')}, the plan has {new.get(key, 'none')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    return f"measured for another spec ({'; '.join(changed)})"
-
-
-def _flat(value: object, key: str = "") -> Iterable[tuple[str, object]]:
-    if not isinstance(value, dict):
-        yield key, json.dumps(value)
-        return
-    for name, item in value.items():
-        yield from _flat(item, f"{key}.{name}" if key else name)
-
-
-def other_code(study: Study, found: str, wanted: str) -> str:
-    """Which modules and libraries have changed since a record was measured, where it is known."""
-    try:
-        old, new = (
-            json.loads((study.file.parent / "code" / f"{digest}.json").read_text(encoding="utf-8"))
-            for digest in (found, wanted)
-        )
-    except (OSError, ValueError):
-        return f"measured by other code ({found[:12]}, the plan has {wanted[:12]})"
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    return f"measured by other code ({', '.join(changed)} changed since)"
-
-
-def _not_finite(record: dict) -> Iterable[str]:
-    values = [("nll of " + s["id"], s["nll"], True) for s in record["samples"]]
-    values += [("score of " + s["id"], s["score"], False) for s in record["samples"]]
-    values += [(name, record["memory"][name], True) for name in MEMORY]
-    values += [(n, v, False) for n, v in record["memory"].items() if n not in MEMORY]
-    values += [("prefill_s", record["timing"]["prefill_s"], True)]
-    values += [(n, v, False) for n, v in record["timing"].items() if n != "prefill_s"]
-    for name, value, needed in values:
-        if value is None:
-            if needed:
-                yield f"{name} is missing"
-        elif not math.isfinite(value):
-            yield f"{name} is {value}"
-
-
-def _wrong_lengths(planned: Planned, samples: list[dict]) -> Iterable[str]:
-    tolerance = LENGTH_TOLERANCE * planned.prompt_tokens
-    wrong = sorted(
-        {
-            s["prompt_tokens"]
-            for s in samples
-            if abs(s["prompt_tokens"] - planned.prompt_tokens) > tolerance
-        }
-    )
-    if wrong:
-        yield f"prompts of {', '.join(map(str, wrong))} tokens, over 1% off {planned.prompt_tokens}"
 
 
 def unequal_bytes(cells: list[Cell]) -> list[Problem]:
@@ -200,12 +92,12 @@ def mixed_codes(cells: list[Cell]) -> list[Problem]:
     return problems
 
 
-def other_weights(cells: list[Cell], models: Path | None) -> list[Problem]:
+def other_weights(cells: list[Cell], models: Path) -> list[Problem]:
     """A record's weights must be those that were verified."""
     problems = []
     for cell in cells:
-        file = models / f"{cell.planned.model}.verified.json" if models else None
-        if file is None or not file.exists():
+        file = models / f"{cell.planned.model}.verified.json"
+        if not file.exists():
             continue
         verified = json.loads(file.read_text(encoding="utf-8"))["sha256"]
         measured = cell.record["provenance"]["model_sha256"]
@@ -224,7 +116,8 @@ def refuse(study: Study, problems: list[Problem]) -> None:
     missing = list(dict.fromkeys(p.path for p in problems if p.missing))
     wrong = list(dict.fromkeys(p.path for p in problems if not p.missing))
     if missing:
-        lines += ["measure the missing cells:", f"  {study.command(missing)}"]
+        lines += ["measure the missing cells:", f"  {study.run(missing)}"]
     if wrong:
-        lines += ["measure the wrong cells again:", f"  {study.command(wrong, force=True)}"]
+        again = f"rm -f {shlex.join(wrong)} && {study.run(wrong)}"
+        lines += ["measure the wrong cells again:", f"  {again}"]
     raise UserError("\n".join(lines))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from kvbudget.analysis import schema
 from kvbudget.analysis.statistics import (
     detectable,
     effect_size,
@@ -14,10 +15,10 @@ from kvbudget.analysis.statistics import (
     paired_p,
     verdict,
 )
-from kvbudget.study.records import FULL, OURS, Cell, Study
+from kvbudget.study.plan import FULL, OURS, Study
+from kvbudget.study.records import Cell
 
 HIGHER_IS_BETTER = {"score": True, "nll": False}
-HEADLINE_SCORE = 0.5
 
 
 def comparison_rows(study: Study, cells: list[Cell]) -> pd.DataFrame:
@@ -89,7 +90,7 @@ def _headline(full: Cell | None) -> bool:
     if full is None:
         return False
     scores = list(full.by_context("score").values())
-    return not scores or float(np.mean(scores)) >= HEADLINE_SCORE
+    return not scores or float(np.mean(scores)) >= schema.HEADLINE_SCORE
 
 
 def _named(kind: str, cell: Cell, reference: Cell, metric: str) -> dict:

@@ -3,43 +3,43 @@ go."""
 
 import json
 import math
-from pathlib import Path
+import shlex
 
 import numpy as np
 import pandas as pd
 
 from kvbudget.errors import UserError
-from kvbudget.study.records import OURS, Cell, Study
+from kvbudget.study.plan import DEFAULT, OURS, Study
+from kvbudget.study.records import Cell
 
 SIGNALS = ("retrieval", "induction", "local", "sink", "previous")
 
 
-def load_calibrations(study: Study, directory: Path | None) -> dict[str, dict]:
-    """Calibrations of the plan's models by key; a model that no method calibrations has none.
+def load_calibrations(study: Study) -> dict[str, dict]:
+    """The plan's own calibration of each model, by key; one that no method uses is left out.
 
     Raises:
         UserError: a calibration is not JSON or holds a number that is not finite.
     """
-    if directory is None:
-        return {}
-    calibrations = {}
-    for model in dict.fromkeys(cell.model for cell in study.cells):
-        path = directory / f"{model}.json"
-        if not path.exists():
+    found = {}
+    for planned in study.calibrations:
+        path = study.root / planned.path
+        if planned.name != DEFAULT or not path.exists():
             continue
         try:
             calibration = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise _bad(study, path, f"not JSON ({error})") from error
+            raise _bad(study, planned.path, f"not JSON ({error})") from error
         if not _finite([calibration["heads"], calibration["loss"]]):
-            raise _bad(study, path, "holds a number that is not finite")
-        calibrations[model] = calibration
-    return calibrations
+            raise _bad(study, planned.path, "holds a number that is not finite")
+        found[planned.model] = calibration
+    return found
 
 
-def _bad(study: Study, path: Path, reason: str) -> UserError:
+def _bad(study: Study, path: str, reason: str) -> UserError:
     return UserError(
-        f"calibration {path}: {reason}; make it again with\n  {study.command([str(path)], force=True)}"
+        f"calibration {path}: {reason}; make it again with\n"
+        f"  rm {shlex.quote(path)} && {study.run([path])}"
     )
 
 

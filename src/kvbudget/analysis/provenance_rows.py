@@ -5,19 +5,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvbudget.study.records import Cell, Study
+from kvbudget.study.plan import Study
+from kvbudget.study.records import Cell
 
 SHAPE = ("layers", "query_heads", "kv_heads", "head_dim", "context")
 
 
-def model_rows(study: Study, cells: list[Cell], models: Path | None) -> pd.DataFrame:
+def model_rows(study: Study, cells: list[Cell], models: Path) -> pd.DataFrame:
     """One row a model; shapes from verified.json, 0 where there is none."""
     rows = []
     for model in dict.fromkeys(cell.planned.model for cell in cells):
         entry = study.config["models"].get(model, {})
-        file = models / f"{model}.verified.json" if models else None
+        file = models / f"{model}.verified.json"
         verified = {}
-        if file is not None and file.exists():
+        if file.exists():
             verified = json.loads(file.read_text(encoding="utf-8"))
         measured = {
             c.record["provenance"]["model_sha256"] for c in cells if c.planned.model == model

@@ -14,6 +14,9 @@ from pandera.pandas import Check, Column, DataFrameSchema
 
 from kvbudget.errors import UserError
 
+#: What the full cache must score, in the mean, for a place to count as headline.
+HEADLINE_SCORE = 0.5
+
 
 def _text(description: str, *values: str) -> Column:
     checks = Check.isin(values) if values else None
@@ -119,7 +122,8 @@ TABLES: dict[str, DataFrameSchema] = {
             **PAIR,
             **TEST,
             "headline": Column(
-                "bool", description="the full cache scores at least 0.5 here, or has no score"
+                "bool",
+                description=f"the full cache scores at least {HEADLINE_SCORE} here or has no score",
             ),
         },
         [*AXES, *PAIR],

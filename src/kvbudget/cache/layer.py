@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.eviction import Store, StoreSnapshot
-from kvbudget.cache.masks import of_tokens, visible
+from kvbudget.cache.masks import is_causal, of_tokens, visible
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.positions import Rotation
 from kvbudget.cache.ragged import attend_slots
@@ -117,7 +117,9 @@ class BudgetedLayer(AttendingLayer):
         positions = self._positions(key, padding)
         whole, step = (query, key, value, positions), self.options.prefill_chunk or new
         if new <= step:
-            return self._read(*whole, scaling, softcap)
+            output = self._read(*whole, scaling, softcap)
+            self._visible = None  # as large as the prompt squared, and of these queries alone
+            return output
         pieces = zip(*(each.split(step, dim=2) for each in whole), strict=True)
         return torch.cat([self._read(*piece, scaling, softcap) for piece in pieces], dim=2)
 
@@ -143,10 +145,10 @@ class BudgetedLayer(AttendingLayer):
     def _own_mask(self, mask: Tensor, new: int) -> Tensor | None:
         """A 4-D mask as `(batch, 1, new, seen + new)` bool; None if it is causality alone."""
         mask = visible(mask, new, self.seen + new)
-        if new == 1 and bool(mask.all()):
-            return None
         if self.store.padded:
             raise UserError("a 4-D attention mask cannot follow a padded prompt; give one sequence")
+        if is_causal(mask):
+            return None
         if self.policy.moves_keys:
             raise UserError(
                 "moving keys to other positions needs causal attention, and a 4-D mask is given; "

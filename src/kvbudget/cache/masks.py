@@ -92,6 +92,13 @@ def visible(mask: Tensor, new: int, tokens: int) -> Tensor:
     return mask
 
 
+def is_causal(mask: Tensor) -> bool:
+    """Whether a mask, `(batch, 1, new, tokens)` bool, says no more than that the past is seen."""
+    new, tokens = mask.shape[2:]
+    past = torch.ones(new, tokens, dtype=torch.bool, device=mask.device).tril(tokens - new)
+    return bool((mask == past).all())
+
+
 def of_tokens(mask: Tensor, positions: Tensor) -> Tensor:
     """The columns of some tokens, `(batch, kv_heads or 1, new, kept)`.
 

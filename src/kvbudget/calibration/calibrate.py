@@ -19,23 +19,14 @@ from kvbudget.cache.cache import geometry_of
 from kvbudget.calibration import functions as signals
 from kvbudget.calibration.answer_curves import answer_curves
 from kvbudget.calibration.curves import loss_curves
+from kvbudget.calibration.options import OPTIONS
 from kvbudget.calibration.probe import probe
 from kvbudget.calibration.prompts import Prompt, mixture
-from kvbudget.errors import UserError
+from kvbudget.options import filled
 from kvbudget.policies.classify import classify
 from kvbudget.policies.rules import RULES
 
 SHARES = [0.0, 0.012, 0.03, 0.06, 0.1, 0.18, 0.3, 0.5, 0.75, 1.0]
-DEFAULTS = {
-    "dtype": "float32",
-    "seed": 1,
-    "length": 1000,
-    "contexts": 2,
-    "tasks": ["needles", "recall", "reading"],
-    "answer_rules": ["diversity"],
-    "recent": 8,
-    "thresholds": {"retrieval": 0.1, "induction": 0.3},
-}
 PERIOD = 128  # tokens of the random sequence that is read twice
 
 
@@ -62,15 +53,12 @@ def calibrate(
 ) -> dict:
     """Measure every head of an attached model on calibration prompts.
 
-    `spec` overrides `DEFAULTS`; raises `UserError` for a key or a scoring rule that is not there.
+    `spec` overrides the defaults of `OPTIONS`.
+
+    Raises:
+        UserError: a key or a value that it cannot have.
     """
-    for key in spec:
-        if key not in DEFAULTS:
-            raise UserError(f"calibration: unknown key {key!r}; known are {', '.join(DEFAULTS)}")
-    spec = {**DEFAULTS, **spec}
-    for rule in spec["answer_rules"]:
-        if rule not in RULES:
-            raise UserError(f"calibration: no scoring rule {rule!r}; known are {', '.join(RULES)}")
+    spec = filled("calibration", spec, OPTIONS)
     geometry = geometry_of(model)
     keys = ("tasks", "length", "contexts", "seed")
     prompts = mixture(tokenizer, passages, **{key: spec[key] for key in keys})

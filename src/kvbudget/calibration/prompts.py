@@ -73,8 +73,7 @@ def needles(
         if not needle:
             raise UserError(
                 "calibration: the tokenizer splits a number in an answer otherwise than in the "
-                "text, so that its needle is not found; leave needles out of the calibration's "
-                "tasks"
+                "text, so that its needle is not found; drop needles from the calibration's tasks"
             )
         later = [*question.ids, *answer]
         made.append(Prompt("needles", context.ids, later, len(answer), needle))

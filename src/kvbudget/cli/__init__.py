@@ -6,6 +6,7 @@ docstring is the command's description. Errors that a user can act on are one li
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -44,6 +45,9 @@ JOBS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command. A `UserError` is one line on stderr and exit status 2."""
+    # Before torch is imported: by default its threads spin while they wait for each other, and one
+    # other busy process on the machine then makes a run several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if argv is None else argv)
     run_cli(lambda: _run(words))
 

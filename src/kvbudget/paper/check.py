@@ -6,13 +6,12 @@ the code. A number that is no result (a constant of a method, a version) is allo
 says why: `% allow-number: the published setting`.
 """
 
-import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kvbudget.analysis import schema
-from kvbudget.errors import UserError, run_cli
+from kvbudget.errors import UserError
 
 ALLOW = re.compile(r"%\s*allow-number:\s*\S")
 COMMENT = re.compile(r"(?<!\\)%.*")
@@ -39,9 +38,7 @@ def bare_numbers(text: str) -> Iterator[tuple[int, str]]:
     text = "\n".join(lines)
     text = DISPLAY.sub(_blank, text)
     text = NAMES.sub(_blank, text)
-    text = INLINE.sub(
-        lambda m: _blank(m) if re.search("[A-Za-z]", m[1] or m[2] or "") else m[0], text
-    )
+    text = INLINE.sub(_blank_formula, text)
     for number, line in enumerate(text.split("\n"), 1):
         for match in NUMBER.finditer(line):
             yield number, match[0]
@@ -53,12 +50,13 @@ def _blank(match: re.Match) -> str:
 
 
 def _blank_formula(match: re.Match) -> str:
+    """The same for mathematics with a letter; a formula that is only a number stays."""
     formula = match[1] or match[2] or ""
     return _blank(match) if re.search("[A-Za-z]", formula) else match[0]
 
 
-def _prose(paper: Path) -> Iterator[str]:
-    known = set(re.findall(r"\\setres\{([^}]*)\}", _read(paper / "numbers.tex")))
+def _prose(paper: Path, numbers: Path) -> Iterator[str]:
+    known = set(re.findall(r"\\setres\{([^}]*)\}", _read(numbers)))
     cited = set(re.findall(r"^@\w+\{([^,\s]+),", _read(paper / "references.bib"), re.MULTILINE))
     for path in sorted((paper / "sections").glob("*.tex")):
         text = _read(path)
@@ -70,22 +68,19 @@ def _prose(paper: Path) -> Iterator[str]:
         uncommented = "\n".join(COMMENT.sub("", line) for line in text.split("\n"))
         for key in re.findall(r"\\res\{([^}]*)\}", uncommented):
             if key not in known:
-                yield f"{path}: numbers.tex has no key {key}"
+                yield f"{path}: {numbers} has no key {key}"
         for keys in re.findall(r"\\cite\w*\*?(?:\[[^\]]*\])*\{([^}]*)\}", uncommented):
             for key in keys.split(","):
                 if key.strip() not in cited:
                     yield f"{path}: references.bib has no entry {key.strip()}"
 
 
-def _sources(paper: Path, csv: Path) -> Iterator[str]:
-    for path in [paper / "numbers.tex", *sorted((paper / "tables").glob("*.tex"))]:
+def _sources(generated: Iterable[Path], csv: Path) -> Iterator[str]:
+    for path in generated:
         for table, noted in SOURCE.findall(_read(path)):
             file = csv / f"{table}.csv"
             if not file.exists() or schema.digest(csv, table) != noted:
-                yield (
-                    f"{path}: made from another {file}; remove {path} and run "
-                    "`snakemake --cores 1 --resources gpu=1` to make it again"
-                )
+                yield f"{path}: made from another {file}; remove it and build the paper again"
 
 
 def _codes(csv: Path) -> Iterator[str]:
@@ -95,25 +90,29 @@ def _codes(csv: Path) -> Iterator[str]:
             yield (
                 f"{csv}/code_digests.csv: cells of {policy} on {kind} were measured by different "
                 f"code ({', '.join(sorted({code[:12] for code in group['code']}))}); "
-                "run `snakemake --cores 1 --resources gpu=1`"
+                "build the paper again"
             )
 
 
 def _read(path: Path) -> str:
     if not path.exists():
-        raise UserError(
-            f"{path} is missing; run `snakemake --cores 1 --resources gpu=1` to make it"
-        )
+        raise UserError(f"{path} is missing; build the paper again")
     return path.read_text(encoding="utf-8")
 
 
-def check(paper: Path, csv: Path) -> str:
+def check(paper: Path, numbers: Path, tables: Iterable[Path], csv: Path) -> str:
     """What was checked, in words.
+
+    Args:
+        paper: folder of sections/ and references.bib.
+        numbers: numbers.tex of the study.
+        tables: its generated tables.
+        csv: folder of its CSV files.
 
     Raises:
         UserError: lists everything that is wrong.
     """
-    problems = [*_prose(paper), *_sources(paper, csv), *_codes(csv)]
+    problems = [*_prose(paper, numbers), *_sources([numbers, *tables], csv), *_codes(csv)]
     if problems:
         raise UserError("the paper does not follow from its data:\n  " + "\n  ".join(problems))
     sections = len(list((paper / "sections").glob("*.tex")))
@@ -123,18 +122,3 @@ def check(paper: Path, csv: Path) -> str:
         f"generated files match the CSV files; one code digest a policy and task over {cells} "
         "cells\n"
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--paper", type=Path, required=True, help="folder of main.tex")
-    parser.add_argument("--csv", type=Path, required=True, help="folder of the CSV files")
-    parser.add_argument("--out", type=Path, required=True, help="file for the report")
-    args = parser.parse_args()
-    report = check(args.paper, args.csv)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(report, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    run_cli(main)

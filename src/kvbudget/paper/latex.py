@@ -1,10 +1,12 @@
-"""Text and numbers as LaTeX, and the template engine of the generated files."""
+"""Text, titles and numbers as LaTeX."""
 
 import math
 import re
 from collections.abc import Iterable
 
-import jinja2
+from kvbudget.paper import budgets
+from kvbudget.study import titles, typeface
+from kvbudget.study.plan import Study
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -23,11 +25,10 @@ _SPECIAL = {
     '"': r"\textquotedbl{}",
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
-    "…": r"\dots{}",
-    "×": r"\(\times\)",
-    "α": r"\(\alpha\)",
-    "λ": r"\(\lambda\)",
+    **{character: rf"\({tex}\)" for character, tex in typeface.SYMBOLS.items()},
 }
+#: A word of so many characters may be broken anywhere.
+_LONG_WORD = 24
 DASH = "--"
 MEBIBYTE = 2**20
 
@@ -41,20 +42,57 @@ class Latex(str):
 def escape(text: object) -> Latex:
     """Any text as LaTeX that prints it, whatever it holds.
 
-    Control characters and line breaks become spaces; characters that pdfLaTeX's T1 fonts lack
-    become `?`, since one odd name must not stop the paper. Hyphens lose their ligatures.
+    Control characters and line breaks become spaces; characters that the paper's fonts lack become
+    `?`, since one odd name of a processor must not stop the paper (titles of a study are refused
+    when it is planned). Hyphens and commas lose their ligatures.
     """
     if isinstance(text, Latex):
         return text
+    out = "".join(map(_character, re.sub(r"\s+", " ", str(text))))
+    return Latex(re.sub(r"([-,])(?=\1)", r"\1{}", out))
+
+
+def _character(character: str) -> str:
+    if character in _SPECIAL:
+        return _SPECIAL[character]
+    if not character.isprintable():
+        return " "
+    return character if character < "\x7f" or character in typeface.LETTERS else "?"
+
+
+def title(study: Study, section: str, key: str) -> Latex:
+    """Name in print of a model, task or method."""
+    return typeset(study.title(section, key))
+
+
+def typeset(title: str) -> Latex:
+    """A title as LaTeX: text and formulas; what is as long as a column can be broken."""
     out = []
-    for character in re.sub(r"\s+", " ", str(text)):
-        if character in _SPECIAL:
-            out.append(_SPECIAL[character])
-        elif not character.isprintable():
-            out.append(" ")
+    for piece in titles.pieces(title):
+        if isinstance(piece, titles.Formula):
+            parts = (_words(command, tex) for command, tex in titles.words(piece.tex))
+            out.append(rf"\({''.join(parts)}\)")
         else:
-            out.append(character if ord(character) < 0x180 else "?")
-    return Latex(re.sub("-(?=-)", "-{}", "".join(out)))
+            out.append(_breakable(piece))
+    return Latex("".join(out))
+
+
+def _words(command: str | None, tex: str) -> str:
+    if command:
+        return rf"\{command}{{{escape(tex)}}}"
+    return "".join(
+        f"{typeface.SYMBOLS[c]} " if c in typeface.SYMBOLS else c  # as `\alpha x` is no `\alphax`
+        for c in tex
+    )
+
+
+def _breakable(text: str) -> str:
+    """Text of which long words may be broken between any two characters."""
+    words = text.split(" ")
+    return " ".join(
+        r"\allowbreak{}".join(escape(c) for c in word) if len(word) >= _LONG_WORD else escape(word)
+        for word in words
+    )
 
 
 def key(*parts: object) -> str:
@@ -87,9 +125,7 @@ def metric(name: str, value: float) -> Latex:
 
 def budget(token: str) -> Latex:
     """A budget token in print: `20%`, `256`, `full`."""
-    if token.endswith("p"):
-        return Latex(rf"{token[:-1]}\%")
-    return Latex(f"{int(token):,}") if token.isdigit() else escape(token)
+    return escape(budgets.text(token))
 
 
 def listing(items: Iterable[str]) -> Latex:
@@ -98,23 +134,3 @@ def listing(items: Iterable[str]) -> Latex:
     if len(items) < 2:
         return Latex("".join(items))
     return Latex(", ".join(items[:-1]) + " and " + items[-1])
-
-
-def render(template: str, **values: object) -> str:
-    r"""Fill a template of `templates/`. `\VAR{x}` is escaped unless `x` is `Latex`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("kvbudget.paper"),
-        block_start_string=r"\BLOCK{",
-        block_end_string="}",
-        variable_start_string=r"\VAR{",
-        variable_end_string="}",
-        comment_start_string=r"\#{",
-        comment_end_string="}",
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=escape,
-        keep_trailing_newline=True,
-    )
-    environment.filters["raw"] = Latex
-    return environment.get_template(template).render(**values)

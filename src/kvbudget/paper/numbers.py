@@ -3,25 +3,53 @@ r"""numbers.tex: every number of the prose as a macro `\res{key}`; an unknown ke
 Keys of cells are `model/task/length/method/budget/metric`, with `/low`, `/high` and `/n` for the
 interval and the contexts; of comparisons `model/task/length/budget/method/vs/reference/metric`
 with `/low`, `/high`, `/p` and `/verdict`. Derived keys (`study/…`, `machine/…`, `summary/…`) are
-those of `phrases.py`; they exist in every study, so the sections use these.
+those of `phrases`; they exist in every study, so the sections use these.
 """
 
-import argparse
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 
-from kvbudget.errors import UserError, run_cli
-from kvbudget.paper import latex, phrases, source
+from kvbudget.errors import UserError
+from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
+from kvbudget.paper.phrases import ablation, cost, heads, quality, rigour, setup
 from kvbudget.paper.source import Source
+from kvbudget.paper.template import render
 
-TABLES = ("cells", "comparisons", "heads", "models", "provenance", "missing")
+
+def text(src: Source, environment: dict) -> str:
+    """LaTeX of all numbers.
+
+    Args:
+        src: the study and its CSV files.
+        environment: what the machine is, as `kvbudget environment` writes it.
+
+    Raises:
+        UserError: two numbers have the same key.
+    """
+    numbers: dict[str, Latex] = {}
+    for key, value in _all(src, environment):
+        if key in numbers:
+            raise UserError(f"two numbers have the key {key}; rename a model, task or method")
+        numbers[key] = value
+    return render(
+        "numbers.tex.j2",
+        notes=src.notes(),
+        numbers={Latex(key): value for key, value in numbers.items()},
+        draft=src.draft,
+    )
 
 
-def cell_numbers(src: Source) -> Iterator[tuple[str, Latex]]:
+def _all(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:
+    yield from _cells(src)
+    yield from _comparisons(src)
+    yield from setup.derived(src, environment)
+    for part in (quality, ablation, rigour, cost, heads):
+        yield from part.derived(src)
+
+
+def _cells(src: Source) -> Iterator[tuple[str, Latex]]:
     """Every metric of every cell."""
     for row in src.cells.to_dict("records"):
         name = row["metric"]
@@ -34,7 +62,7 @@ def cell_numbers(src: Source) -> Iterator[tuple[str, Latex]]:
         yield f"{base}/n", latex.decimal(row["n_contexts"], 0)
 
 
-def comparison_numbers(src: Source) -> Iterator[tuple[str, Latex]]:
+def _comparisons(src: Source) -> Iterator[tuple[str, Latex]]:
     """Every paired difference."""
     for row in src.comparisons.to_dict("records"):
         axes = (row["model"], row["task"], row["length"], row["budget"], row["method"])
@@ -44,46 +72,3 @@ def comparison_numbers(src: Source) -> Iterator[tuple[str, Latex]]:
         yield f"{base}/high", latex.signed(row["ci_high"])
         yield f"{base}/p", latex.decimal(row["p_holm"], 3)
         yield f"{base}/verdict", latex.escape(row["verdict"])
-
-
-def write(src: Source, environment: dict, out: Path) -> None:
-    """Write numbers.tex.
-
-    Raises:
-        UserError: two numbers have the same key.
-    """
-    numbers: dict[str, Latex] = {}
-    pairs = [*cell_numbers(src), *comparison_numbers(src), *phrases.derived(src, environment)]
-    for key, value in pairs:
-        if key in numbers:
-            raise UserError(f"two numbers have the key {key}; rename a model, task or method")
-        numbers[key] = value
-    text = latex.render(
-        "numbers.tex.j2",
-        notes=Latex("\n".join(src.notes(*TABLES))),
-        numbers={Latex(key): value for key, value in numbers.items()},
-        draft=src.draft,
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", type=Path, required=True, help="results/{study}/study.json")
-    parser.add_argument("--csv", type=Path, required=True, help="folder of the CSV files")
-    parser.add_argument("--environment", type=Path, required=True, help="environment.json")
-    parser.add_argument("--out", type=Path, required=True, help="numbers.tex")
-    args = parser.parse_args()
-    try:
-        environment = json.loads(args.environment.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {args.environment} ({error}); "
-            f"make it with `snakemake --cores 1 {args.environment}`"
-        ) from error
-    write(source.load(args.study, args.csv), environment, args.out)
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -7,16 +7,21 @@ from pathlib import Path
 import pandas as pd
 
 from kvbudget.analysis import schema
-from kvbudget.analysis.comparison_rows import HEADLINE_SCORE
-from kvbudget.study.records import FULL, Study, load_study
+from kvbudget.paper.latex import Latex
+from kvbudget.study.plan import FULL, Study, load_study
 
 
 @dataclass(frozen=True)
 class Source:
-    """A study and the folder of its CSV files."""
+    """A study and the folder of its CSV files.
+
+    `tables` are those that may be read: what a table or figure is declared to be made from
+    (`kvbudget.paper.registry`) is then what it is made from.
+    """
 
     study: Study
     directory: Path
+    tables: tuple[str, ...] = tuple(schema.TABLES)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -31,10 +36,16 @@ class Source:
         """Where the full cache is scored: model, task, length, and whether that is headline."""
         full = self.cells[(self.cells["policy"] == FULL) & (self.cells["metric"] == "score")]
         places = full[["model", "task", "length"]]
-        return places.assign(headline=full["value"] >= HEADLINE_SCORE)
+        return places.assign(headline=full["value"] >= schema.HEADLINE_SCORE)
 
     def table(self, name: str) -> pd.DataFrame:
-        """One CSV file, typed."""
+        """One CSV file, typed.
+
+        Raises:
+            LookupError: it is not among those declared.
+        """
+        if name not in self.tables:
+            raise LookupError(f"{name}.csv is read but not declared in kvbudget.paper.registry")
         return schema.read(self.directory, name)
 
     def wide(self) -> pd.DataFrame:
@@ -47,11 +58,12 @@ class Source:
         """Whether planned cells are missing."""
         return not self.table("missing").empty
 
-    def notes(self, *tables: str) -> list[str]:
-        """TeX comments that tie a generated file to the CSV files it was made from."""
-        return [f"% source {t}.csv sha256 {schema.digest(self.directory, t)}" for t in tables]
+    def notes(self) -> Latex:
+        """TeX comments that tie a generated file to the CSV files that it is made from."""
+        lines = (f"% source {t}.csv sha256 {schema.digest(self.directory, t)}" for t in self.tables)
+        return Latex("\n".join(lines))
 
 
-def load(study_file: Path, csv: Path) -> Source:
+def load(study_file: Path, csv: Path, tables: tuple[str, ...] = tuple(schema.TABLES)) -> Source:
     """Read the plan; CSV files are read when asked for."""
-    return Source(load_study(study_file), csv)
+    return Source(load_study(study_file), csv, tables)

@@ -37,6 +37,11 @@ class Method:
         """Whether the whole context is held until all of it has been read."""
         return self.rereads > 0
 
+    @property
+    def facts(self) -> list[Any]:
+        """What a result depends on beside the method's code and options."""
+        return [self.module, self.rereads]
+
     def moves_keys(self, options: Mapping[str, Any]) -> bool:
         """Whether keys are moved to other positions; `options` are all of the method's."""
         return self.stays is not None and options[self.stays[0]] != self.stays[1]

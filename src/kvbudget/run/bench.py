@@ -1,20 +1,18 @@
 """How fast and how small the cache is, as ratios within one run on one machine.
 
-    python -m kvbudget.run.bench --model-dir DIR --verified FILE --out results/bench/KEY.json
-
 Times are medians of interleaved rounds: what is compared takes turns, so that a machine whose speed
 drifts slows all alike. Caches are filled with random keys and values, which cost what real ones do.
 Decode steps are measured in every dtype, prefill and memory in the first: a processor without
 half-precision instructions needs minutes for a half-precision prefill.
 """
 
-import argparse
 import contextlib
 import ctypes
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,9 +21,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from kvbudget.api import attach, make_cache
 from kvbudget.cache import attention
 from kvbudget.cache.cache import BudgetedCache, geometry_of
-from kvbudget.errors import run_cli
 from kvbudget.run import memory
-from kvbudget.run.record import provenance, write_json
+from kvbudget.run.record import provenance
 from kvbudget.run.stopwatch import Stopwatch
 from kvbudget.sources.load import load
 
@@ -182,7 +179,7 @@ def release_freed_memory() -> None:
 
 
 def bounded_memory(
-    model: PreTrainedModel, method: str, lengths: list[int], budget: int = BOUND
+    model: PreTrainedModel, method: str, lengths: Sequence[int], budget: int = BOUND
 ) -> dict[int, dict]:
     """Peak process memory above the weights at several lengths, with bounded prefill."""
     model.set_attn_implementation(attention.NAME)
@@ -208,23 +205,46 @@ def bounded_memory(
     return rows
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """What is measured: tokens of context before a decode step, of a prefill, of a bounded prefill;
+    and rounds of decode steps."""
+
+    decode: Sequence[int]
+    prefill: Sequence[int]
+    memory: Sequence[int]
+    rounds: int
+
+
+def bench(
+    model_dir: Path, verified: Path, dtypes: Sequence[str], lengths: Lengths
+) -> Iterator[dict]:
+    """All measurements of one model; what is known so far by dtype, after each of them."""
+    results = {}
+    for dtype in dtypes:
+        for so_far in _bench(model_dir, verified, dtype, lengths, whole=dtype == dtypes[0]):
+            results[dtype] = so_far
+            yield results
+
+
 @torch.inference_mode()
-def bench(args: argparse.Namespace, dtype: str) -> Iterator[dict]:
-    """All measurements of one model in one dtype; what is known so far, after each of them."""
+def _bench(
+    model_dir: Path, verified: Path, dtype: str, lengths: Lengths, whole: bool
+) -> Iterator[dict]:
     started = time.time()
-    model, _ = load(args.model_dir, dtype)
+    model, _ = load(model_dir, dtype)
     attach(model)
-    sha256 = json.loads(args.verified.read_text())["sha256"]
+    sha256 = json.loads(verified.read_text())["sha256"]
     result: dict = {"decode": [], "prefill": [], "memory": {}}
-    for tokens in args.decode_at:
-        result["decode"].append(decode(model, tokens, args.rounds))
+    for tokens in lengths.decode:
+        result["decode"].append(decode(model, tokens, lengths.rounds))
         yield result
-    if dtype == args.dtypes[0]:
-        for tokens in args.prefill_at:
+    if whole:
+        for tokens in lengths.prefill:
             result["prefill"].append(prefills(model, tokens, 2))
             yield result
         for method in METHODS:
-            result["memory"][method] = bounded_memory(model, method, args.memory_at)
+            result["memory"][method] = bounded_memory(model, method, lengths.memory)
             yield result
     yield result | {"provenance": provenance(model, sha256, started)}
 
@@ -253,26 +273,3 @@ def table(results: dict) -> str:
                 figures += f"{row['cache_bytes'] / 2**20:.1f} MiB, {row['over_plan']:.3f} x plan"
                 lines.append((dtype, "memory", length, name, figures))
     return "\n".join("{:9} {:9} {:6} {:14} {}".format(*line) for line in lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model-dir", required=True, type=Path)
-    parser.add_argument("--verified", required=True, type=Path, help="of the model")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--decode-at", nargs="*", type=int, default=[4096, 8000])
-    parser.add_argument("--prefill-at", nargs="*", type=int, default=[4096])
-    parser.add_argument("--memory-at", nargs="*", type=int, default=[2048, 4096, 8192])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", required=True, type=Path)
-    args = parser.parse_args()
-    results = {}
-    for dtype in args.dtypes:
-        for so_far in bench(args, dtype):
-            results[dtype] = so_far
-            write_json(args.out, {"schema": 2, "model": args.model_dir.name, "results": results})
-    print(table(results))
-
-
-if __name__ == "__main__":
-    run_cli(main)

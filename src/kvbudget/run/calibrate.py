@@ -1,46 +1,60 @@
 """One calibration: a model, a text and a spec in; one JSON record out."""
 
-import argparse
-import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvbudget.api import attach
-from kvbudget.calibration.calibrate import DEFAULTS, calibrate
-from kvbudget.errors import run_cli
+from kvbudget.calibration.calibrate import calibrate
 from kvbudget.run.record import provenance, write_json
+from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
-from kvbudget.sources.text import read_passages
+from kvbudget.sources.verified import read as read_verified
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--spec", required=True, type=json.loads)
-    parser.add_argument("--code", required=True)
-    parser.add_argument("--model-dir", required=True, type=Path)
-    parser.add_argument("--verified", required=True, type=Path)
-    parser.add_argument("--text", required=True, type=Path)
-    parser.add_argument("--out", required=True, type=Path)
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration is made from.
+
+    Attributes:
+        model: its key.
+        spec: all options of a calibration.
+        code: digest of the code that makes it.
+        identity: digest of all that it depends on: spec, code, model and text.
+        model_identity: of the model that is meant.
+        model_dir: where the model lies.
+        verified: what its check has found.
+        text: the haystack.
+        out: the record to write.
+    """
+
+    model: str
+    spec: dict
+    code: str
+    identity: str
+    model_identity: str
+    model_dir: Path
+    verified: Path
+    text: Path
+    out: Path
+
+
+def run_calibration(job: Calibration) -> None:
+    """Calibrate a model's heads and write the record."""
     started = time.time()
-    dtype = {**DEFAULTS, **args.spec}["dtype"]
-    model, tokenizer = load(args.model_dir, dtype)
-    verified = json.loads(args.verified.read_text())
-    calibration = calibrate(attach(model), tokenizer, read_passages(args.text), args.spec)
+    sha256 = read_verified(job.verified, job.model_identity)["sha256"]
+    model, tokenizer = load(job.model_dir, job.spec["dtype"])
+    calibration = calibrate(attach(model), tokenizer, read_passages(job.text), job.spec)
     write_json(
-        args.out,
+        job.out,
         {
             "schema": 1,
-            "model": args.model,
-            "model_sha256": verified["sha256"],
-            "spec": args.spec,
-            "code": args.code,
+            "identity": job.identity,
+            "model": job.model,
+            "model_sha256": sha256,
+            "spec": job.spec,
+            "code": job.code,
             **calibration,
-            "provenance": provenance(model, verified["sha256"], started),
+            "provenance": provenance(model, sha256, started),
         },
     )
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,19 +1,16 @@
 """One cell: a model, a method, a task, a length and a budget in; one JSON record out.
 
-    python -m kvbudget.run.cell --spec JSON --code DIGEST --model-dir DIR --verified FILE --text FILE \
-        [--calibration FILE] --out FILE
-
 How contexts are read and measured is the task's protocol (`kvbudget.run.protocols`).
 Contexts are appended to a side file as they finish, so a killed cell goes on where it stopped. The
 side file outlives the cell, as Snakemake deletes the record of a job whose end it did not see; once
 it has, the workflow removes the file.
 """
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -22,19 +19,47 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from kvbudget.api import attach
-from kvbudget.errors import UserError, run_cli
+from kvbudget.errors import UserError
 from kvbudget.run import protocols
 from kvbudget.run.record import provenance, write_json
 from kvbudget.run.resume import finished
 from kvbudget.run.runner import Runner
 from kvbudget.run.stopwatch import Stopwatch
+from kvbudget.sources.digest import file_sha256
+from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
-from kvbudget.sources.pypi import file_sha256
-from kvbudget.sources.text import read_passages
+from kvbudget.sources.verified import read as read_verified
 from kvbudget.tasks import registry as tasks
 from kvbudget.tasks.request import Context, Request
 
 WARM_UP = 64  # tokens read before anything is timed
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell is measured from.
+
+    Attributes:
+        spec: model, dtype, seed, haystack, task, length, method, budget and samples.
+        code: digest of the code that it runs.
+        identity: digest of all that the result depends on: spec, code, model, text, calibration.
+        model_identity: of the model that is meant.
+        model_dir: where the model lies.
+        verified: what its check has found.
+        text: the haystack.
+        calibration: of the model's heads, for a method that uses one.
+        out: the record to write.
+    """
+
+    spec: dict
+    code: str
+    identity: str
+    model_identity: str
+    model_dir: Path
+    verified: Path
+    text: Path
+    calibration: Path | None
+    out: Path
 
 
 def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> list[Context]:
@@ -53,7 +78,7 @@ def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> li
 
 
 def results(
-    protocol: ModuleType, runner: Runner, contexts: list[Context], side: Path, identity: dict
+    protocol: ModuleType, runner: Runner, contexts: list[Context], side: Path, identity: str
 ) -> Iterator[dict]:
     """Results of all contexts in order; those in the side file are not computed again."""
     done = finished(side, identity)
@@ -95,25 +120,41 @@ def summarise(parts: list[dict]) -> dict:
     }
 
 
+def run_cell(cell: Cell) -> dict:
+    """Compute the record of a cell, and write it.
+
+    Raises:
+        UserError: the cell does not fit its model, its calibration is another model's, or the
+            device has too little memory.
+    """
+    try:
+        return _run_cell(cell)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of device memory at length {cell.spec['length']}: lower it, or set "
+            f"prefill_chunk for the method, or use a larger device ({error})"
+        ) from None
+
+
 @torch.inference_mode()
-def run_cell(args: argparse.Namespace) -> dict:
-    """Compute the record of the cell that the arguments describe."""
-    spec, started = args.spec, time.time()
-    verified = json.loads(args.verified.read_text())
-    calibration = json.loads(args.calibration.read_text()) if args.calibration else None
+def _run_cell(cell: Cell) -> dict:
+    spec, started = cell.spec, time.time()
+    verified = read_verified(cell.verified, cell.model_identity)
+    calibration = json.loads(cell.calibration.read_text()) if cell.calibration else None
     if calibration and calibration["model_sha256"] != verified["sha256"]:
         raise UserError(
-            f"{args.calibration} is the calibration of another model than {args.model_dir}; delete it"
+            f"{cell.calibration} is the calibration of another model than {cell.model_dir}; "
+            "delete it"
         )
     watch = Stopwatch()
-    model, tokenizer = load(args.model_dir, spec["dtype"])
+    model, tokenizer = load(cell.model_dir, spec["dtype"])
     load_s = watch.seconds()
     if spec["length"] > verified["context"]:
         raise UserError(
             f"length {spec['length']} exceeds the {verified['context']} tokens that model "
             f"{spec['model']} reads; drop it from the experiment or use another model"
         )
-    contexts = samples_of(spec, tokenizer, args.text)
+    contexts = samples_of(spec, tokenizer, cell.text)
     kind = spec["task"]["kind"]
     runner = Runner(
         attach(model),
@@ -127,40 +168,18 @@ def run_cell(args: argparse.Namespace) -> dict:
     prompt = contexts[0].ids
     runner.read(runner.cache(len(prompt)), prompt[:WARM_UP])
     protocol = protocols.load(tasks.kind(kind).protocol)
-    side = args.out.with_suffix(".contexts.jsonl")
-    identity = {"spec": spec, "code": args.code}
-    measured = summarise(list(results(protocol, runner, contexts, side, identity)))
+    side = cell.out.with_suffix(".contexts.jsonl")
+    measured = summarise(list(results(protocol, runner, contexts, side, cell.identity)))
     measured["timing"]["load_s"] = load_s
     measured["allocation"]["layers"] = list(runner.cache().plan.geometry.layers)
     record = {
         "schema": 1,
-        **identity,
+        "identity": cell.identity,
+        "spec": spec,
+        "code": cell.code,
         **measured,
         "provenance": provenance(model, verified["sha256"], started)
-        | {"text_sha256": file_sha256(args.text)},
+        | {"text_sha256": file_sha256(cell.text)},
     }
-    write_json(args.out, record)
+    write_json(cell.out, record)
     return record
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--spec", required=True, type=json.loads, help="the cell, as JSON")
-    parser.add_argument("--code", required=True, help="digest of the code that the cell runs")
-    parser.add_argument("--model-dir", required=True, type=Path)
-    parser.add_argument("--verified", required=True, type=Path, help="of the model")
-    parser.add_argument("--text", required=True, type=Path, help="the haystack")
-    parser.add_argument("--calibration", type=Path, help="of the model's heads")
-    parser.add_argument("--out", required=True, type=Path)
-    args = parser.parse_args()
-    try:
-        run_cell(args)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"out of device memory at length {args.spec['length']}: lower it, or set "
-            f"prefill_chunk for the method, or use a larger device ({error})"
-        ) from None
-
-
-if __name__ == "__main__":
-    run_cli(main)

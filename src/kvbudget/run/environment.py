@@ -1,14 +1,8 @@
-"""What this machine is: `python -m kvbudget.run.environment --out results/environment.json`.
+"""What this machine is: written before anything runs, printed in the paper, and warned about where
+it will not do."""
 
-Written before anything runs, printed in the paper, and warned about where it will not do.
-"""
-
-import argparse
-import json
-import os
 import platform
 import shutil
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +10,9 @@ from typing import Any
 import psutil
 import torch
 
-from kvbudget.errors import UserError, run_cli
+from kvbudget.errors import UserError
+from kvbudget.sources.device import no_cuda
+from kvbudget.sources.threads import usable
 
 #: Packages whose versions can change a number.
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "scipy")
@@ -69,7 +65,7 @@ def warnings(found: dict[str, Any]) -> list[str]:
 def requirements(found: dict[str, Any], *, cuda: bool, tex: bool, disk: float) -> None:
     """Raise UserError for the first thing that is required and not there."""
     if cuda and not found["cuda"]["devices"]:
-        raise UserError("no CUDA device, and this study requires one; run it where there is a GPU")
+        raise no_cuda(found["cuda"]["version"])
     if tex and (missing := [program for program, path in found["tex"].items() if path is None]):
         raise UserError(f"{missing[0]} is missing; on Debian: apt-get install {TEX_PACKAGES}")
     free = found["disk_free_bytes"] / _GIB
@@ -80,7 +76,7 @@ def requirements(found: dict[str, Any], *, cuda: bool, tex: bool, disk: float) -
 def _cpu() -> dict[str, Any]:
     return {
         "model": _cpu_model(),
-        "usable": len(os.sched_getaffinity(0)),
+        "usable": usable(),
         "physical": psutil.cpu_count(logical=False),
         # Without these instructions bfloat16 products are emulated, several times slower than
         # float32.
@@ -110,25 +106,3 @@ def _cuda() -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(index)
         devices.append({"name": properties.name, "memory_bytes": properties.total_memory})
     return {"version": torch.version.cuda, "devices": devices}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
-    parser.add_argument("--require-cuda", action="store_true", help="fail without a GPU")
-    parser.add_argument("--require-tex", action="store_true", help="fail without TeX")
-    parser.add_argument("--require-disk", type=float, default=0, metavar="GIB", help="free space")
-    args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    found = describe(args.out.parent)
-    found["warnings"] = warnings(found)
-    for line in found["warnings"]:
-        print(f"warning: {line}", file=sys.stderr)
-    requirements(found, cuda=args.require_cuda, tex=args.require_tex, disk=args.require_disk)
-    # It changes by the minute; archives of two studies must agree on the machine they are from.
-    del found["disk_free_bytes"]
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    run_cli(main)

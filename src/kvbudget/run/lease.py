@@ -1,4 +1,4 @@
-"""Run a command on a GPU of its own: `python -m kvbudget.run.lease COMMAND...`.
+"""Run a command on a GPU of its own.
 
 Where several GPUs are visible (`snakemake --resources gpu=2` on one machine), each command takes
 the first that no other one holds, and sees no other. A scheduler that shows a job one GPU has
@@ -7,14 +7,15 @@ chosen already, and where none is visible there is nothing to choose: then the c
 A lease is a lock on a file, which the kernel gives up when the process ends, however it ends.
 """
 
-import fcntl
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from kvbudget.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_S = 0.5
@@ -30,6 +31,8 @@ def visible(environment: Mapping[str, str], devices: Path = Path("/dev")) -> lis
 
 def acquire(names: list[str], directory: Path) -> str:
     """Wait for the first of the GPUs that is free; it stays leased as long as the process lives."""
+    import fcntl  # which Windows lacks: there only a machine of several GPUs cannot share them
+
     waiting = False
     while True:
         for name in names:
@@ -49,12 +52,16 @@ def acquire(names: list[str], directory: Path) -> str:
         time.sleep(_POLL_S)
 
 
-def main() -> None:
+def run(command: Sequence[str]) -> None:
+    """Become the command, with a GPU of its own. Does not return.
+
+    Raises:
+        UserError: there is no such command.
+    """
     names = visible(os.environ)
     if len(names) > 1:
         os.environ[VISIBLE] = acquire(names, Path(tempfile.gettempdir()))
-    os.execvp(sys.argv[1], sys.argv[1:])
-
-
-if __name__ == "__main__":
-    main()
+    try:
+        os.execvp(command[0], command)
+    except FileNotFoundError:
+        raise UserError(f"there is no command {command[0]!r}; check its name") from None

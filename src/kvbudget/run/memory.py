@@ -1,10 +1,10 @@
 """Peak memory of this process and of its CUDA device, from a mark on."""
 
 import contextlib
-import resource
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 _PROC = Path("/proc/self")
@@ -24,6 +24,10 @@ def peak_rss_bytes() -> int:
         lines = (_PROC / "status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
+        if sys.platform == "win32":
+            return psutil.Process().memory_info().peak_wset
+        import resource  # which Windows lacks
+
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

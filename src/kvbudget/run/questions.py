@@ -48,6 +48,7 @@ def run(runner: Runner, context: Context) -> dict:
                 "nll": nll,
                 "output": output,
                 "reference": question.references,
+                "depth": list(question.depth),
             }
         )
     return {

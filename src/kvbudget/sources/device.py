@@ -1,10 +1,10 @@
-"""Where models run: `python -m kvbudget.sources.device` prints it, or says why it cannot be had."""
+"""Where models run."""
 
 import os
 
 import torch
 
-from kvbudget.errors import UserError, run_cli
+from kvbudget.errors import UserError
 
 CHOICES = ("auto", "cuda", "cpu")
 
@@ -19,13 +19,14 @@ def device() -> str:
     if wanted not in CHOICES:
         raise UserError(f"KVBUDGET_DEVICE is {wanted!r}; use one of {', '.join(CHOICES)}")
     if wanted == "cuda" and not torch.cuda.is_available():
-        why = "torch sees none" if torch.version.cuda else "this torch is built without it"
-        raise UserError(
-            f"device: cuda is asked for, and there is no CUDA device ({why}); run it on a machine"
-            " with a GPU, or set device: auto"
-        )
+        raise no_cuda(torch.version.cuda)
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
-if __name__ == "__main__":
-    run_cli(lambda: print(device()))
+def no_cuda(built_with: str | None) -> UserError:
+    """What to say where CUDA is asked for and there is none. `built_with` is torch's version."""
+    why = "torch sees none" if built_with else "this torch is built without it"
+    return UserError(
+        f"device: cuda is asked for, and there is no CUDA device ({why}); run it on a machine"
+        " with a GPU, or set device: auto"
+    )

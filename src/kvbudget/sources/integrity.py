@@ -1,10 +1,8 @@
 """Is the model on disk the one that was meant, and does it work? Nothing uses it before that.
 
-`python -m kvbudget.sources.integrity --model KEY --dir D --lock FILE --out JSON`
-writes the small file that calibrations and cells depend on, in place of the weights.
+What is found is the small file that calibrations and cells depend on, in place of the weights.
 """
 
-import argparse
 import json
 import math
 import struct
@@ -17,11 +15,11 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from kvbudget.errors import UserError, run_cli
+from kvbudget.errors import UserError
 from kvbudget.sources import lock
-from kvbudget.sources.formats import SOURCE, check_formats, check_no_remote_code
+from kvbudget.sources.formats import check_formats, check_no_foreign_code, weights
 from kvbudget.sources.load import load
-from kvbudget.sources.registry import SOURCES, Random
+from kvbudget.sources.registry import SOURCE, SOURCES, Random
 
 # Names of safetensors' types as torch writes them in a config.
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -45,12 +43,14 @@ def verify(key: str, directory: Path, lock_file: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise UserError(f"model {key}: {directory} does not exist; download it first")
     check_formats(key, directory)
-    check_no_remote_code(key, directory)
+    check_no_foreign_code(key, directory)
     files = lock.hash_files(directory)
     locked = check_lock(key, directory, files, lock_file)
 
     with _naming(key, "config"):
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
     headers = read_headers(key, directory)
     check_shapes(key, config, headers)
     dtypes = sorted({_DTYPES.get(header["dtype"], header["dtype"]) for header in headers.values()})
@@ -103,8 +103,8 @@ def check_lock(key: str, directory: Path, files: dict[str, str], lock_file: Path
     if required:
         raise UserError(
             f"model {key} (source {source}) is not in {lock_file}; if you trust what was"
-            f" downloaded, record it: python -m kvbudget.sources.integrity --model {key}"
-            f" --dir {directory} --lock {lock_file} --update-lock"
+            f" downloaded, record it: kvbudget lock --model {key} --dir {directory}"
+            f" --lock {lock_file}"
         )
     return False
 
@@ -122,16 +122,17 @@ def source_of(key: str, directory: Path) -> str:
 
 
 def read_headers(key: str, directory: Path) -> dict[str, dict[str, Any]]:
-    """`{tensor: {"dtype", "shape", "file"}}` of all safetensors files, from their headers alone.
+    """`{tensor: {"dtype", "shape", "file"}}` of the weights, from the headers of their files alone.
 
     The format (github.com/huggingface/safetensors): 8 bytes little-endian length of the header,
     the header as JSON, then the tensors' bytes without a gap.
     """
     tensors: dict[str, dict[str, Any]] = {}
-    paths = sorted(directory.glob("*.safetensors"))
-    if not paths:
-        raise UserError(f"model {key}: {directory} holds no *.safetensors; {_AGAIN}")
-    for path in paths:
+    for path in (directory / name for name in weights(key, directory)):
+        if not path.is_file():
+            raise UserError(
+                f"model {key}: {path.name}, which the index names, is missing; {_AGAIN}"
+            )
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
@@ -159,7 +160,7 @@ def read_headers(key: str, directory: Path) -> dict[str, dict[str, Any]]:
 def check_shapes(key: str, config: Any, headers: dict[str, dict[str, Any]]) -> None:
     """Every tensor the architecture needs is there, in its shape, and no other."""
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     # A tied tensor (most often the output head) may be left out of the file: it is its twin.
     tied = set(model.all_tied_weights_keys)
@@ -230,27 +231,3 @@ def _geometry(text: Any) -> dict[str, Any]:
         "head_dim": getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
         "layer_types": list(types),
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="key under `models:`")
-    parser.add_argument("--dir", required=True, type=Path, help="where the model lies")
-    parser.add_argument("--lock", required=True, type=Path, help="workflow/models.lock.yaml")
-    parser.add_argument("--out", type=Path, help="verified.json to write")
-    parser.add_argument("--update-lock", action="store_true", help="record the files first")
-    args = parser.parse_args()
-    if args.update_lock:
-        check_formats(args.model, args.dir)
-        lock.update(args.lock, args.model, lock.hash_files(args.dir))
-    if args.out:
-        verified = verify(args.model, args.dir, args.lock)
-        temporary = args.out.with_suffix(".tmp")
-        temporary.write_text(json.dumps(verified, indent=1) + "\n")
-        temporary.rename(args.out)
-    elif not args.update_lock:
-        parser.error("nothing to do: give --out, --update-lock or both")
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,6 +1,5 @@
 """Read a model from disk for inference."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -13,6 +12,8 @@ from transformers import (
 
 from kvbudget.errors import UserError
 from kvbudget.sources.device import device as default_device
+from kvbudget.sources.formats import check_no_foreign_code
+from kvbudget.sources.threads import threads
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -23,12 +24,14 @@ def load(
     """Model (evaluation mode, no gradients) and tokenizer from a directory of safetensors.
 
     Args:
-        directory: as `kvbudget.sources.download` leaves it; nothing is fetched.
+        directory: as `kvbudget.sources.download` leaves it; nothing is fetched, and no code that
+            comes with it is run.
         dtype: `bfloat16`, `float16` or `float32`.
         device: a torch device; by default what the config asks for (`kvbudget.sources.device`).
 
     Raises:
-        UserError: the dtype is unknown, there is no such device, or the directory holds no model.
+        UserError: the dtype is unknown, there is no such device, or the directory holds no model,
+            or one that needs code of its own.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
@@ -39,19 +42,11 @@ def load(
                 f"{directory} holds no model ({needed} is missing); remove the directory and get it"
                 f" with: snakemake --cores 1 {directory}/source.json"
             )
+    check_no_foreign_code(Path(directory).name, Path(directory))
     torch.set_num_threads(threads())
+    here = {"local_files_only": True, "trust_remote_code": False}
     model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True
+        directory, dtype=DTYPES[dtype], use_safetensors=True, **here
     )
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, **here)
     return model.eval().requires_grad_(False).to(device), tokenizer
-
-
-def threads() -> int:
-    """`KVBUDGET_THREADS`, or the CPUs this process may use (a container may hide some)."""
-    given = os.environ.get("KVBUDGET_THREADS")
-    if given is None:
-        return len(os.sched_getaffinity(0))
-    if not given.isdigit() or int(given) < 1:
-        raise UserError(f"KVBUDGET_THREADS is {given!r}; give a number of threads, at least 1")
-    return int(given)

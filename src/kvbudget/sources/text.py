@@ -1,11 +1,8 @@
 """The haystack: long text as one passage a line. A parallel text has a translation beside each
 passage, after a tab.
-
-`python -m kvbudget.sources.text --spec JSON --out results/text/KEY.txt` also writes `KEY.verified.json`
-beside it: the hash, lines and words that later results refer to.
 """
 
-import argparse
+import codecs
 import json
 import re
 import sqlite3
@@ -15,8 +12,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from kvbudget.errors import UserError, run_cli
+from kvbudget import sentences
+from kvbudget.errors import UserError
 from kvbudget.sources import pypi
+from kvbudget.sources.digest import file_sha256
 
 #: Keys of a haystack's entry for each source: (required, optional).
 _SOURCES = {
@@ -24,12 +23,24 @@ _SOURCES = {
     "file": ({"path"}, {"title", "sha256", "translation", "translation_sha256"}),
     "hub": ({"repo", "revision", "split", "column", "words"}, {"title", "name"}),
 }
+#: Most characters of a passage. The longest verse of the Bible has some 500.
+LONGEST = 1000
+#: Byte order marks. That of UTF-32 begins like that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 # Segond numbers some verses twice, "(5:1) ...", where French and English chapters differ.
 _VERSE_MARK = re.compile(r"\(\d+:\d+\)\s*")
 
 
 def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Write the haystack that `spec` describes to `out`; return what `verified.json` holds.
+    """Write the haystack that `spec` describes to `out`, and `verified.json` beside it.
+
+    Returns:
+        What `verified.json` holds: the hash, lines and words that later results refer to.
 
     Raises:
         UserError: an unknown source or key, a file that is missing, empty or has another hash.
@@ -49,33 +60,17 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
             if "translation" in spec:
                 translation = Path(spec["translation"])
                 sides.append(_lines_of_file(translation, spec.get("translation_sha256")))
-        if len(set(map(len, sides))) > 1:
-            raise UserError(
-                f"haystack {out.stem}: the text has {len(sides[0])} lines and its translation "
-                f"{len(sides[1])}; give each passage one line in both, also where it is blank"
-            )
-        lines = ["\t".join(passage) for passage in zip(*sides, strict=True) if any(passage)]
+        lines = _paired(out.stem, *sides) if len(sides) > 1 else _passages(sides[0])
         made = Path(scratch) / "text"
         made.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         verified = {
-            "sha256": pypi.file_sha256(made),
+            "sha256": file_sha256(made),
             "lines": len(lines),
             "words": sum(len(line.split()) for line in lines),
         }
         made.rename(out)
     out.with_suffix(".verified.json").write_text(json.dumps(verified, indent=1) + "\n")
     return verified
-
-
-def read_passages(path: str | Path) -> list[str]:
-    """The passages of a haystack written by `build`, in order."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such haystack; make it with python -m kvbudget.sources.text")
-    passages = path.read_text(encoding="utf-8").splitlines()
-    if not passages:
-        raise UserError(f"{path} holds no text; delete it and make it again")
-    return passages
 
 
 def verses(database: Path, version: str) -> Iterable[str]:
@@ -89,21 +84,70 @@ def verses(database: Path, version: str) -> Iterable[str]:
     return (_one_line(_VERSE_MARK.sub("", text.replace("`", "'"))) for (text,) in rows)
 
 
+def _paired(key: str, text: list[str], translation: list[str]) -> list[str]:
+    """The passages of a parallel text. Blank lines at the end of either side say nothing."""
+    count = max(_written(text), _written(translation))
+    if min(len(text), len(translation)) < count:
+        raise UserError(
+            f"haystack {key}: the text has {len(text)} lines and its translation "
+            f"{len(translation)}; give each passage one line in both, also where it is blank"
+        )
+    pairs = zip(text[:count], translation[:count], strict=True)
+    return ["\t".join(pair) for pair in pairs if any(pair)]
+
+
+def _written(lines: list[str]) -> int:
+    """Number of the last line that is not blank."""
+    return max((number for number, line in enumerate(lines, 1) if line), default=0)
+
+
+def _passages(lines: Iterable[str]) -> list[str]:
+    """The lines as passages. Those that hold a chapter are parted: splits and contexts begin at
+    passages, and a text of three lines would have nowhere to begin."""
+    return [passage for line in lines for passage in _parted(line) if passage]
+
+
+def _parted(line: str) -> Iterable[str]:
+    while len(line) > LONGEST:
+        start = line[:LONGEST]
+        found = (sentences.ends(grade, start) for grade in sentences.GRADES)
+        cut = next((each[-1] for each in found if each), LONGEST)
+        yield line[:cut].strip()
+        line = line[cut:].strip()
+    yield line
+
+
 def _lines_of_file(path: Path, sha256: str | None) -> list[str]:
     """All lines, the blank ones too: those of a translation are told by their number."""
     if not path.is_file():
         raise UserError(f"haystack file {path} does not exist")
-    if sha256 and (found := pypi.file_sha256(path)) != sha256:
+    if sha256 and (found := file_sha256(path)) != sha256:
         raise UserError(f"haystack file {path}: sha256 is {found}, expected {sha256}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"haystack file {path} is not UTF-8 ({error}); convert it first") from None
+    text = _decoded(path)
     # Not `splitlines`, which also parts where no editor does, and no `wc` counts.
     lines = [_one_line(line) for line in text.removesuffix("\n").split("\n")]
     if not any(lines):
         raise UserError(f"haystack file {path} holds no text")
     return lines
+
+
+def _decoded(path: Path) -> str:
+    """The text in a file: UTF-8, or what its byte order mark says, with any system's line ends."""
+    content = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    remedy = "convert it first: iconv -f FROM -t UTF-8, where FROM is its encoding"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        kind = encoding.upper()
+        raise UserError(f"haystack file {path} is not {kind} ({error}); {remedy}") from None
+    if "\0" in text:
+        raise UserError(
+            f"haystack file {path} has NUL characters, as no text has: it is in another encoding,"
+            f" such as UTF-16, or no text; {remedy}"
+        )
+    # Files that were joined have marks inside, too.
+    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _lines_of_dataset(spec: Mapping[str, Any]) -> Iterable[str]:
@@ -157,15 +201,3 @@ def check(key: str, spec: Mapping[str, Any]) -> None:
         raise UserError(f"{where}: translation_sha256 needs the key 'translation'")
     if source == "hub" and not re.fullmatch("[0-9a-f]{40}", str(spec["revision"])):
         raise UserError(f"{where}: revision must be a full commit of 40 hex digits, not a branch")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--spec", required=True, type=json.loads, help="haystack entry, as JSON")
-    parser.add_argument("--out", required=True, type=Path, help="text file to write")
-    args = parser.parse_args()
-    build(args.spec, args.out)
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,70 +1,60 @@
 """Finished cells in one archive, so that others build the paper from them without a GPU.
 
-`python -m kvbudget.study.bundle pack --study results/{study}/study.json --out FILE` and
-`python -m kvbudget.study.bundle unpack FILE`; `make bundle` and `make unbundle`. An archive holds records
-and what they rest on, as small JSON files with a manifest of their hashes, and no weights.
+An archive holds records and what they rest on, as small JSON files with a manifest of their hashes,
+and no weights.
 """
 
-import argparse
 import gzip
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
-import time
 import zlib
 from pathlib import Path
 
-from kvbudget.analysis import checks
-from kvbudget.errors import UserError, run_cli
-from kvbudget.study.records import load_study
+from kvbudget.errors import UserError
+from kvbudget.study import records
+from kvbudget.study.older import CODE
+from kvbudget.study.plan import Study
 
 _MANIFEST = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 _KEY = "[a-z0-9][a-z0-9._-]*"
 #: The only names an archive may hold; none leads out of results/.
 _NAME = re.compile(
-    rf"results/(environment\.json|(models|text)/{_KEY}\.verified\.json"
-    rf"|{_KEY}/(calibrations/{_KEY}(/{_KEY})?\.json|code/[0-9a-f]{{64}}\.json"
-    rf"|cells/{_KEY}/{_KEY}/L\d+/{_KEY}/B[a-z0-9.]+\.json))"
+    rf"results/({_KEY}/environment\.json|(models|text)/{_KEY}\.verified\.json"
+    rf"|code/[0-9a-f]{{64}}\.json|calibrations/{_KEY}/{_KEY}\.json"
+    rf"|cells/{_KEY}/{_KEY}/L\d+/{_KEY}/B[a-z0-9.-]+\.json)"
 )
 #: Bytes; a record takes some hundred thousand.
 _LARGEST = 64 * 2**20
 
 
-def pack(study_file: Path, out: Path) -> tuple[int, int]:
-    """Write the archive of a study's current cells; returns how many, and how many are planned.
+def pack(study: Study, out: Path) -> tuple[int, int]:
+    """Write the archive of a study's finished cells; returns how many, and how many are planned.
 
     The same files give the same bytes.
 
     Raises:
         UserError: no cell is finished, or what the cells rest on is missing.
     """
-    plan = load_study(study_file)
-    root = study_file.parents[2]
-    cells, _ = checks.load(plan)
+    cells = [cell.planned for cell in records.load(study)[0]]
     if not cells:
-        raise UserError(f"study {plan.name} has no finished cell; run `make paper` first")
-    models = dict.fromkeys(cell.planned.model for cell in cells)
-    haystacks = dict.fromkeys(
-        [plan.config["haystack"], *(cell.planned.spec["haystack"] for cell in cells)]
-    )
-    names = ["results/environment.json"]
-    names += [f"results/text/{haystack}.verified.json" for haystack in haystacks]
-    names += [f"results/models/{model}.verified.json" for model in models]
-    names += [cell.planned.path for cell in cells]
-    beside = [
-        *study_file.parent.glob("calibrations/**/*.json"),
-        *study_file.parent.glob("code/*.json"),
-    ]
-    names += [path.relative_to(root).as_posix() for path in beside]
-    files = {name: _read(root / name) for name in sorted(names)}
+        raise UserError(f"study {study.name} has no finished cell; run `{study.run([])}` first")
+    used = {cell.calibration for cell in cells}
+    calibrations = [each for each in study.calibrations if each.path in used]
+    made = [*cells, *calibrations]
+    names = {f"{study.directory}/environment.json"}
+    names |= {each.path for each in made}
+    names |= {f"results/models/{each.model}.verified.json" for each in made}
+    names |= {Path(each.text).with_suffix(".verified.json").as_posix() for each in made}
+    names |= {f"{CODE}/{each.code}.json" for each in made}
+    files = {name: _read(study.root / name) for name in sorted(names)}
     manifest = {
         "format": _FORMAT,
-        "study": plan.name,
-        "files": {name: _sha256(content) for name, content in files.items()},
+        "study": study.name,
+        "files": {name: sha256(content) for name, content in files.items()},
     }
     with (
         out.open("wb") as raw,
@@ -75,7 +65,7 @@ def pack(study_file: Path, out: Path) -> tuple[int, int]:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    return len(cells), len(plan.cells)
+    return len(cells), len(study.cells)
 
 
 def unpack(archive: Path, root: Path = Path()) -> tuple[str, int]:
@@ -96,19 +86,13 @@ def unpack(archive: Path, root: Path = Path()) -> tuple[str, int]:
             f" ({len(different)} such files); nothing was unpacked: move them away, or unpack into"
             " a fresh clone"
         )
-    # All of one age: no file is newer than another that was made from it, so nothing is made again.
-    # What studies share keeps its own, or another study's results would be older than it.
-    now = time.time()
     for name, content in files.items():
         path = root / name
-        if path.exists() and not name.startswith(f"results/{study}/"):
-            continue
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_bytes(content)
-        os.utime(part, (now, now))
         part.replace(path)
-    return study, sum("/cells/" in name for name in files)
+    return study, sum(name.startswith("results/cells/") for name in files)
 
 
 def _checked(archive: Path) -> tuple[str, dict[str, bytes]]:
@@ -133,7 +117,7 @@ def _checked(archive: Path) -> tuple[str, dict[str, bytes]]:
     if form != _FORMAT:
         raise UserError(f"{archive} has format {form}, this version reads {_FORMAT}")
     for name in sorted(files.keys() | wanted.keys()):
-        if name not in files or wanted.get(name) != _sha256(files[name]):
+        if name not in files or wanted.get(name) != sha256(files[name]):
             raise _refused(archive, f"{name} is not what the manifest says")
     return study, files
 
@@ -152,26 +136,5 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _sha256(content: bytes) -> str:
+def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    packing = commands.add_parser("pack", help="write an archive")
-    packing.add_argument("--study", type=Path, required=True, help="results/{study}/study.json")
-    packing.add_argument("--out", type=Path, required=True, help="archive to write (.tar.gz)")
-    unpacking = commands.add_parser("unpack", help="read an archive into results/")
-    unpacking.add_argument("archive", type=Path)
-    args = parser.parse_args()
-    if args.command == "pack":
-        cells, planned = pack(args.study.resolve(), args.out)
-        print(f"{args.out}: {cells} of {planned} cells, sha256 {_sha256(args.out.read_bytes())}")
-    else:
-        study, cells = unpack(args.archive)
-        print(f"{cells} cells of study {study}; build its paper with `make paper STUDY={study}`")
-
-
-if __name__ == "__main__":
-    run_cli(main)

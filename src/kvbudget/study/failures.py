@@ -4,14 +4,11 @@ Snakemake's log names the jobs that failed, their outputs and logs; this adds th
 end of each log, and the command that runs the job again by itself.
 """
 
-import argparse
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from kvbudget.errors import run_cli
 
 _LOG_LINES = 15
 _FULL_BYTES = 1 << 20
@@ -141,23 +138,20 @@ def _tail(log: Path | None) -> list[str]:
     return [line for line in shown if line][-_LOG_LINES:]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="List the failed jobs of a run.")
-    parser.add_argument("--snakemake-log", required=True, type=Path)
-    parser.add_argument("--rerun", required=True, help="command with OUTPUT for an output's name")
-    parser.add_argument("--out", required=True, type=Path)
-    args = parser.parse_args()
-    text = args.snakemake_log.read_text(encoding="utf-8", errors="replace")
-    failures = find(text)
+def write(snakemake_log: Path, rerun: str, out: Path) -> Iterator[str]:
+    """Write the page of a run's failures, where it has any; yields what to tell, a line each.
+
+    Args:
+        snakemake_log: of the run.
+        rerun: command with OUTPUT for an output's name.
+        out: the page.
+    """
+    failures = find(snakemake_log.read_text(encoding="utf-8", errors="replace"))
     if not failures:
         return
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(args.out.parent).free
+    out.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out.parent).free
     for failure in failures:
-        print(f"failed: {failure.output}: {cause(_tail(failure.log), free)}")
-    args.out.write_text(report(failures, args.rerun, free), encoding="utf-8")
-    print(f"{len(failures)} failed; what, why and how to run it again: {args.out}")
-
-
-if __name__ == "__main__":
-    run_cli(main)
+        yield f"failed: {failure.output}: {cause(_tail(failure.log), free)}"
+    out.write_text(report(failures, rerun, free), encoding="utf-8")
+    yield f"{len(failures)} failed; what, why and how to run it again: {out}"

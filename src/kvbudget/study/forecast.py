@@ -1,13 +1,10 @@
 """What a study will cost, before anything runs. Imports no torch and needs no network.
 
-    python -m kvbudget.study.forecast --study results/{study}/study.json [--models results/models]
-
 Shapes of models come from their verified files or, before these are there, from `size:` in the
 config. Times are known once a few cells of the study are finished: a model of cost is fitted on
 those, so it is one of the machine that measured them.
 """
 
-import argparse
 import datetime
 import json
 from dataclasses import dataclass
@@ -17,11 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from kvbudget.errors import run_cli
 from kvbudget.policies import registry as methods
 from kvbudget.sources import registry
 from kvbudget.sources.registry import Size
-from kvbudget.study.records import Planned, Study, load_study
+from kvbudget.study.plan import Planned, Study
 from kvbudget.tasks import registry as tasks
 
 GB = 1e9
@@ -106,7 +102,7 @@ def fit(study: Study, known: dict[str, Size | None]) -> Costs | None:
     """The costs of this study's finished cells; None if there are too few."""
     done = []
     for cell in study.cells:
-        file = study.record_file(cell)
+        file = study.root / cell.path
         if known[cell.model] is not None and file.exists():
             when = json.loads(file.read_text(encoding="utf-8"))["provenance"]
             started, finished = (
@@ -165,7 +161,7 @@ def cell_table(study: Study, known: dict[str, Size | None], costs: Costs | None)
                 "model": model,
                 "length": length,
                 "cells": len(mine),
-                "done": sum(study.record_file(cell).exists() for cell in mine),
+                "done": sum((study.root / cell.path).exists() for cell in mine),
                 "memory a cell (GB)": memory,
                 "hours a cell": hours / len(mine),
                 "hours": hours,
@@ -218,15 +214,3 @@ def _sum(column: pd.Series) -> str:
     """The sum of what is known."""
     total = f"{column.sum():.3g}"
     return f"at least {total}" if column.isna().any() else total
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--study", type=Path, required=True, help="results/{study}/study.json")
-    parser.add_argument("--models", type=Path, default=Path("results/models"))
-    args = parser.parse_args()
-    print(report(load_study(args.study), args.models))
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -19,8 +19,9 @@ from kvbudget.errors import UserError
 
 PACKAGE = "kvbudget"
 _ROOT = Path(__file__).resolve().parents[1]
-#: Names of the tables of methods and kinds of tasks: what a cell takes of them is in its spec.
-_TABLES = frozenset({"METHODS", "KINDS"})
+#: Names of the tables of methods, kinds of tasks and protocols: what a cell takes of them is in
+#: its spec and its identity.
+_TABLES = frozenset({"METHODS", "KINDS", "PROTOCOLS"})
 #: Nodes whose first statement may be a docstring.
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -42,7 +43,7 @@ def code_digest(entry_modules: Iterable[str], *versions: str, root: Path = _ROOT
     """
     digest = hashlib.sha256()
     for module in sorted(reachable(entry_modules, root=root)):
-        digest.update(f"{module}\0{_normal_form(module_file(module, root))}\0".encode())
+        digest.update(f"{module}\0{_module_digest(module, root)}\0".encode())
     for version in versions:
         digest.update(f"{version}\0".encode())
     return digest.hexdigest()
@@ -51,7 +52,7 @@ def code_digest(entry_modules: Iterable[str], *versions: str, root: Path = _ROOT
 def code_parts(entry_modules: Iterable[str], *versions: str, root: Path = _ROOT) -> dict[str, str]:
     """What `code_digest` digests, one by one: sha256 by module, version by library."""
     modules = {
-        module: hashlib.sha256(_normal_form(module_file(module, root)).encode()).hexdigest()
+        module: _module_digest(module, root)
         for module in sorted(reachable(entry_modules, root=root))
     }
     return modules | dict(version.split("==") for version in versions)
@@ -147,10 +148,15 @@ def _parse(file: Path, _mtime_ns: int) -> ast.Module:
         raise UserError(f"{file}:{error.lineno}: not valid Python: {error.msg}") from None
 
 
-def _normal_form(file: Path) -> str:
-    if file.is_dir():
-        return ""
-    return json.dumps(_plain(_parse(file, file.stat().st_mtime_ns)), separators=(",", ":"))
+def _module_digest(module: str, root: Path) -> str:
+    file = module_file(module, root)
+    return "" if file.is_dir() else _file_digest(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _file_digest(file: Path, mtime_ns: int) -> str:
+    plain = json.dumps(_plain(_parse(file, mtime_ns)), separators=(",", ":"))
+    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def _plain(node: ast.AST | list | object) -> object:

@@ -1,159 +1,15 @@
-"""The plan of a study and the records its cells left, as plain data."""
+"""The records that cells left: read, checked one by one, and beside their plan."""
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 
-from kvbudget.errors import UserError
+from kvbudget.study.plan import Planned, Study
 
 SCHEMA = 1
-FULL = "full"
-OURS = "head-aware"
-
-
-def budget_token(budget: str | int | None) -> str:
-    """A budget as it stands in paths and CSV files: `20p`, `256` or `full`."""
-    return FULL if budget is None else str(budget).replace("%", "p")
-
-
-AXES = ("model", "task", "length", "method", "budget")
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One cell of the plan."""
-
-    path: str
-    spec: dict
-    code: str
-    experiments: tuple[str, ...]
-
-    @property
-    def key(self) -> tuple[str, str, int, str, str]:
-        """(model, task, length, method, budget)."""
-        return (self.model, self.task, self.length, self.method, self.budget)
-
-    @property
-    def axes(self) -> dict[str, str | int]:
-        """The key by the names of its parts."""
-        return dict(zip(AXES, self.key, strict=True))
-
-    @property
-    def model(self) -> str:
-        return self.spec["model"]
-
-    @property
-    def task(self) -> str:
-        return self.spec["task"]["name"]
-
-    @property
-    def kind(self) -> str:
-        return self.spec["task"]["kind"]
-
-    @property
-    def length(self) -> int:
-        return self.spec["length"]
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompt; perplexity reads half of its text as the prompt."""
-        return self.length // 2 if self.kind == "perplexity" else self.length
-
-    @property
-    def method(self) -> str:
-        return self.spec["method"]["name"]
-
-    @property
-    def policy(self) -> str:
-        return self.spec["method"]["policy"]
-
-    @property
-    def budget(self) -> str:
-        return budget_token(self.spec["budget"])
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study as planned: its config and its cells. `file` is where study.json lies."""
-
-    file: Path
-    name: str
-    config: dict
-    cells: tuple[Planned, ...] = field(repr=False)
-
-    def record_file(self, cell: Planned) -> Path:
-        """Where the record lies: below study.json's folder, whatever the working directory."""
-        return self.file.parent / cell.path[cell.path.index("cells/") :]
-
-    def command(self, paths: list[str], force: bool = False) -> str:
-        """The command that measures these cells (again)."""
-        parts = ["snakemake"]
-        if self.name != "default":
-            parts.append(f"--configfile workflow/studies/{self.name}.yaml")
-        if force:
-            parts += ["--forcerun", *paths]
-        # Last, an option with one value: those above would take a path that follows for theirs.
-        return " ".join([*parts, "--cores 1", *paths])
-
-    @property
-    def experiments(self) -> list[dict]:
-        return self.config["experiments"]
-
-    def title(self, section: str, key: str) -> str:
-        """Name in print of a model, task or method; the key itself without a `title`."""
-        return str(self.config.get(section, {}).get(key, {}).get("title") or key)
-
-    @cached_property
-    def methods(self) -> list[str]:
-        """Methods that the plan measures, in the order in which the experiments name them."""
-        named = dict.fromkeys(name for e in self.experiments for name in e["methods"])
-        used = {cell.method for cell in self.cells}
-        return [name for name in named if name in used]
-
-    def policy(self, method: str) -> str:
-        return self.config["methods"][method]["policy"]
-
-    @cached_property
-    def ours(self) -> str | None:
-        """The method whose claims are tested: `head-aware`, or the first with that policy."""
-        own = [m for m in self.methods if self.policy(m) == OURS]
-        return OURS if OURS in own else next(iter(own), None)
-
-    @cached_property
-    def main_methods(self) -> list[str]:
-        """The first full cache, every method of others, and ours; not its variants."""
-        full = next((m for m in self.methods if self.policy(m) == FULL), None)
-        return [
-            m for m in self.methods if m in (full, self.ours) or self.policy(m) not in (FULL, OURS)
-        ]
-
-    @cached_property
-    def baselines(self) -> list[str]:
-        """Main methods that evict and are not ours."""
-        return [m for m in self.main_methods if self.policy(m) not in (FULL, OURS)]
-
-    @property
-    def seed(self) -> int:
-        return int(self.config.get("seed", 0))
-
-
-def load_study(path: Path) -> Study:
-    """Read study.json.
-
-    Raises:
-        UserError: the file is absent, is not JSON, or lacks a key.
-    """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        cells = tuple(
-            Planned(c["path"], c["spec"], c["code"], tuple(c["experiments"])) for c in raw["cells"]
-        )
-        return Study(path, raw["study"], raw["config"], cells)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"cannot read the plan {path} ({error!r}); make it with `snakemake --cores 1 {path}`"
-        ) from error
+LENGTH_TOLERANCE = 0.01
+MEMORY = ("cache_bytes_planned", "cache_bytes_allocated", "cache_bytes_full")
 
 
 @dataclass(frozen=True)
@@ -174,3 +30,75 @@ class Cell:
             if sample[metric] is not None:
                 groups.setdefault(sample["context_id"], []).append(float(sample[metric]))
         return {context: sum(values) / len(values) for context, values in groups.items()}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one result. `missing` ones are measured, others measured again."""
+
+    path: str
+    reason: str
+    missing: bool = False
+
+
+def load(study: Study) -> tuple[list[Cell], list[Problem]]:
+    """Read every record of the plan; what cannot be used is a problem, not a cell."""
+    cells, problems = [], []
+    for planned in study.cells:
+        file = study.root / planned.path
+        if not file.exists():
+            problems.append(Problem(planned.path, "no record", missing=True))
+            continue
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            found = [Problem(planned.path, reason) for reason in _faults(planned, record)]
+        except ValueError as error:
+            found = [Problem(planned.path, f"not JSON ({error})")]
+        except (KeyError, TypeError, AttributeError) as error:
+            found = [Problem(planned.path, f"not a record of schema {SCHEMA} ({error!r})")]
+        problems += found
+        if not found:
+            cells.append(Cell(planned, record))
+    return cells, problems
+
+
+def _faults(planned: Planned, record: dict) -> Iterable[str]:
+    if record["schema"] != SCHEMA:
+        yield f"schema {record['schema']}, not {SCHEMA}"
+        return
+    wanted = (planned.spec, planned.code, planned.identity)
+    if (record["spec"], record["code"], record["identity"]) != wanted:
+        yield "holds the record of another cell"
+    contexts = len({sample["context_id"] for sample in record["samples"]})
+    if contexts != planned.spec["samples"]["contexts"]:
+        yield f"holds {contexts} contexts, the plan has {planned.spec['samples']['contexts']}"
+    yield from _not_finite(record)
+    yield from _wrong_lengths(planned, record["samples"])
+
+
+def _not_finite(record: dict) -> Iterable[str]:
+    values = [("nll of " + s["id"], s["nll"], True) for s in record["samples"]]
+    values += [("score of " + s["id"], s["score"], False) for s in record["samples"]]
+    values += [(name, record["memory"][name], True) for name in MEMORY]
+    values += [(n, v, False) for n, v in record["memory"].items() if n not in MEMORY]
+    values += [("prefill_s", record["timing"]["prefill_s"], True)]
+    values += [(n, v, False) for n, v in record["timing"].items() if n != "prefill_s"]
+    for name, value, needed in values:
+        if value is None:
+            if needed:
+                yield f"{name} is missing"
+        elif not math.isfinite(value):
+            yield f"{name} is {value}"
+
+
+def _wrong_lengths(planned: Planned, samples: list[dict]) -> Iterable[str]:
+    tolerance = LENGTH_TOLERANCE * planned.prompt_tokens
+    wrong = sorted(
+        {
+            s["prompt_tokens"]
+            for s in samples
+            if abs(s["prompt_tokens"] - planned.prompt_tokens) > tolerance
+        }
+    )
+    if wrong:
+        yield f"prompts of {', '.join(map(str, wrong))} tokens, over 1% off {planned.prompt_tokens}"

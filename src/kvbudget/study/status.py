@@ -1,18 +1,14 @@
-"""How far a study is: `python -m kvbudget.study.status --study FILE`, or `make status STUDY=...`.
+"""How far a study is. Reads what is on disk and changes nothing, so it may be asked at any time,
+during a run or after."""
 
-Reads what is on disk and changes nothing, so it may be asked at any time, during a run or after.
-"""
-
-import argparse
 import datetime
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvbudget.errors import run_cli
 from kvbudget.study import failures
-from kvbudget.study.records import Planned, Study, load_study
+from kvbudget.study.plan import Planned, Study
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,8 @@ class Progress:
 
 
 def progress(study: Study, cell: Planned) -> Progress:
-    file = study.record_file(cell)
+    """A cell of a study as it stands on disk."""
+    file = study.root / cell.path
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -46,8 +43,6 @@ def progress(study: Study, cell: Planned) -> Progress:
         # The first line names the cell.
         finished = side.read_bytes().count(b"\n") - 1 if side.exists() else 0
         return Progress(cell, max(finished, 0), None)
-    if (record["spec"], record["code"]) != (cell.spec, cell.code):
-        return Progress(cell, 0, None)
     times = (record["provenance"][key] for key in ("started", "finished"))
     started, finished = map(datetime.datetime.fromisoformat, times)
     return Progress(cell, cell.spec["samples"]["contexts"], (finished - started).total_seconds())
@@ -76,7 +71,7 @@ def describe(name: str, cells: list[Progress], failed: Collection[str]) -> str:
     return "\n".join(lines)
 
 
-def failed_outputs(logs: Path = Path(".snakemake/log")) -> list[str]:
+def failed_outputs(logs: Path) -> list[str]:
     """Outputs of the jobs that failed in the run that was started last."""
     newest = max(logs.glob("*.snakemake.log"), default=None)  # names begin with the time
     if newest is None:
@@ -84,13 +79,7 @@ def failed_outputs(logs: Path = Path(".snakemake/log")) -> list[str]:
     return [each.output for each in failures.find(newest.read_text(errors="replace"))]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Say how far a study is.")
-    parser.add_argument("--study", required=True, type=Path, help="study.json, the plan")
-    study = load_study(parser.parse_args().study)
+def report(study: Study) -> str:
+    """The state of a study in a few lines."""
     cells = [progress(study, cell) for cell in study.cells]
-    print(describe(study.name, cells, failed_outputs()))
-
-
-if __name__ == "__main__":
-    run_cli(main)
+    return describe(study.name, cells, failed_outputs(study.root / ".snakemake/log"))

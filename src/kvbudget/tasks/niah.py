@@ -1,9 +1,10 @@
 """Needles in a haystack, after RULER (Hsieh et al., 2024; NVIDIA/RULER, scripts/data/synthetic).
 
 Instruction, needle, question and answer prefix are RULER's words for numeric values; so is the
-number of digits. The haystack is running text, needles stand between its passages, and keys are
-an adjective and a noun. RULER's four tasks are options of this one, several questions may be asked
-of one context, and no question asks for a key that another one asks for:
+number of digits. The haystack is running text, and keys are an adjective and a noun. Needles stand
+at ends of sentences, each at random in a part of the context of its own (`kvbudget.tasks.depths`);
+RULER draws from forty evenly spread depths. RULER's four tasks are options of this one, several
+questions may be asked of one context, and no question asks for a key that another one asks for:
 
     niah_single      one key, one value
     niah_multikey    needles: 4                 one of several keys is asked for
@@ -19,7 +20,7 @@ from kvbudget import prompts
 from kvbudget.errors import UserError
 from kvbudget.options import count, field
 from kvbudget.prompts import Tokenizer
-from kvbudget.tasks import scoring, splits
+from kvbudget.tasks import depths, scoring, splits
 from kvbudget.tasks.passages import fit, passages_from, passages_within, start_passage
 from kvbudget.tasks.request import TOLERANCE, Context, Question, Request
 
@@ -52,8 +53,10 @@ ANSWER_PREFIX = {
 
 #: Tokens beyond the reference that a model may write around each number.
 _SPARE_TOKENS = 4
-#: Passages on each side of the estimate among which the haystack may be cut to length.
+#: Passages beyond the estimate among which the haystack may be cut to length.
 _SPARE_PASSAGES = 8
+#: Letters after the last needle for each of them, to make up for tokens that they part.
+_SPARE_LETTERS = 8
 
 _ADJECTIVES = (
     "amber ample azure bold brave brisk calm candid clever cobalt crisp curly daring dusty eager"
@@ -93,8 +96,9 @@ def make(request: Request, options: Options) -> list[Context]:
         raise UserError(f"niah: {queries} queries need as many needles, not {count}")
     many = values * queries > 1
     text = splits.split_passages(request.passages, split)
+    name = f"niah-{count}-{values}-{queries}"
     made = []
-    for index, identity in enumerate(request.identities(f"niah-{count}-{values}-{queries}")):
+    for index, identity in enumerate(request.identities(name)):
         rng = splits.draws(identity)
         keys = draw_keys(tokenizer, count, queries, length, split, rng)
         numbers = iter(draw_values(count * values, split, rng))
@@ -103,16 +107,18 @@ def make(request: Request, options: Options) -> list[Context]:
         # The keys make all questions about equally long.
         room = length - len(_ask(tokenizer, keys[:queries], many))
         start = start_passage(text, index, request.contexts, rng) if text else 0
-        ids = _context_ids(
-            tokenizer,
+        wanted = depths.spread(len(needles), identity.rpartition("/")[0], index)
+        ids, found = _context_ids(
+            request,
             passages_from(text, start),
             INSTRUCTION[many],
-            needles,
+            dict(zip(needles, wanted, strict=True)),
             room,
-            length,
-            request.slack,
-            rng,
         )
+        depth = {
+            key: [found[NEEDLE.format(key=key, value=value)] for value in hidden[key]]
+            for key in keys
+        }
         asked = splits.draws(identity, "questions").sample(keys, count)
         groups = [asked[i * queries : (i + 1) * queries] for i in range(count // queries)]
         made.append(
@@ -120,7 +126,7 @@ def make(request: Request, options: Options) -> list[Context]:
                 id=identity,
                 ids=ids,
                 questions=[
-                    _question(tokenizer, f"{identity}/{'+'.join(group)}", group, hidden, many)
+                    _question(tokenizer, f"{identity}/{'+'.join(group)}", group, hidden, depth)
                     for group in groups[: request.questions]
                 ],
             )
@@ -166,42 +172,45 @@ def draw_values(count: int, split: str, rng: random.Random) -> list[str]:
 
 
 def _context_ids(
-    tokenizer: Tokenizer,
+    request: Request,
     passages: Sequence[str],
     instruction: str,
-    needles: Sequence[str],
+    needles: Mapping[str, float],
     target: int,
-    length: int,
-    slack: int,
-    rng: random.Random,
-) -> list[int]:
-    """Opening, instruction and haystack with the needles in it: `target` tokens, nearly."""
+) -> tuple[list[int], dict[str, float]]:
+    """Opening, instruction and haystack with needles at the depths that they are given: `target`
+    tokens, nearly. And the depths at which they stand."""
+    tokenizer, length, slack = request.tokenizer, request.length, request.slack
     head, _ = prompts.prompt_frame(tokenizer)
 
     def encode_body(body: str) -> list[int]:
         return head + prompts.encode(tokenizer, instruction + body)
 
-    bare = len(encode_body(" ".join(needles) + " "))
+    together = "".join(f"{needle} " for needle in needles)
+    bare = len(encode_body(together))
     if bare >= target:
         raise UserError(
             f"niah: a prompt of {length} tokens cannot hold {len(needles)} needles and the"
             f" question; with this tokenizer it takes more than {bare + length - target}"
         )
     whole = passages_within(tokenizer, passages, target - bare)
-    # A needle stands before the passage of its number; the last passage is there to be cut.
-    spots = range(max(1, whole))
-    places = rng.sample(spots, len(needles)) if len(spots) >= len(needles) else [0] * len(needles)
-    spare = _SPARE_PASSAGES + whole // 50
-    last = max(*places, whole - spare)
-    pieces: list[str] = []
-    for number in range(last + 1):
-        pieces += [n for place, n in zip(places, needles, strict=True) if place == number]
-        if number < last:
-            pieces.append(passages[number])
-    front = "".join(f"{piece} " for piece in pieces)
-    words = " ".join(passages[last : whole + spare]).split(" ")
-    rest = fit(lambda end: len(encode_body(front + end)), words, target, slack)
-    return encode_body(front + rest)
+    chosen = passages[: whole + _SPARE_PASSAGES + whole // 50]
+    text = " ".join(chosen)
+    # How much of the text there is room for. What stands after the last needle is cut to length
+    # once more, as the needles part the text in other tokens.
+    shown = fit(lambda end: len(encode_body(together + end)), text, target, slack)
+    room = max(0, len(shown) - _SPARE_LETTERS * len(needles))
+    places = depths.positions(chosen, list(needles.values()), len(shown), room)
+    front, after, found = "", 0, {}
+    for place, needle in sorted(zip(places, needles, strict=True)):
+        before = text[after:place].strip()
+        front += f"{before} " if before else ""
+        found[needle] = len(encode_body(front))
+        front += f"{needle} "
+        after = place
+    rest = fit(lambda end: len(encode_body(front + end)), text[after:].lstrip(), target, slack)
+    ids = encode_body(front + rest)
+    return ids, {needle: round(tokens / len(ids), 4) for needle, tokens in found.items()}
 
 
 def _ask(tokenizer: Tokenizer, keys: Sequence[str], many: bool) -> list[int]:
@@ -216,16 +225,17 @@ def _question(
     identity: str,
     keys: Sequence[str],
     hidden: Mapping[str, Sequence[str]],
-    many: bool,
+    depth: Mapping[str, Sequence[float]],
 ) -> Question:
     references = [value for key in keys for value in hidden[key]]
     answer = prompts.encode(tokenizer, f" {_listing(references)}")
     return Question(
         id=identity,
-        ids=_ask(tokenizer, keys, many),
+        ids=_ask(tokenizer, keys, len(references) > 1),
         references=references,
         answer_ids=answer,
         max_new_tokens=len(answer) + _SPARE_TOKENS * len(references),
+        depth=tuple(share for key in keys for share in depth[key]),
     )
 
 

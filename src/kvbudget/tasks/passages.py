@@ -1,11 +1,15 @@
 """Passages of a haystack: where a context begins, how many fit, and text of an exact length."""
 
 import random
+import re
 from collections.abc import Callable, Sequence
 
 from kvbudget import prompts
 from kvbudget.errors import UserError
 from kvbudget.prompts import Tokenizer
+
+#: Letters on each side of the best cut within a word among which there may be a better one.
+_AROUND = 8
 
 
 def pairs(passages: Sequence[str]) -> list[tuple[str, str]]:
@@ -44,24 +48,31 @@ def passages_within(tokenizer: Tokenizer, passages: Sequence[str], tokens: int) 
     return len(passages)
 
 
-def fit(count: Callable[[str], int], words: Sequence[str], target: int, slack: int) -> str:
-    """The beginning of `words`, joined by spaces, for which `count` is nearest to `target`.
+def fit(count: Callable[[str], int], text: str, target: int, slack: int) -> str:
+    """The beginning of a text for which `count` is nearest to `target`.
 
     Ends after a whole word if that comes within `slack` tokens of the target, else within a word.
     `count` must not fall as the text grows.
 
     Raises:
-        UserError: the words are too few.
+        UserError: the text is too short.
     """
-    if not words or count(" ".join(words)) < target:
-        raise UserError(f"the haystack is too short for a prompt of {target} tokens")
-    near = closest(lambda number: count(" ".join(words[:number])), target, len(words))
-    best = " ".join(words[:near])
+    size = target  # letters that are looked at: a token has one or more
+    while count(text[:size]) < target:
+        if size >= len(text):
+            raise UserError(f"the haystack is too short for a prompt of {target} tokens")
+        size *= 2
+    text = text[: 2 * size]  # so that no word near the target is cut
+    ends = [0, *(blank.start() for blank in re.finditer(" ", text)), len(text)]
+    near = closest(lambda number: count(text[: ends[number]]), target, len(ends) - 1)
+    best = text[: ends[near]]
     if abs(count(best) - target) <= slack:
         return best
-    around = " ".join(words[: near + 1])
-    cuts = range(len(" ".join(words[: max(0, near - 1)])), len(around) + 1)
-    return min((around[:cut] for cut in cuts), key=lambda text: abs(count(text) - target))
+    first, last = ends[max(0, near - 1)], ends[min(near + 1, len(ends) - 1)]
+    cut = first + closest(lambda letters: count(text[: first + letters]), target, last - first)
+    # Within a word, a letter more may be a token less.
+    around = range(max(first, cut - _AROUND), min(last, cut + _AROUND) + 1)
+    return min((text[:each] for each in around), key=lambda each: abs(count(each) - target))
 
 
 def closest(count: Callable[[int], int], target: int, end: int) -> int:

@@ -33,6 +33,11 @@ class Kind:
     prompt_share: float = 1.0
     passes: int = 15
 
+    @property
+    def facts(self) -> list[Any]:
+        """What a result depends on beside the task's code and options."""
+        return [self.module, self.protocol, self.throughout, self.prompt_share]
+
 
 KINDS: dict[str, Kind] = {
     "niah": Kind("niah"),

@@ -47,7 +47,8 @@ class Question:
     """What follows a context: `ids` are the question, the end of the chat turn and the prefix of
     the answer; the model continues from there.
 
-    `answer_ids` is the reference answer as tokens, for its negative log-likelihood.
+    `answer_ids` is the reference answer as tokens, for its negative log-likelihood. `depth` is
+    where what is asked for stands, in shares of the context's tokens, if the task hides something.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Question:
     references: list[str]
     answer_ids: list[int]
     max_new_tokens: int
+    depth: tuple[float, ...] = ()
 
     @classmethod
     def with_room(
@@ -65,7 +67,7 @@ class Question:
         answer_ids: list[int],
         new_tokens: int,
     ) -> "Question":
-        """A question with room for `new_tokens` of output, or for the whole answer if it is longer."""
+        """A question with room for `new_tokens` of output, or for the whole answer if longer."""
         return cls(identity, ids, references, answer_ids, max(new_tokens, len(answer_ids)))
 
 

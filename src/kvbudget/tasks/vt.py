@@ -83,7 +83,7 @@ def _context(request: Request, identity: str, options: Options) -> Context:
     # What is missing to the length: less than two lines.
     last = fit(
         lambda text: len(prompts.encode(tokenizer, text)),
-        " ".join([NOISE] * 3).split(" "),
+        " ".join([NOISE] * 3),
         room - len(encode_body(body)),
         request.slack,
     )

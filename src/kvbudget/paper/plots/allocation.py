@@ -7,13 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from kvbudget.paper import latex, layout
+from kvbudget.paper import budgets
 from kvbudget.paper.plots import style
 from kvbudget.paper.source import Source
 
 EMPTY = "no head-aware cell that tells its allocation"
 BUDGETS_A_MODEL = 3
-LAYERS_WITH_LETTERS = 40
+#: Letters of the classes are shown where they fit into their fields.
+LETTERED = (8, 40)  # KV heads, layers
 #: The scale is cut here: what is a factor of eight off the mean is as dark as it gets.
 FACTOR = 8
 
@@ -34,8 +35,8 @@ def draw(src: Source) -> Figure | None:
     )
     for ax, (model, length, budget, part) in zip(axes[:, 0], panels, strict=True):
         _panel(ax, part)
-        kept = latex.budget(budget).replace("\\", "")
-        ax.set_title(f"{src.study.title('models', model)}, {length:,} tokens, budget {kept}")
+        title = style.title(src.study, "models", model)
+        ax.set_title(f"{title}, {length:,} tokens, budget {budgets.text(budget)}")
     axes[-1, 0].set_xlabel("layer")
     bar = figure.colorbar(
         axes[0, 0].collections[0], ax=list(axes[:, 0]), fraction=0.03, pad=0.02, aspect=25
@@ -48,17 +49,17 @@ def draw(src: Source) -> Figure | None:
 
 def _places(part: pd.DataFrame) -> list[tuple[int, str, pd.DataFrame]]:
     part = part[part["task"] == part["task"].iloc[0]]
-    budgets = part.groupby("length")["budget"].nunique()
-    length = budgets[budgets == budgets.max()].index.max()
+    measured = part.groupby("length")["budget"].nunique()
+    length = measured[measured == measured.max()].index.max()
     part = part[part["length"] == length]
-    shown = sorted(set(part["budget"]), key=layout.budget_order)[:BUDGETS_A_MODEL]
+    shown = sorted(set(part["budget"]), key=budgets.order)[:BUDGETS_A_MODEL]
     return [(int(length), budget, part[part["budget"] == budget]) for budget in shown]
 
 
 def _panel(ax: Axes, part: pd.DataFrame) -> None:
     shares = part.pivot(index="kv_head", columns="layer", values="share")
     letters = part.pivot(index="kv_head", columns="layer", values="class").map(lambda c: c[:1])
-    show = shares.shape[1] <= LAYERS_WITH_LETTERS and shares.shape[0] <= 8
+    show = all(size <= most for size, most in zip(shares.shape, LETTERED, strict=True))
     sns.heatmap(
         shares.clip(1 / FACTOR, FACTOR),
         ax=ax,
@@ -66,7 +67,7 @@ def _panel(ax: Axes, part: pd.DataFrame) -> None:
         norm=LogNorm(1 / FACTOR, FACTOR),
         annot=letters if show else False,
         fmt="",
-        annot_kws={"fontsize": 5},
+        annot_kws={"fontsize": 7},
         cbar=False,
         xticklabels=max(1, round(shares.shape[1] / 10)),
     )

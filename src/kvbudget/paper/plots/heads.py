@@ -38,10 +38,10 @@ def draw(src: Source) -> Figure | None:
             ax.set_ylabel("")
             ax.tick_params(length=1.5, pad=1, rotation=0)
             ax.invert_yaxis()
-            ax.collections[0].colorbar.ax.tick_params(length=1.5, pad=1, labelsize=6)
+            ax.collections[0].colorbar.ax.tick_params(length=1.5, pad=1, labelsize=7)
             ax.collections[0].colorbar.locator = plt.MaxNLocator(2)
             ax.collections[0].colorbar.update_ticks()
-        row[0].set_ylabel(f"{src.study.title('models', model)}\nlayer")
+        row[0].set_ylabel(f"{style.title(src.study, 'models', model)}\nlayer")
     return figure
 
 

@@ -45,7 +45,7 @@ def draw(src: Source) -> Figure | None:
         )
         ax.get_legend().remove()
         ax.set_xscale("log")
-        ax.set_title(rule if models == 1 else f"{src.study.title('models', model)}, {rule}")
+        ax.set_title(rule if models == 1 else f"{style.title(src.study, 'models', model)}, {rule}")
         last = number + columns >= len(places)
         ax.set_xlabel("kept share" if last else "")
         ax.set_ylabel(f"lost {measure}" if number % columns == 0 else "")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kvbudget.paper.plots import style
-from kvbudget.study.records import FULL, Study
+from kvbudget.study.plan import FULL, Study
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def draw(study: Study, frame: pd.DataFrame, measures: list[Measure]) -> Figure |
         for ax, model in zip(row, models, strict=True):
             _panel(ax, study, frame[frame["model"] == model], measure)
     for ax, model in zip(axes[0], models, strict=True):
-        ax.set_title(study.title("models", model))
+        ax.set_title(style.title(study, "models", model))
     for ax in axes[-1]:
         ax.set_xlabel("prompt (tokens)")
     for ax, measure in zip(axes[:, 0], measures, strict=True):
@@ -74,7 +74,7 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, measure: Measure) -> None
             marker=marker,
             markersize=8 - 1.6 * rank if len(methods) < 5 else 4,
             markerfacecolor="none",
-            label=study.title("methods", method),
+            label=style.title(study, "methods", method),
         )
     if measure.reference is not None:
         ax.axhline(measure.reference, color="black", linestyle="--", linewidth=0.8)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from kvbudget.paper.plots import style
 from kvbudget.paper.source import Source
-from kvbudget.study.records import FULL, Study
+from kvbudget.study.plan import FULL, Study
 
 EMPTY = "no cell of a method that evicts"
 PANELS_A_ROW = 4
@@ -69,7 +69,7 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, st
         if mine.empty:
             continue
         colour, marker = style.look(study, method)
-        title = study.title("methods", method)
+        title = style.title(study, "methods", method)
         if study.policy(method) == FULL:
             row = mine.iloc[0]
             ax.axhline(row["value"], color=colour, linestyle="--", linewidth=0.8, label=title)
@@ -90,7 +90,8 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, st
             label=title,
         )
     tokens = int(part["length"].iloc[0])
-    ax.set_title(f"{study.title('models', model)}\n{study.title('tasks', task)}\n{tokens:,} tokens")
+    names = style.title(study, "models", model), style.title(study, "tasks", task)
+    ax.set_title("\n".join([*names, f"{tokens:,} tokens"]))
     ax.set_xlabel("budget (MiB)")
     ax.set_ylabel({"score": "score", "nll": "NLL (nats a token)"}[metric])
     evicting = part[part["policy"] != FULL]

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from kvbudget.paper.plots import over_length
 from kvbudget.paper.plots.over_length import Measure
 from kvbudget.paper.source import Source
-from kvbudget.study.records import FULL
+from kvbudget.study.plan import FULL
 
 EMPTY = "no full-cache cell beside a method that evicts, or no decode times"
 

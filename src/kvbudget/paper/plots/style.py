@@ -1,13 +1,24 @@
-"""How all figures look: sizes for a two-column page, and one colour and marker a method."""
+"""How all figures look and are written: sizes for a two-column page, one colour a method."""
 
+import textwrap
+from pathlib import Path
+from types import ModuleType
+
+import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from kvbudget.study.records import OURS, Study
+from kvbudget.paper.plots import mathtext
+from kvbudget.paper.source import Source
+from kvbudget.study.plan import OURS, Study
 
 COLUMN = 3.3  # inches
 PAGE = 7.0
+#: Characters to a line of a title: two legend entries, or one panel of four, stand side by side.
+LINE = 30
+#: No panel is flatter than this, in inches, however many lines stand above it: curves, heat maps.
+FLATTEST = (0.8, 0.3)
 #: Okabe and Ito's palette, which colour-blind readers can tell apart.
 KNOWN = {
     "full": ("#000000", "X"),
@@ -28,6 +39,8 @@ OTHERS = (
 )
 CLASSES = {"retrieval": "#D55E00", "induction": "#0072B2", "local": "#009E73"}
 HEAT = "cividis"
+#: Without dates, so that the same CSV files give the same bytes.
+METADATA = {"CreationDate": None, "ModDate": None}
 
 
 def use() -> None:
@@ -56,6 +69,37 @@ def use() -> None:
             "svg.hashsalt": "kvbudget",
         }
     )
+
+
+def save(module: ModuleType, src: Source, out: Path) -> None:
+    """Draw the figure of a module and write it as PDF; one without data says so in words."""
+    matplotlib.use("Agg")  # a job has no display
+    use()
+    figure = module.draw(src) or nothing(module.EMPTY)
+    _give_room(figure)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, metadata=METADATA)
+    plt.close(figure)
+
+
+def _give_room(figure: Figure) -> None:
+    """Make a figure taller where a legend or titles of many lines would squeeze its panels."""
+    for _ in range(3):  # as a taller figure is laid out anew
+        figure.draw_without_rendering()
+        width, height = figure.get_size_inches()
+        panels = [(ax, ax.get_position()) for ax in figure.axes if ax.axison]
+        lacking = max(
+            (FLATTEST[not ax.lines] - place.height * height for ax, place in panels), default=0
+        )
+        if lacking <= 0.01:
+            return
+        rows = len({round(place.y0, 2) for _, place in panels})
+        figure.set_size_inches(width, height + rows * lacking)
+
+
+def title(study: Study, section: str, key: str) -> str:
+    """Name in print of a model, task or method, in lines that fit."""
+    return mathtext.typeset(study.title(section, key), LINE)
 
 
 def look(study: Study, method: str) -> tuple[str, str]:
@@ -91,5 +135,6 @@ def nothing(reason: str) -> Figure:
     """A figure that says why it is empty."""
     figure, ax = plt.subplots(figsize=(COLUMN, 0.8))
     ax.axis("off")
-    ax.text(0.5, 0.5, f"no data in this study:\n{reason}", ha="center", va="center", fontsize=8)
+    said = "\n".join(textwrap.wrap(f"no data in this study: {reason}", 50))
+    ax.text(0.5, 0.5, said, ha="center", va="center", fontsize=8)
     return figure

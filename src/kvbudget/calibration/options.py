@@ -1,0 +1,44 @@
+"""What a calibration can be asked for. Imports no torch."""
+
+from collections.abc import Iterable
+
+from kvbudget.options import Option, choice, count
+
+TASKS = ("needles", "recall", "reading", "tracking", "words")
+RULES = ("attention", "window", "diversity", "recency")
+
+
+def _some(default: list[str], about: str, values: Iterable[str]) -> Option:
+    items = {"enum": list(values)}
+    return Option(
+        default, about, {"type": "array", "minItems": 1, "uniqueItems": True, "items": items}
+    )
+
+
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+
+OPTIONS: dict[str, Option] = {
+    "dtype": choice("float32", "Type of weights.", ("bfloat16", "float16", "float32")),
+    "seed": Option(1, "All prompts follow from it.", {"type": "integer"}),
+    "length": count(1000, "Tokens of a calibration prompt.", least=200),
+    "contexts": count(2, "Prompts of each task."),
+    "tasks": _some(["needles", "recall", "reading"], "The mixture of prompts.", TASKS),
+    "answer_rules": _some(
+        ["diversity"],
+        "Scoring rules under which it is measured what the answer loses by each head.",
+        RULES,
+    ),
+    "recent": count(8, "Last tokens that a head keeps in loss curves."),
+    "thresholds": Option(
+        {"retrieval": 0.1, "induction": 0.3},
+        "Scores from which a head counts as one of its class.",
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["retrieval", "induction"],
+            "properties": {"retrieval": _SHARE, "induction": _SHARE},
+        },
+    ),
+}
+
+DEFAULTS = {name: option.default for name, option in OPTIONS.items()}

@@ -1,0 +1,21 @@
+"""Archive the finished cells of a study, with all they rest on but the weights."""
+
+import argparse
+from pathlib import Path
+
+from kvbudget.cli import study_argument
+from kvbudget.study import bundle
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    study_argument.add(parser)
+    parser.add_argument("--out", type=Path, help="by default results/STUDY.tar.gz")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write it."""
+    study = study_argument.load(args)
+    out = args.out or Path(f"results/{study.name}.tar.gz")
+    cells, planned = bundle.pack(study, out)
+    print(f"{out}: {cells} of {planned} cells, sha256 {bundle.sha256(out.read_bytes())}")

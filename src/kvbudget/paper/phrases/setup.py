@@ -1,0 +1,89 @@
+"""What a study is and what it ran on: `study/…`, `method/…` and `machine/…`."""
+
+from collections.abc import Iterable, Iterator
+
+from kvbudget.paper import budgets, latex
+from kvbudget.paper.latex import Latex
+from kvbudget.paper.phrases.words import count, span
+from kvbudget.paper.source import Source
+from kvbudget.study.plan import FULL, OURS
+
+
+def derived(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:
+    """Numbers and lists of the plan, and the machine in words."""
+    yield from _study(src)
+    yield from _method(src)
+    yield from _machine(src, environment)
+
+
+def _study(src: Source) -> Iterator[tuple[str, Latex]]:
+    study, cells = src.study, src.cells
+    planned = study.cells
+    evicted = sorted({c.budget for c in planned if c.budget != FULL}, key=budgets.order)
+    yield "study/name", latex.escape(study.name)
+    yield "study/cells", latex.decimal(len(src.wide()), 0)
+    yield "study/models", _titles(src, "models", (c.model for c in planned))
+    yield "study/tasks", _titles(src, "tasks", (c.task for c in planned))
+    yield "study/methods", _titles(src, "methods", study.main_methods)
+    yield "study/baselines", _titles(src, "methods", study.baselines)
+    yield "study/lengths", latex.listing(f"{n:,}" for n in sorted({c.length for c in planned}))
+    yield "study/budgets", latex.listing(latex.budget(budget) for budget in evicted)
+    yield "study/contexts", Latex(span(cells["n_contexts"].min(), cells["n_contexts"].max(), 0))
+    yield "study/samples", Latex(span(cells["n_samples"].min(), cells["n_samples"].max(), 0))
+    yield "study/compressed", _compressed({c.kind for c in planned})
+    yield "study/seed", latex.decimal(study.seed, 0)
+    yield "study/dtype", latex.escape(study.config.get("dtype", ""))
+    yield "study/quantised", _quantised(src)
+
+
+def _titles(src: Source, section: str, keys: Iterable[str]) -> Latex:
+    return latex.listing(latex.title(src.study, section, key) for key in dict.fromkeys(keys))
+
+
+def _compressed(kinds: set[str]) -> Latex:
+    """What is compressed, and when; a translation has no question."""
+    if kinds == {"streaming"}:
+        return Latex("sources compressed while they are read and translated")
+    return Latex("contexts compressed before any question is known")
+
+
+def _quantised(src: Source) -> Latex:
+    """Which models come from a package, and so from a quantised file."""
+    used = dict.fromkeys(cell.model for cell in src.study.cells)
+    models = [m for m in used if src.study.config["models"][m].get("source") == "pypi"]
+    if not models:
+        return Latex("No model of this study went through a quantised file.")
+    verb = "was" if len(models) == 1 else "were"
+    return Latex(
+        f"In this study {_titles(src, 'models', models)} {verb} read from a quantised file and "
+        "de-quantised, so the weights are not those of the original release."
+    )
+
+
+def _method(src: Source) -> Iterator[tuple[str, Latex]]:
+    study = src.study
+    if study.ours is None:
+        yield "study/ours", latex.escape(OURS)
+        yield "method/bits", latex.decimal(16, 0)
+        return
+    yield "study/ours", latex.title(study, "methods", study.ours)
+    yield "method/bits", latex.decimal(study.config["methods"][study.ours].get("bits", 16), 0)
+
+
+def _machine(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:
+    items = {r["item"]: r["value"] for r in src.table("provenance").to_dict("records")}
+    for name in ("device", "threads", "torch", "transformers", "python"):
+        yield f"machine/{name}", latex.escape(items.get(name, "unknown"))
+    yield "machine/description", _describe(environment)
+
+
+def _describe(environment: dict) -> Latex:
+    """The machine in words, from environment.json."""
+    cpu = environment["cpu"]
+    parts = [
+        latex.escape(cpu["model"] or "an unnamed processor"),
+        Latex(count(cpu["usable"], "CPU")),
+        Latex(f"{environment['memory_bytes'] / 2**30:.0f} GiB of memory"),
+    ]
+    parts += [latex.escape(device["name"]) for device in environment["cuda"]["devices"]]
+    return Latex(", ".join(parts))

@@ -1,0 +1,59 @@
+"""Cost of one experiment and model: a row for each method and budget."""
+
+from collections.abc import Iterator
+
+from kvbudget.paper import latex, layout
+from kvbudget.paper.latex import Latex
+from kvbudget.paper.layout import Column, Row
+from kvbudget.paper.source import Source
+
+COLUMNS = (
+    Column("cache_bytes_allocated", Latex(r"\shortstack[r]{cache\\(MiB)}")),
+    Column("prefill_s", Latex(r"\shortstack[r]{prefill\\(s)}")),
+    Column("decode_ms_per_token", Latex(r"\shortstack[r]{decode\\(ms/token)}"), 42),
+)
+
+
+def floats(src: Source, experiment: dict, model: str, keys: list[tuple]) -> Iterator[dict]:
+    """Floats of the experiment's cells of one model, by as many lengths as fit side by side."""
+    tasks = _timed(src, keys)
+    mine = [key for key in keys if key[1] in tasks]
+    if not mine:
+        return
+    part = src.cells[(src.cells["model"] == model) & src.cells["task"].isin(tasks)]
+    means = part.groupby(["length", "method", "budget", "metric"])["value"].mean().to_dict()
+    columns = [c for c in COLUMNS if any((*key[2:], c.metric) in means for key in mine)]
+    if not columns:
+        return
+    caption = _caption(src, experiment, model, tasks, mine)
+    for lengths in layout.by_width(sorted({key[2] for key in mine}), columns):
+        rows = []
+        for method, budget in layout.method_budget_rows(src.study, mine):
+            cells = [layout.named(src.study, "methods", method), latex.budget(budget)]
+            for length in lengths:
+                for column in columns:
+                    found = means.get((length, method, budget, column.metric), float("nan"))
+                    cells.append(latex.metric(column.metric, found))
+            rows.append(Row(Latex(""), cells))
+        yield from layout.floats(rows, lengths, columns, caption)
+
+
+def _timed(src: Source, keys: list[tuple]) -> list[str]:
+    """Tasks whose times are those of a prompt and an answer.
+
+    Perplexity reads half its tokens through the bounded cache, so its times are another thing; a
+    translation that waits for its source has none.
+    """
+    kinds = {cell.task: cell.kind for cell in src.study.cells}
+    timed = [t for t in dict.fromkeys(key[1] for key in keys) if kinds[t] != "streaming"]
+    return [t for t in timed if kinds[t] != "perplexity"] or timed
+
+
+def _caption(src: Source, experiment: dict, model: str, tasks: list[str], keys: list[tuple]) -> str:
+    titles = latex.listing(latex.title(src.study, "tasks", task) for task in tasks)
+    return (
+        rf"{layout.experiment_title(experiment)}. {latex.title(src.study, 'models', model)}: "
+        rf"cost, mean over the tasks \emph{{{titles}}}. "
+        rf"{layout.sample_note(src, keys)} Cache: storage allocated. Times are of the machine in "
+        r"\cref{tab:provenance}; compare them within this table only."
+    )

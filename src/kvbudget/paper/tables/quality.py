@@ -1,0 +1,119 @@
+"""Quality of one experiment and model: a row for each task, method and budget."""
+
+from collections.abc import Iterator
+
+from kvbudget.paper import latex, layout
+from kvbudget.paper.latex import Latex
+from kvbudget.paper.layout import INTERVAL, Column, Row
+from kvbudget.paper.source import Source
+from kvbudget.study.plan import AXES
+
+#: BLEU is of a corpus, and lagging nearly the same in every sample: they have no interval.
+COLUMNS = (
+    Column("score", Latex("score"), INTERVAL),
+    Column("nll", Latex("NLL"), INTERVAL),
+    Column("agreement", Latex("agreement"), INTERVAL),
+    Column("bleu", Latex("BLEU")),
+    Column("al", Latex("AL")),
+    Column("laal", Latex("LAAL")),
+)
+
+
+def floats(src: Source, experiment: dict, model: str, keys: list[tuple]) -> Iterator[dict]:
+    """Floats of the experiment's cells of one model, by as many lengths as fit side by side."""
+    table = src.cells.set_index([*AXES, "metric"])[["value", "ci_low", "ci_high"]]
+    values = table.to_dict("index")
+    columns = [c for c in COLUMNS if any((*key, c.metric) in values for key in keys)]
+    if not columns:
+        return
+    caption = _caption(src, experiment, model, keys)
+    if any(column.metric == "laal" for column in columns):
+        caption += _streaming_note(src, model)
+    for lengths in layout.by_width(sorted({key[2] for key in keys}), columns):
+        rows = _rows(src, values, model, lengths, columns, keys)
+        yield from layout.floats(rows, lengths, columns, caption)
+
+
+def _rows(
+    src: Source,
+    values: dict[tuple, dict],
+    model: str,
+    lengths: list[int],
+    columns: list[Column],
+    keys: list[tuple],
+) -> list[Row]:
+    rows = []
+    for task in dict.fromkeys(key[1] for key in keys):
+        mine = [key for key in keys if key[1] == task]
+        for method, budget in layout.method_budget_rows(src.study, mine):
+            cells = [layout.named(src.study, "methods", method), latex.budget(budget)]
+            cells += [
+                _cell(column, values.get((model, task, length, method, budget, column.metric)))
+                for length in lengths
+                for column in columns
+            ]
+            rows.append(Row(latex.title(src.study, "tasks", task), cells))
+    return rows
+
+
+def _cell(column: Column, found: dict | None) -> Latex:
+    if not found:
+        return Latex(latex.DASH)
+    if column.width == INTERVAL:
+        return layout.with_interval(*found.values())
+    return latex.decimal(found["value"])
+
+
+def _caption(src: Source, experiment: dict, model: str, keys: list[tuple]) -> str:
+    return (
+        rf"{layout.experiment_title(experiment)}. {latex.title(src.study, 'models', model)}: "
+        rf"quality at equal bytes. {layout.sample_note(src, keys)} In brackets: 95\% bootstrap "
+        r"interval over contexts. Higher scores and lower NLL are better."
+        + _notes_on_rows(src, keys)
+    )
+
+
+def _notes_on_rows(src: Source, keys: list[tuple]) -> str:
+    methods = src.study.config["methods"]
+    chunked = [m for m in dict.fromkeys(k[3] for k in keys) if methods[m].get("prefill_chunk")]
+    note = ""
+    if chunked:
+        titles = latex.listing(latex.title(src.study, "methods", m) for m in chunked)
+        note += f" Prefilled in chunks, unlike the rest: {titles}."
+    weak = _weak_places(src, keys)
+    if weak:
+        named = latex.listing(
+            Latex(f"{latex.title(src.study, 'tasks', task)} ({_spoken(lengths)})")
+            for task, lengths in weak.items()
+        )
+        note += f" The full cache scores below one half, so there is no headline, in {named}."
+    return note
+
+
+def _weak_places(src: Source, keys: list[tuple]) -> dict[str, list[int]]:
+    """Tasks that the full cache fails, and at which lengths, among cells of one model."""
+    mine = {key[:3] for key in keys}
+    weak: dict[str, list[int]] = {}
+    for place in src.places.query("not headline").itertuples():
+        if (place.model, place.task, place.length) in mine:
+            weak.setdefault(place.task, []).append(place.length)
+    return weak
+
+
+def _spoken(lengths: list[int]) -> str:
+    return ", ".join(f"{length:,}" for length in sorted(lengths))
+
+
+def _streaming_note(src: Source, model: str) -> str:
+    target = src.cells[
+        (src.cells["metric"] == "cache_bytes_target") & (src.cells["model"] == model)
+    ]
+    mebibytes = latex.metric("cache_bytes_target", target["value"].mean())
+    return (
+        r" Translations: wait-\(k\) over words, each method's budget for the source alone; the"
+        r" target is kept whole, apart and alike for all methods,"
+        rf" {mebibytes} MiB in the mean. NLL is of the reference, each word given what is read by"
+        r" then; agreement is the share of its tokens in whose place the method would have written"
+        r" what the full cache would. BLEU is of the model's own greedy translations of all"
+        r" passages; AL and LAAL are their lagging in source words, with the reference's length."
+    )
