@@ -48,8 +48,14 @@ def problems(cache, policy: str, planned: int) -> list:
             "slots": [[len(kept) for kept in layer.kept_positions()] for layer in cache.budgeted]
         },
     }
-    spec = {"method": {"policy": policy}}
-    return beyond_plan([Cell(Planned("cell.json", spec, "code", ()), record)])
+    spec = {
+        "model": "m",
+        "task": {"name": "t"},
+        "length": 1,
+        "budget": 1,
+        "method": {"name": policy, "policy": policy},
+    }
+    return beyond_plan([Cell(Planned(spec, "code", "identity", "text", None, ()), record)])
 
 
 @pytest.mark.parametrize("budget", [20, "20%", "90%"])

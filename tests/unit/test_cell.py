@@ -1,5 +1,6 @@
 """One cell on a tiny random model: the record, its repeatability, and going on after a kill."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -41,7 +42,7 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("cell")
     download("tiny", Random(), home / "tiny")
     verified = integrity.verify("tiny", home / "tiny", home / "lock.yaml")
-    (home / "tiny.verified.json").write_text(json.dumps(verified))
+    (home / "tiny.verified.json").write_text(json.dumps(verified | {"identity": "model"}))
     license_file = Path(__file__).parents[2] / "LICENSE"
     build({"source": "file", "path": str(license_file)}, home / "text.txt")
     return home
@@ -53,6 +54,7 @@ def arguments(home: Path, out: Path, **changes) -> Cell:
         spec={**SPEC, **changes},
         code="digest",
         identity="identity",
+        model_identity="model",
         model_dir=home / "tiny",
         verified=home / "tiny.verified.json",
         text=home / "text.txt",
@@ -107,13 +109,19 @@ runpy.run_module("kvbudget", run_name="__main__", alter_sys=True)
 """
     out = tmp_path / "cell.json"
     command = [sys.executable, "-c", run, "cell", "--spec", json.dumps(SPEC)]
-    command += ["--code", "digest", "--identity", "identity"]
+    command += ["--code", "digest", "--identity", "identity", "--model-identity", "model"]
     command += ["--model-dir", str(home / "tiny"), "--out", str(out)]
     command += ["--verified", str(home / "tiny.verified.json"), "--text", str(home / "text.txt")]
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_OFFLINE")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert out.exists()
+
+
+def test_a_model_in_the_place_of_the_one_that_is_meant_is_refused(home, tmp_path):
+    cell = dataclasses.replace(arguments(home, tmp_path / "cell.json"), model_identity="another")
+    with pytest.raises(UserError, match=r"is of another model than the configuration now means"):
+        run_cell(cell)
 
 
 def test_a_small_share_of_a_long_prompt_is_no_small_budget_in_the_warm_up(home, tmp_path):

@@ -401,14 +401,14 @@ class TestLock:
 
         def refusal() -> str:
             with pytest.raises(SystemExit, match="2"):
-                cli.main(["verify-model", *here, "--out", str(out)])
+                cli.main(["verify-model", *here, "--identity", "i", "--out", str(out)])
             return capsys.readouterr().err
 
         told = re.search(r"tiny \(source pypi\) is not in .*: kvbudget (lock .*)\n", refusal())
         assert not out.exists()
 
         cli.main(told[1].split())
-        cli.main(["verify-model", *here, "--out", str(out)])
+        cli.main(["verify-model", *here, "--identity", "i", "--out", str(out)])
         verified = json.loads(out.read_text())
         assert verified["checks"]["lock"] == "matches"
         assert verified["files"] == lock.hash_files(received)

@@ -94,8 +94,10 @@ def test_a_target_numbered_apart_is_what_the_model_gives_at_those_positions(name
     """`full` with an integer phi, next to transformers' cache with `position_ids`."""
     model = built(*MOVABLE[name][:2])
     source, phi = 30, 5
-    stock = DynamicCache(config=model.config)
-    ours = make_cache(model, "full", phi=phi, prompt_tokens=source)
+    stock, ours = (
+        DynamicCache(config=model.config),
+        make_cache(model, "full", phi=phi, prompt_tokens=source),
+    )
     for at, piece in ((0, tokens(source)), (phi, tokens(4, 1)), (phi + 4, tokens(1, 2))):
         positions = torch.arange(at, at + piece.shape[1])[None]
         expected = model(piece, past_key_values=stock, position_ids=positions).logits

@@ -299,7 +299,7 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("streaming")
     download("tiny", Random(), home / "tiny")
     verified = integrity.verify("tiny", home / "tiny", home / "lock.yaml")
-    (home / "tiny.verified.json").write_text(json.dumps(verified))
+    (home / "tiny.verified.json").write_text(json.dumps(verified | {"identity": "model"}))
     sides = zip(*(verse.split("\t") for verse in VERSES), strict=True)
     for name, side in zip(("en", "fr"), sides, strict=True):
         (home / f"{name}.txt").write_text("\n".join(side))
@@ -326,6 +326,7 @@ def cell(home: Path, out: Path, method: dict, budget, **options) -> dict:
             spec=spec,
             code="digest",
             identity="identity",
+            model_identity="model",
             model_dir=home / "tiny",
             verified=home / "tiny.verified.json",
             text=home / "text.txt",

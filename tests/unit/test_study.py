@@ -371,7 +371,7 @@ def test_what_is_planned_is_what_the_modules_know():
     assert {"calibration", *OPTIONS} == {"calibration", *DEFAULTS}
     for name, method in methods.METHODS.items():
         policy = make_policy(name)
-        assert policy.reconstructs == method.holds_context
+        assert policy.holds_context == method.holds_context
         defaults = {key: option.default for key, option in method.options.items()}
         assert policy.relative_positions == (name == "streaming-llm")
         assert method.moves_keys(defaults) == policy.relative_positions
