@@ -120,6 +120,20 @@ def test_what_was_not_evicted_is_taken_back(model, method):
             cropped.crop(-1)
 
 
+def test_tokens_are_taken_back_in_all_layers_or_in_none():
+    model = attach(tiny_model("gemma3_text"))
+    cache = make_cache(model, "full")
+    model(tokens(10), past_key_values=cache)
+    cache.crop(-4)
+    model(tokens(20), past_key_values=cache)
+    with pytest.raises(UserError, match="once a sliding window has moved on"):
+        cache.crop(-4)
+    for wrong in (3, -27):
+        with pytest.raises(UserError, match="from -26 to 0"):
+            cache.crop(wrong)
+    assert [layer.get_seq_length() for layer in cache.layers] == [26] * 4
+
+
 def test_tokens_that_had_a_say_are_not_taken_back(model):
     cache = make_cache(model, "h2o", 40)
     model(tokens(30), past_key_values=cache)

@@ -157,6 +157,19 @@ def test_a_quantised_cache_is_repeated_too():
     assert sum(kept) == cache.plan.codec.slots(16) * len(kept) < len(CONTEXT) * len(kept)
 
 
+@pytest.mark.parametrize("budget", [16, "30%"])
+def test_a_context_may_come_in_pieces(budget):
+    """All of it is held until it is repeated, and a share is one of the whole."""
+    model = attach(model_of("llama"))
+    whole, pieces = compressed(model, budget), make_cache(model, "kvzip", budget)
+    for piece in torch.tensor([CONTEXT]).split([13, 30, 12], dim=1):
+        model(piece, past_key_values=pieces)
+    reconstruct(model, TOKENIZER, pieces, CONTEXT)
+    for one, other in zip(whole.budgeted, pieces.budgeted, strict=True):
+        assert list(map(len, one.kept_positions())) == list(map(len, other.kept_positions()))
+        assert all(map(torch.equal, one.kept_positions(), other.kept_positions()))
+
+
 def test_a_budget_that_holds_everything_evicts_nothing():
     cache = compressed(attach(model_of("llama")), 70)
     assert {len(each) for layer in cache.budgeted for each in layer.kept_positions()} == {

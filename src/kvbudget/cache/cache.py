@@ -32,6 +32,15 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         self.keys, self.values = self.keys.clone(), self.values.clone()
         return seen
 
+    def check_crop(self) -> None:
+        """See that tokens can be taken back. Raises `UserError` if the window has left those
+        before them behind."""
+        if self.cumulative_length >= self.sliding_window and not self.record_past:
+            raise UserError(
+                "tokens cannot be taken back once a sliding window has moved on; use snapshot() "
+                "and restore()"
+            )
+
     def snapshot(self) -> tuple[Tensor, Tensor, int]:
         """The state to come back to. It shares the tensors, which are replaced, not written to."""
         return self.keys, self.values, self.cumulative_length
@@ -138,6 +147,22 @@ class BudgetedCache(Cache):
         budgets = iter(self.plan.policy.share_out(heads, planned))
         for layer, own in zip(self.budgeted, scores, strict=True):
             layer.store.compress(own, [next(budgets) for _ in own])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last `-tokens_to_remove` tokens, as transformers puts it: in all layers or,
+        where one cannot, in none.
+
+        Raises:
+            UserError: it cannot be.
+        """
+        if not 0 <= -tokens_to_remove <= self.get_seq_length():
+            raise UserError(
+                f"crop takes back tokens that were read, as a negative number from "
+                f"-{self.get_seq_length()} to 0, not {tokens_to_remove}"
+            )
+        for layer in self.layers if tokens_to_remove else ():
+            layer.check_crop()
+        super().crop(tokens_to_remove)
 
     def activate_past_recording(self) -> None:
         """Get ready for tokens that are taken back, as assisted decoding does.

@@ -21,6 +21,7 @@ class StoreSnapshot:
     signals: dict[str, Tensor]
     planned: list[int]
     budgets: list[int]
+    stride: int
     padded: bool
 
 
@@ -39,6 +40,7 @@ class Store:
         slots: the storage.
         planned: tokens that each KV head may keep before its prompt has had a say.
         budgets: tokens that each KV head may keep.
+        stride: as given, or worked out.
         padded: whether some tokens are padding.
     """
 
@@ -46,14 +48,19 @@ class Store:
         self, index: int, plan: Plan, stride: int | None, signals: list[str], like: Tensor
     ) -> None:
         self.index, self.plan = index, plan
-        self.stride = stride or max(1, (plan.tokens() or 0) // 256)
-        self.kv_heads = like.shape[1]
-        self.planned = self.budgets = plan.budgets()[index]
+        self.kv_heads, self._stride = like.shape[1], stride
         if plan.policy.holds_context:  # evicts nothing before it has seen the whole of it
-            self.budgets = [UNBOUNDED] * self.kv_heads
+            self.planned = self.budgets = [UNBOUNDED] * self.kv_heads
+            self.stride = 1
+        else:
+            self._keep_within(plan.budgets()[index])
         self.padded = False
         coding = None if plan.codec is None else Coding.of(plan.codec, like)
         self.slots = Slots([(tuple(range(self.kv_heads)), 0)], like, signals, coding)
+
+    def _keep_within(self, budgets: list[int]) -> None:
+        self.planned = self.budgets = budgets
+        self.stride = self._stride or max(1, (self.plan.tokens() or 0) // 256)
 
     # New tokens.
 
@@ -118,7 +125,7 @@ class Store:
 
     def compress(self, scores: list[Tensor], budgets: list[int]) -> None:
         """Keep the best of what is held, by `scores` and within `budgets` from now on."""
-        self.planned = self.budgets = budgets
+        self._keep_within(budgets)
         self._store(self.slots.tokens(), scores)
 
     def forget(self, count: int) -> None:
@@ -215,6 +222,7 @@ class Store:
             {name: numbers.clone() for name, numbers in self.slots.signals.items()},
             self.planned,
             self.budgets,
+            self.stride,
             self.padded,
         )
 
@@ -222,6 +230,7 @@ class Store:
         """Come back to a snapshot of this store; it can be restored again."""
         self.slots, self.padded = snapshot.slots, snapshot.padded
         self.planned, self.budgets = snapshot.planned, snapshot.budgets
+        self.stride = snapshot.stride
         self.slots.set_lengths(snapshot.lengths)
         for name, numbers in snapshot.signals.items():
             self.slots.signals[name].copy_(numbers)

@@ -115,17 +115,19 @@ class BudgetedLayer(AttendingLayer):
         padding, own = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
         self._visible = None if own is None else self._own_mask(own, new)
         positions = self._positions(key, padding)
-        step = self.options.prefill_chunk or new
-        whole = (query, key, value, positions)
+        whole, step = (query, key, value, positions), self.options.prefill_chunk or new
+        if new <= step:
+            output = self._read(*whole, scaling, softcap)
+            self._visible = None  # as large as the prompt squared, and of these queries alone
+            return output
         pieces = zip(*(each.split(step, dim=2) for each in whole), strict=True)
-        outputs = [self._read(*piece, scaling, softcap) for piece in pieces]
-        self._visible = None  # as large as the prompt squared, and of these queries alone
-        return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
+        return torch.cat([self._read(*piece, scaling, softcap) for piece in pieces], dim=2)
 
     def _begin(self, key: Tensor) -> None:
         """Plan for the prompt, whose length is known now; no slots yet."""
         plan = self.options.plan
-        plan.budgets()  # by which a policy may choose its signals
+        if plan.known:
+            plan.budgets()  # refused early, if at all; and by which a policy may choose its signals
         self.signals = list(self.policy.signals(self.index))
         names = [signal.name for signal in self.signals]
         like = key if plan.codec is None else plan.codec.turn(key)
@@ -300,15 +302,13 @@ class BudgetedLayer(AttendingLayer):
         self.store.forget(count)
         self.seen -= count
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last `-tokens_to_remove` tokens, as transformers says it.
+    def check_crop(self) -> None:
+        """See that tokens can be taken back.
 
         Raises:
-            UserError: tokens were evicted for them, or signals have grown with them.
+            UserError: others were evicted for them, or signals have grown with them.
         """
-        if tokens_to_remove == 0 or self.store is None:
-            return
-        if not self.store.holds_all(self.seen):
+        if self.store is not None and not self.store.holds_all(self.seen):
             raise UserError(
                 "tokens cannot be taken back once others were evicted for them; use snapshot() and "
                 "restore(), or method 'full'"
@@ -318,7 +318,11 @@ class BudgetedLayer(AttendingLayer):
                 "tokens cannot be taken back, as they have had a say in what is evicted next; use "
                 "snapshot() and restore(), or method 'full'"
             )
-        self.forget(-tokens_to_remove)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last `-tokens_to_remove` tokens, as transformers puts it."""
+        if tokens_to_remove:
+            self.forget(-tokens_to_remove)
 
     def awaits(self, tokens: int) -> bool:
         """Whether it holds so many tokens of one sequence until they are compressed."""

@@ -38,6 +38,13 @@ class Plan:
         self.prompt_tokens = self._given
         self._budgets: list[list[int]] | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether the budget is known once reading has begun: not so a share of a context that is
+        held, as it may come in pieces."""
+        share = isinstance(self.budget, str) and self._given is None
+        return not (share and self.policy.holds_context)
+
     def check(self, new: int, seen: int) -> None:
         """Before a forward pass over `new` tokens after `seen`: see that the prompt's length is
         known where something was taken of it.

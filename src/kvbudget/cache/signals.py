@@ -30,7 +30,8 @@ class Arrival:
     Attributes:
         query: `(batch, query_heads, new, head_dim)`, rotated to its position.
         key, value: `(batch, kv_heads, new, head_dim)`, the key rotated, too.
-        positions: `(batch, kv_heads, new)` int32, positions in the sequence; -1 for padding.
+        positions: `(batch, kv_heads, new)` int32, positions in the sequence; -1 for padding. A
+            model that is given a padded batch without `position_ids` counts padding, too.
         in_prompt: whether they are of the prompt.
         rotation: how the layer turns queries and keys; None if the policy does not ask for it.
     """
@@ -44,12 +45,12 @@ class Arrival:
 
     @cached_property
     def unrotated_query(self) -> Tensor:
-        """The query as if it stood at position 0, in float32."""
+        """The query as if it stood at position 0 of its sequence, in float32."""
         return self._unrotated(self.query)
 
     @cached_property
     def unrotated_key(self) -> Tensor:
-        """The key as if it stood at position 0, in float32."""
+        """The key as if it stood at position 0 of its sequence, in float32."""
         return self._unrotated(self.key)
 
     def _unrotated(self, x: Tensor) -> Tensor:
