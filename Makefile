@@ -33,7 +33,7 @@ paper: ## Compute the study and build its paper: paper/STUDY/main.pdf, and a cop
 	$(SNAKEMAKE)
 
 draft: .venv/.installed tex ## Typeset what is finished of a study: paper/STUDY-draft/main.pdf
-	$(SNAKEMAKE) --config draft=true
+	$(SNAKEMAKE) --config draft=True
 
 status: .venv/.installed ## How far a study is, also while it runs: make status [STUDY=...]
 	@$(KVBUDGET) status $(STUDY)

@@ -12,14 +12,39 @@ from kvbudget.cache.budget import MINIMUM, SINKS
 from kvbudget.errors import UserError
 from kvbudget.options import suggest
 from kvbudget.policies import registry as methods
+from kvbudget.study import titles
 from kvbudget.tasks import registry as tasks
 
+#: Folders of results/ and paper/ that are no study's.
+_SHARED = frozenset(
+    ["bench", "calibrations", "cells", "code", "logs", "models", "published", "sections", "text"]
+)
 #: A needle, its surroundings and the chat template take this many tokens.
 MIN_LENGTH = 200
 #: Keys of a method that the cache takes, whatever the policy.
 OF_ANY_METHOD = frozenset({"policy", "title", "prefill_chunk", "stride", "bits", "value_bits"})
 #: Keys of a task that say what it is called, how much of it there is, and on which text.
 OF_ANY_TASK = frozenset({"kind", "title", "samples", "haystack"})
+
+
+def check_name(study: str) -> None:
+    """A study's folders in results/ and paper/ are its own."""
+    if study in _SHARED or study.endswith("-draft"):
+        raise UserError(
+            f"study: folders of the name {study!r} belong to all studies or to a draft; choose "
+            "another name"
+        )
+
+
+def check_titles(table: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Titles can be printed, and told from each other."""
+    owners: dict[str, str] = {}
+    for name, entry in entries.items():
+        title = str(entry.get("title", name))
+        titles.check(f"{table}: {name}: title", title)
+        other = owners.setdefault(title, name)
+        if other != name:
+            raise UserError(f"{table}: {other} and {name} have one title, {title!r}; change one")
 
 
 def method_options(method: Mapping[str, Any]) -> dict[str, Any]:

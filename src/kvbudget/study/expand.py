@@ -20,10 +20,6 @@ from kvbudget.study import checks, identity, provenance, titles
 from kvbudget.study.plan import DEFAULT, DEFAULT_COMMAND, Calibration, Planned, Study
 from kvbudget.tasks import registry as tasks
 
-#: Folders of results/ that are no study's.
-_SHARED = frozenset(
-    {"models", "text", "logs", "bench", "published", "cells", "calibrations", "code"}
-)
 #: Keys of an entry that its cells' specs do without: what is only printed, and the name of a
 #: calibration, whose content they have.
 _NOT_IN_SPECS = frozenset({"title", "calibration"})
@@ -79,10 +75,7 @@ def entry_modules(spec: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _check(config: Mapping[str, Any]) -> None:
     """Everything that does not depend on an experiment."""
-    if config["study"] in _SHARED:
-        raise UserError(
-            f"study: results/{config['study']} belongs to all studies; choose another name"
-        )
+    checks.check_name(config["study"])
     for key, spec in config["models"].items():
         registry.parse(key, spec)
     checks.known("haystack", config["haystack"], config["haystacks"], "haystacks")
@@ -93,8 +86,7 @@ def _check(config: Mapping[str, Any]) -> None:
     for name, task in config["tasks"].items():
         checks.check_task(name, task, config)
     for table in ("models", "tasks", "methods"):
-        for name, entry in config[table].items():
-            titles.check(f"{table}: {name}: title", entry.get("title", name))
+        checks.check_titles(table, config[table])
     for experiment in config["experiments"]:
         title = experiment.get("title", experiment["name"])
         titles.check(f"experiments: {experiment['name']}: title", title)
