@@ -12,6 +12,7 @@ from specs import task
 
 from kvbudget import UserError, attach
 from kvbudget.calibration.calibrate import calibrate
+from kvbudget.run import protocols
 from kvbudget.run.cell import Cell, Runner, finished, run_cell
 from kvbudget.sources import integrity
 from kvbudget.sources.download import download
@@ -19,6 +20,7 @@ from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
 from kvbudget.sources.registry import Random
 from kvbudget.sources.text import build
+from kvbudget.study import provenance
 from kvbudget.tasks import perplexity
 
 SPEC = {
@@ -114,6 +116,15 @@ runpy.run_module("kvbudget", run_name="__main__", alter_sys=True)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert out.exists()
+
+
+def test_its_code_is_what_it_computes_with():
+    """No edit of the command line, of downloads or of the making of texts makes a cell stale."""
+    entries = ["kvbudget.run.cell", "kvbudget.tasks.niah", "kvbudget.policies.head_aware"]
+    reached = provenance.reachable([*entries, *protocols.PROTOCOLS.values()])
+    others = ("download", "hub", "modelscope", "pypi", "gguf", "text", "lock", "integrity")
+    assert not reached & {f"kvbudget.sources.{name}" for name in others}
+    assert not any(name.startswith(("kvbudget.cli", "kvbudget.study")) for name in reached)
 
 
 def test_a_small_share_of_a_long_prompt_is_no_small_budget_in_the_warm_up(home, tmp_path):
