@@ -13,6 +13,7 @@ from specs import task
 
 from kvbudget import UserError, attach
 from kvbudget.calibration.calibrate import calibrate
+from kvbudget.run import protocols
 from kvbudget.run.cell import Cell, Runner, finished, run_cell
 from kvbudget.sources import integrity
 from kvbudget.sources.download import download
@@ -20,6 +21,7 @@ from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
 from kvbudget.sources.registry import Random
 from kvbudget.sources.text import build
+from kvbudget.study import provenance
 from kvbudget.tasks import perplexity
 
 SPEC = {
@@ -122,6 +124,15 @@ def test_a_model_in_the_place_of_the_one_that_is_meant_is_refused(home, tmp_path
     cell = dataclasses.replace(arguments(home, tmp_path / "cell.json"), model_identity="another")
     with pytest.raises(UserError, match=r"is of another model than the configuration now means"):
         run_cell(cell)
+
+
+def test_its_code_is_what_it_computes_with():
+    """No edit of the command line, of downloads or of the making of texts makes a cell stale."""
+    entries = ["kvbudget.run.cell", "kvbudget.tasks.niah", "kvbudget.policies.head_aware"]
+    reached = provenance.reachable([*entries, *protocols.PROTOCOLS.values()])
+    others = ("download", "hub", "modelscope", "pypi", "gguf", "text", "lock", "integrity")
+    assert not reached & {f"kvbudget.sources.{name}" for name in others}
+    assert not any(name.startswith(("kvbudget.cli", "kvbudget.study")) for name in reached)
 
 
 def test_a_small_share_of_a_long_prompt_is_no_small_budget_in_the_warm_up(home, tmp_path):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from kvbudget import cli
 from kvbudget.run.lease import visible
 
 
@@ -46,3 +47,14 @@ def test_without_the_variable_the_devices_of_the_driver_count(tmp_path):
         (tmp_path / name).touch()
     assert visible({}, tmp_path) == ["2", "10"]
     assert visible({"CUDA_VISIBLE_DEVICES": " 1, 0 "}, tmp_path) == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [([], "error: which command?"), (["kvbudget-absent"], "error: there is no command 'kvbudget")],
+)
+def test_a_command_that_cannot_run_is_named(command, said, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["lease", *command])
+    assert capsys.readouterr().err.startswith(said)

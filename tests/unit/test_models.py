@@ -79,8 +79,11 @@ class TestRegistry:
             parse("m", spec)
         assert named in str(caught.value)
 
-    def test_registry_needs_no_torch(self):
-        code = "import sys, kvbudget.sources.registry; sys.exit('torch' in sys.modules)"
+    @pytest.mark.parametrize(
+        "module", ["sources.registry", "cli.fetch_model", "cli.lock", "cli.text", "cli.lease"]
+    )
+    def test_what_needs_no_torch_imports_none(self, module):
+        code = f"import sys, kvbudget.{module}; sys.exit('torch' in sys.modules)"
         subprocess.run([sys.executable, "-c", code], check=True)
 
 

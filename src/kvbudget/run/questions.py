@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kvbudget.cache.cache import BudgetedCache
-from kvbudget.run import memory
+from kvbudget.run.contexts import read_context
 from kvbudget.run.runner import Runner
 from kvbudget.run.stopwatch import Stopwatch
 from kvbudget.tasks.request import Context, Question
@@ -13,26 +13,13 @@ from kvbudget.tasks.request import Context, Question
 
 def run(runner: Runner, context: Context) -> dict:
     """Read a context and ask its questions: samples, memory and timing of one context."""
-    memory.mark_peak()
-    cache = runner.cache(len(context.ids))
-    watch = Stopwatch()
-    for piece in runner.pieces(context.ids):
-        last = runner.read(cache, piece)[-1]
-    cache.plan.policy.finish(runner.model, runner.tokenizer, cache, context.ids)
-    prefill_s = watch.seconds()
-    # Read here, as what follows holds snapshots that only the protocol needs.
-    peaks = {
-        "peak_rss_bytes": memory.peak_rss_bytes(),
-        "peak_cuda_bytes": memory.peak_cuda_bytes(),
-    }
-    state = cache.snapshot()
-    compressed = runner.cache_bytes(cache, len(context.ids))
-    slots = [[len(kept) for kept in layer.kept_positions()] for layer in cache.budgeted]
+    read = read_context(runner, context.ids)
+    cache, state = read.cache, read.cache.snapshot()
     samples, steps = [], []
     for question in context.questions:
         cache.restore(state)
         # After the question, the cache is the same for scoring the reference and for answering.
-        first = runner.read(cache, question.ids)[-1] if question.ids else last
+        first = runner.read(cache, question.ids)[-1] if question.ids else read.last
         asked = cache.snapshot()
         nll = _answer_nll(runner, cache, question, first)
         cache.restore(asked)
@@ -53,9 +40,9 @@ def run(runner: Runner, context: Context) -> dict:
         )
     return {
         "samples": samples,
-        "memory": {**compressed, **peaks},
-        "timing": {"prefill_s": prefill_s, "decode_s": steps},
-        "slots": slots,
+        "memory": read.memory,
+        "timing": {"prefill_s": read.seconds, "decode_s": steps},
+        "slots": read.slots,
     }
 
 
