@@ -121,6 +121,11 @@ def planned(wildcards):
     return CALIBRATIONS[f"results/calibrations/{wildcards.model}/{name}.json"]
 
 
+def literal(path):
+    """A user's own path, in which braces are no wildcards."""
+    return path.replace("{", "{{").replace("}", "}}")
+
+
 def haystack_entry(wildcards):
     """The entry of the haystack that a text is made from."""
     key = wildcards.haystack.rpartition("-")[0]
@@ -129,7 +134,8 @@ def haystack_entry(wildcards):
 
 def haystack_files(wildcards):
     """Files of the user's own that a text is made from, where they are."""
-    return [path for path in identity.text_files(haystack_entry(wildcards)) if Path(path).exists()]
+    paths = identity.text_files(haystack_entry(wildcards))
+    return [literal(path) for path in paths if Path(path).exists()]
 
 
 def model_files(wildcards):
@@ -137,7 +143,8 @@ def model_files(wildcards):
     entry = STUDY.config["models"][wildcards.model]
     if entry["source"] != "local":
         return []
-    return [f"{entry['path']}/{name}" for name, *_ in identity.fingerprint(Path(entry["path"]))]
+    folder = Path(entry["path"])
+    return [literal(f"{folder}/{name}") for name, *_ in identity.fingerprint(folder)]
 
 
 def model_identity(wildcards):
