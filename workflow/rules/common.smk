@@ -121,9 +121,10 @@ def planned(wildcards):
     return CALIBRATIONS[f"results/calibrations/{wildcards.model}/{name}.json"]
 
 
-def literal(path):
-    """A user's own path, in which braces are no wildcards."""
-    return path.replace("{", "{{").replace("}", "}}")
+def as_inputs(paths):
+    """Files of the user's own as inputs: those that are there. Snakemake would take braces for
+    wildcards; a name with some does without, as the text's own name tells of its content."""
+    return [path for path in paths if Path(path).exists() and not re.search("[{}]", path)]
 
 
 def haystack_entry(wildcards):
@@ -134,8 +135,7 @@ def haystack_entry(wildcards):
 
 def haystack_files(wildcards):
     """Files of the user's own that a text is made from, where they are."""
-    paths = identity.text_files(haystack_entry(wildcards))
-    return [literal(path) for path in paths if Path(path).exists()]
+    return as_inputs(identity.text_files(haystack_entry(wildcards)))
 
 
 def model_files(wildcards):
@@ -144,7 +144,7 @@ def model_files(wildcards):
     if entry["source"] != "local":
         return []
     folder = Path(entry["path"])
-    return [literal(f"{folder}/{name}") for name, *_ in identity.fingerprint(folder)]
+    return as_inputs(f"{folder}/{name}" for name, *_ in identity.fingerprint(folder))
 
 
 def model_identity(wildcards):
