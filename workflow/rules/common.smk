@@ -68,13 +68,13 @@ ENVIRONMENT = f"{RESULTS}/environment.json"
 CELLS = {cell.path: cell for cell in STUDY.cells}
 CALIBRATIONS = {each.path: each for each in STUDY.calibrations}
 MISSING = {path for path in (*CELLS, *CALIBRATIONS) if not Path(path).exists()}
-for _word in sys.argv[1:]:
-    if _word.startswith(("results/cells/", "results/calibrations/")):
-        if _word not in CELLS and _word not in CALIBRATIONS:
-            raise WorkflowError(
-                f"{_word} is no result of study {STUDY.name!r} as it is configured and coded now; "
-                "kvbudget status lists them, and --configfile names another study"
-            )
+# Those that are asked for by name are jobs too: --force makes one again.
+NAMED = {word for word in sys.argv if word.startswith(("results/cells/", "results/calibrations/"))}
+for _word in sorted(NAMED - CELLS.keys() - CALIBRATIONS.keys()):
+    raise WorkflowError(
+        f"{_word} is no result of study {STUDY.name!r} as it is configured and coded now; "
+        "kvbudget status lists them, and --configfile names another study"
+    )
 MODELS = {key: STUDY.config["models"][key] for key in STUDY.models}
 # Nothing that computes may reach for the network.
 OFFLINE = "HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1"
@@ -95,8 +95,9 @@ def one_of(words):
 
 
 def identities(paths):
-    """The last part of the names of the results that are missing."""
-    return one_of(Path(path).stem.rpartition("-")[2] for path in paths if path in MISSING)
+    """The last part of the names of the results that jobs may make."""
+    made = MISSING | NAMED
+    return one_of(Path(path).stem.rpartition("-")[2] for path in paths if path in made)
 
 
 wildcard_constraints:
