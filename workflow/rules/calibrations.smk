@@ -27,7 +27,7 @@ rule calibration:
         identity=lambda wildcards: planned(wildcards).identity,
         model=model_identity,
     shell:
-        f"{MEASURE} calibrate --model {{wildcards.model}} --spec {{params.spec:q}}"
+        f"{MEASURE} calibration --model {{wildcards.model}} --spec {{params.spec:q}}"
         " --code {params.code} --identity {params.identity} --model-identity {params.model}"
         " --model-dir results/models/{wildcards.model} --verified {input.verified}"
         " --text {input.text} --out {output} 2> {log}"

@@ -31,6 +31,7 @@ JOBS = {
     "text": "make a haystack",
     "environment": "what this machine is",
     "expand": "write the expanded plan of a study",
+    "calibration": "make one calibration",
     "cell": "measure one cell",
     "lease": "run a command on a GPU of its own",
     "aggregate": "from records to CSV files",
