@@ -18,9 +18,8 @@ from kvbudget.cache.quantize import Coding
 from kvbudget.cache.slots import Slots
 from kvbudget.errors import UserError
 
-#: Rows of one product with the keys of a head: the block of logits stays within the caches of a
-#: CPU, and within O(tokens) of memory.
-BLOCK = 512
+#: Logits of one head that are held at once. More were slower on CPU, where they leave its caches.
+BLOCK = 2**18
 #: Tokens of a row that there is room for before its storage grows, by half of what it holds.
 ROOM = 16
 
@@ -166,24 +165,16 @@ def attend_on_top(
     if window is not None:
         hidden = hidden | (positions[:, None] <= now - window)
         far = context_positions <= now - window
-    step = max(1, BLOCK // (query.shape[0] * by_head.shape[2]))
     output = torch.empty_like(by_head)
     for part in shared:
         heads = slice(None) if part.heads == tuple(range(kv_heads)) else list(part.heads)
-        own = by_head[:, heads], keys[:, heads], values[:, heads]
-        parts = [
-            _attended(
-                part,
-                own[0][:, :, :, rows] * scaling,
-                own[1],
-                own[2],
-                softcap,
-                hidden[:, rows],
-                None if far is None else far[:, rows],
-            )
-            for rows in (slice(start, start + step) for start in range(0, new, step))
-        ]
-        output[:, heads] = torch.cat(parts, dim=3)
+        own = by_head[:, heads] * scaling, keys[:, heads], values[:, heads]
+        each = query.shape[0] * by_head.shape[2] * (part.keys.shape[2] + tail.length)
+        step = max(1, BLOCK // each)
+        for block in (slice(start, start + step) for start in range(0, new, step)):
+            masks = hidden[:, block], None if far is None else far[:, block]
+            attended = _attended(part, own[0][:, :, :, block], *own[1:], softcap, *masks)
+            output[:, heads, :, block] = attended
     return output.flatten(1, 2)
 
 
