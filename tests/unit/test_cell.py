@@ -98,6 +98,30 @@ def test_the_record_of_a_cell(home, tmp_path):
     assert record["provenance"]["versions"]["torch"]
 
 
+def test_a_cell_whose_budget_is_the_context_s(home, tmp_path):
+    """The same questions in the same order; what stands on top of the budget is told apart."""
+    method = {"name": "h2o", "policy": "h2o", "bounded": "context"}
+    args = {"method": method, "samples": {"contexts": 2, "questions": 3}}
+    record = run_cell(arguments(home, tmp_path / "cell.json", **args))
+    args["method"] = method | {"bounded": "always"}
+    always = run_cell(arguments(home, tmp_path / "always.json", **args))
+    memory = record["memory"]
+    for mine, theirs in zip(record["samples"], always["samples"], strict=True):
+        same = ("id", "context_id", "prompt_tokens", "budget_tokens", "reference", "depth")
+        assert [mine[key] for key in same] == [theirs[key] for key in same]
+        assert mine["choices"] == theirs["choices"] == 4
+        assert mine["choice"] in (0.0, 1.0)
+        assert mine["any"] in (True, False)
+    for size in ("cache_bytes_planned", "cache_bytes_allocated"):
+        assert memory[size] == always["memory"][size]
+    assert memory["cache_tokens_on_top"] > 100  # letters of a question
+    assert "cache_tokens_on_top" not in always["memory"]
+    assert record["timing"]["decode_ms_per_token"] > 0
+    assert outcome(
+        run_cell(arguments(home, tmp_path / "again.json", **args | {"method": method}))
+    ) == (outcome(record))
+
+
 def test_a_cell_opens_no_connection(home, tmp_path):
     """Not even where nothing in its environment says that it is offline."""
     run = """

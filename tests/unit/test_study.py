@@ -105,7 +105,7 @@ def test_a_spec_holds_what_the_cell_depends_on_and_no_titles(config):
         "haystack": "h",
         "task": {"name": "needle", "kind": "niah", "needles": 2, "values": 1, "queries": 1},
         "length": 500,
-        "method": {"name": "h2o", "policy": "h2o"},
+        "method": {"name": "h2o", "policy": "h2o", "bounded": "context"},
         "budget": 128,
         "samples": {"contexts": 6, "questions": 2},
     }
@@ -328,6 +328,46 @@ def test_what_cannot_stream_is_refused(streaming, path, value, message):
         expand(streaming)
 
 
+def test_the_budget_is_the_context_s_unless_a_task_or_a_method_says_otherwise(streaming):
+    streaming["methods"]["h2o-always"] = {"policy": "h2o", "bounded": "always"}
+    streaming["methods"]["h2o"] = {"policy": "h2o"}
+    streaming["experiments"][0] |= {
+        "tasks": ["needle", "ppl", "wait"],
+        "methods": ["full", "h2o", "h2o-always"],
+        "lengths": [500],
+    }
+    found = {
+        (cell.kind, cell.method): cell.spec["method"]["bounded"] for cell in expand(streaming).cells
+    }
+    for method in ("full", "h2o"):
+        assert found["niah", method] == "context"
+        assert found["perplexity", method] == found["streaming", method] == "always"
+    assert {found[kind, "h2o-always"] for kind in ("niah", "perplexity")} == {"always"}
+
+
+@pytest.mark.parametrize("kind", ["perplexity", "streaming"])
+def test_a_context_alone_is_not_bounded_where_all_is_read_through_the_cache(streaming, kind):
+    streaming["methods"]["x"] = {"policy": "h2o", "bounded": "context"}
+    task = {"perplexity": "ppl", "streaming": "wait"}[kind]
+    streaming["experiments"][0] |= {"tasks": [task], "methods": ["full", "x"]}
+    message = rf"task '{task}': method 'x' bounds the context alone, and {kind} is bounded through"
+    with pytest.raises(UserError, match=message):
+        expand(streaming)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"policy": "full", "bounded": "always"}, r"methods: x: policy 'full' has no budget"),
+        ({"policy": "h2o", "bounded": "all"}, r"methods: x: bounded: 'all' is not one of"),
+    ],
+)
+def test_what_cannot_be_bounded_is_named(config, entry, message):
+    config["methods"]["x"] = entry
+    with pytest.raises(UserError, match=message):
+        expand(config)
+
+
 @pytest.mark.parametrize("kind", ["perplexity", "streaming"])
 def test_a_method_that_needs_the_whole_context_is_refused_where_none_is_held(streaming, kind):
     streaming["methods"]["zip"] = {"policy": "kvzip"}
@@ -493,7 +533,7 @@ def test_command_writes_the_plan(config, tmp_path):
         assert "kvbudget.run.cell" in parts and "torch" in parts
 
 
-@pytest.mark.parametrize("overlay", ["tiny", "full", "frontier"])
+@pytest.mark.parametrize("overlay", ["tiny", "full", "frontier", "bounded"])
 def test_a_study_is_read_as_snakemake_reads_it(overlay):
     assert configs.read(overlay, REPO) == configs.validate(load(overlay), SCHEMA)
 

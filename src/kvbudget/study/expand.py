@@ -148,7 +148,10 @@ class _Expansion:
             "haystack": haystack,
             "task": _named(task, task_entry, tasks.options_of(task_entry["kind"])),
             "length": length,
-            "method": _named(method, entry, policy.options),
+            "method": {
+                **_named(method, entry, policy.options),
+                "bounded": checks.bounded_of(entry, task_entry["kind"]),
+            },
             "budget": budget,
             "samples": samples,
         }
