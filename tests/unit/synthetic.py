@@ -29,6 +29,7 @@ def config(**changes: object) -> dict:
     base = {
         "study": "synthetic",
         "seed": 1,
+        "split": "test",
         "dtype": "bfloat16",
         "samples": {"contexts": 6, "questions": 2},
         "models": {
@@ -137,6 +138,7 @@ def _spec(
         "model": model,
         "dtype": settings["dtype"],
         "seed": settings["seed"],
+        "split": settings["split"],
         "haystack": "kjv",
         "task": {"name": task, **settings["tasks"][task]},
         "length": length,

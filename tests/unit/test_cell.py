@@ -28,6 +28,7 @@ SPEC = {
     "model": "tiny",
     "dtype": "float32",
     "seed": 1,
+    "split": "test",
     "haystack": "license",
     "task": task("niah_multikey", "niah", needles=4),
     "length": 800,

@@ -55,6 +55,7 @@ def provenance_rows(cells: list[Cell]) -> pd.DataFrame:
     for cell in cells:
         provenance = cell.record["provenance"]
         items = dict(provenance.get("versions") or {})
+        items["split"] = cell.planned.spec["split"]
         items |= {
             name: provenance.get(name) for name in ("device", "threads", "dtype", "git_commit")
         }

@@ -40,7 +40,7 @@ class Cell:
     """What a cell is measured from.
 
     Attributes:
-        spec: model, dtype, seed, haystack, task, length, method, budget and samples.
+        spec: model, dtype, seed, split, haystack, task, length, method, budget and samples.
         code: digest of the code that it runs.
         identity: digest of all that the result depends on: spec, code, model, text, calibration.
         model_identity: of the model that is meant.
@@ -63,7 +63,7 @@ class Cell:
 
 
 def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> list[Context]:
-    """Contexts of a cell, which depend on the tokenizer, task, length and seed alone."""
+    """Contexts of a cell, which depend on the tokenizer, task, length, split and seed alone."""
     kind = spec["task"]["kind"]
     request = Request(
         tokenizer,
@@ -72,7 +72,7 @@ def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> li
         contexts=spec["samples"]["contexts"],
         questions=spec["samples"]["questions"],
         seed=spec["seed"],
-        split="test",
+        split=spec["split"],
     )
     return tasks.load(kind).make(request, tasks.options_from(kind, spec["task"]))
 
