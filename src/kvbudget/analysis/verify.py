@@ -36,6 +36,7 @@ def stale(study: Study) -> Iterator[tuple[str, str]]:
     other = checks.other_weights(cells, models)
     yield from ((problem.path, problem.reason) for problem in other)
     yield from _other_text(cells, study.root)
+    yield from _other_calibration(cells, study.root)
     if not problems and not other:
         yield from _tables(study)
 
@@ -91,6 +92,17 @@ def _other_text(cells: list[records.Cell], root: Path) -> Iterator[tuple[str, st
         measured = cell.record["provenance"].get("text_sha256")
         if measured and measured != verified.get("sha256"):
             yield cell.planned.path, "measured on another text than the verified one"
+
+
+def _other_calibration(cells: list[records.Cell], root: Path) -> Iterator[tuple[str, str]]:
+    """A calibration that was made anew gives other numbers under its old name."""
+    for cell in cells:
+        path = cell.planned.calibration
+        if path is None or not (root / path).exists():
+            continue
+        found, measured = file_sha256(root / path), cell.record["provenance"]["calibration_sha256"]
+        if found != measured:
+            yield cell.planned.path, f"measured with another calibration than {path} now holds"
 
 
 def _tables(study: Study) -> Iterator[tuple[str, str]]:
