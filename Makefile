@@ -11,7 +11,8 @@ export PIP_NO_INDEX := 1
 endif
 
 BIN := .venv/bin
-KVBUDGET := $(BIN)/kvbudget
+# The code that runs is the code beside this file, whatever else is installed.
+KVBUDGET := PYTHONPATH=src $(BIN)/python -m kvbudget
 OVERLAY := $(if $(filter-out default,$(STUDY)),--configfile workflow/studies/$(STUDY).yaml)
 SNAKEMAKE := $(BIN)/snakemake $(OVERLAY) --cores all --resources gpu=1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check

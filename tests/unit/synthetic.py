@@ -205,6 +205,7 @@ def record(cell: Planned) -> dict:
             "versions": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
             "model_sha256": "a" * 64,
             "device": "cpu",
+            "cpu": "Some CPU",
             "threads": 2,
             "dtype": spec["dtype"],
             "git_commit": "0123456789abcdef",

@@ -69,13 +69,13 @@ ENVIRONMENT = f"{RESULTS}/environment.json"
 CELLS = {cell.path: cell for cell in STUDY.cells}
 CALIBRATIONS = {each.path: each for each in STUDY.calibrations}
 MISSING = {path for path in (*CELLS, *CALIBRATIONS) if not Path(path).exists()}
-for _word in sys.argv[1:]:
-    if _word.startswith(("results/cells/", "results/calibrations/")):
-        if _word not in CELLS and _word not in CALIBRATIONS:
-            raise WorkflowError(
-                f"{_word} is no result of study {STUDY.name!r} as it is configured and coded now; "
-                "kvbudget status lists them, and --configfile names another study"
-            )
+# Those that are asked for by name are jobs too: --force makes one again.
+NAMED = {word for word in sys.argv if word.startswith(("results/cells/", "results/calibrations/"))}
+for _word in sorted(NAMED - CELLS.keys() - CALIBRATIONS.keys()):
+    raise WorkflowError(
+        f"{_word} is no result of study {STUDY.name!r} as it is configured and coded now; "
+        "kvbudget status lists them, and --configfile names another study"
+    )
 MODELS = {key: STUDY.config["models"][key] for key in STUDY.models}
 # Nothing that computes may reach for the network.
 OFFLINE = "HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1"
@@ -96,8 +96,9 @@ def one_of(words):
 
 
 def identities(paths):
-    """The last part of the names of the results that are missing."""
-    return one_of(Path(path).stem.rpartition("-")[2] for path in paths if path in MISSING)
+    """The last part of the names of the results that jobs may make."""
+    made = MISSING | NAMED
+    return one_of(Path(path).stem.rpartition("-")[2] for path in paths if path in made)
 
 
 wildcard_constraints:
@@ -122,6 +123,12 @@ def planned(wildcards):
     return CALIBRATIONS[f"results/calibrations/{wildcards.model}/{name}.json"]
 
 
+def as_inputs(paths):
+    """Files of the user's own as inputs: those that are there. Snakemake would take braces for
+    wildcards; a name with some does without, as the text's own name tells of its content."""
+    return [path for path in paths if Path(path).exists() and not re.search("[{}]", path)]
+
+
 def haystack_entry(wildcards):
     """The entry of the haystack that a text is made from."""
     key = wildcards.haystack.rpartition("-")[0]
@@ -130,7 +137,7 @@ def haystack_entry(wildcards):
 
 def haystack_files(wildcards):
     """Files of the user's own that a text is made from, where they are."""
-    return [path for path in identity.text_files(haystack_entry(wildcards)) if Path(path).exists()]
+    return as_inputs(identity.text_files(haystack_entry(wildcards)))
 
 
 def model_files(wildcards):
@@ -138,7 +145,8 @@ def model_files(wildcards):
     entry = STUDY.config["models"][wildcards.model]
     if entry["source"] != "local":
         return []
-    return [f"{entry['path']}/{name}" for name, *_ in identity.fingerprint(Path(entry["path"]))]
+    folder = Path(entry["path"])
+    return as_inputs(f"{folder}/{name}" for name, *_ in identity.fingerprint(folder))
 
 
 def model_identity(wildcards):

@@ -32,6 +32,7 @@ JOBS = {
     "text": "make a haystack",
     "environment": "what this machine is",
     "expand": "write the expanded plan of a study",
+    "calibration": "make one calibration",
     "cell": "measure one cell",
     "lease": "run a command on a GPU of its own",
     "warm": "keep the libraries of measurements loaded, and fork for each",
@@ -44,7 +45,7 @@ JOBS = {
     "schema": "the schema of the configuration, from what methods and tasks declare",
 }
 #: Jobs that run in a fork of a process that has imported what they need, where there is one.
-WARM = ("calibrate", "cell")
+WARM = ("calibration", "prefill", "cell")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
