@@ -400,7 +400,9 @@ def test_validate_fills_defaults_and_leaves_its_argument_alone(config):
     assert filled["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("overlay", [None, "tiny", "cpu", "full", "streaming"])
+@pytest.mark.parametrize(
+    "overlay", [None, *sorted(path.stem for path in (REPO / "workflow/studies").glob("*.yaml"))]
+)
 def test_shipped_studies_are_valid(overlay):
     study = expand(load(overlay))
     assert study.cells
