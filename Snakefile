@@ -32,6 +32,7 @@ rule all:
 
 onstart:
     refuse_early()
+    warm_up()
 
 
 onsuccess:

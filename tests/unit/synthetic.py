@@ -29,6 +29,7 @@ def config(**changes: object) -> dict:
     base = {
         "study": "synthetic",
         "seed": 1,
+        "split": "test",
         "dtype": "bfloat16",
         "samples": {"contexts": 6, "questions": 2},
         "models": {
@@ -137,6 +138,7 @@ def _spec(
         "model": model,
         "dtype": settings["dtype"],
         "seed": settings["seed"],
+        "split": settings["split"],
         "haystack": "kjv",
         "task": {"name": task, **settings["tasks"][task]},
         "length": length,
@@ -203,6 +205,7 @@ def record(cell: Planned) -> dict:
             "versions": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
             "model_sha256": "a" * 64,
             "device": "cpu",
+            "cpu": "Some CPU",
             "threads": 2,
             "dtype": spec["dtype"],
             "git_commit": "0123456789abcdef",

@@ -28,6 +28,7 @@ SPEC = {
     "model": "tiny",
     "dtype": "float32",
     "seed": 1,
+    "split": "test",
     "haystack": "license",
     "task": task("niah_multikey", "niah", needles=4),
     "length": 800,
@@ -74,7 +75,13 @@ def test_the_record_of_a_cell(home, tmp_path):
     record = run_cell(arguments(home, tmp_path / "cell.json"))
     assert json.loads((tmp_path / "cell.json").read_text()) == record
     identity, *contexts = (tmp_path / "cell.contexts.jsonl").read_text().splitlines()
-    assert json.loads(identity) == {"identity": "identity"}
+    provenance = record["provenance"]
+    assert json.loads(identity) == {
+        "identity": "identity",
+        "calibration_sha256": None,
+        **{name: provenance[name] for name in ("device", "cpu", "threads")},
+    }
+    assert provenance["cpu"] and provenance["calibration_sha256"] is None
     assert len(contexts) == 2
     assert (record["schema"], record["spec"], record["code"]) == (1, SPEC, "digest")
     assert record["identity"] == "identity"
@@ -217,22 +224,28 @@ def test_a_cell_goes_on_where_it_was_killed(home, tmp_path):
     assert outcome(record) == outcome(whole)
 
 
-def test_side_files_of_another_cell_are_not_taken(tmp_path):
+@pytest.mark.parametrize("other", ["identity", "cpu", "calibration_sha256"])
+def test_side_files_of_another_cell_machine_or_calibration_are_not_taken(tmp_path, capsys, other):
     side = tmp_path / "cell.contexts.jsonl"
-    side.write_text('{"identity": "old"}\n{"samples": []}\n')
-    assert finished(side, "new") == []
-    assert side.read_text() == '{"identity": "new"}\n'
+    basis = {"identity": "i", "calibration_sha256": "c", "device": "cpu", "cpu": "X", "threads": 2}
+    side.write_text(json.dumps(basis | {other: "old"}) + '\n{"samples": []}\n')
+    assert finished(side, basis) == []
+    assert side.read_text() == json.dumps(basis) + "\n"
+    said = f"rests on {other} old, not {basis[other]}: all contexts are measured again"
+    assert said in capsys.readouterr().out
+    side.write_text(json.dumps(basis) + '\n{"samples": []}\n')
+    assert finished(side, basis) == [{"samples": []}]
 
 
 def test_a_cell_that_outlived_its_run_writes_where_no_one_reads(tmp_path):
-    side, identity = tmp_path / "cell.contexts.jsonl", "identity"
-    assert finished(side, identity) == []
+    side, basis = tmp_path / "cell.contexts.jsonl", {"identity": "identity"}
+    assert finished(side, basis) == []
     with side.open("a") as survivor:
         survivor.write('{"samples": [1]}\n')
         survivor.flush()
-        assert finished(side, identity) == [{"samples": [1]}]
+        assert finished(side, basis) == [{"samples": [1]}]
         survivor.write('{"samples": [2]}\n')
-    assert finished(side, identity) == [{"samples": [1]}]
+    assert finished(side, basis) == [{"samples": [1]}]
     assert list(tmp_path.iterdir()) == [side]
 
 

@@ -372,7 +372,7 @@ def test_pdf_of_hostile_names_is_reproducible_and_fits(tmp_path):
         assert "Float too large" not in log
         pdfs.append((paper / "main.pdf").read_bytes())
     assert pdfs[0] == pdfs[1]
-    assert "DRAFT" not in log
+    assert "DRAFT" not in log and "DEVELOPMENT" not in log
     assert str(tmp_path).encode() not in pdfs[0]
 
 
@@ -396,15 +396,17 @@ def test_an_unknown_number_stops_latex(checked):
     assert "There is no number 'no/such/key'" in log.replace("\n", "")
 
 
-def test_a_draft_says_so_on_page_one(tmp_path):
-    study = synthetic.make(tmp_path)
+def test_a_draft_says_so_on_page_one_and_so_does_what_choices_were_made_by(tmp_path):
+    study = synthetic.make(tmp_path, synthetic.config(split="development"))
     next(study.parents[1].glob("cells/*/niah_single/L500/h2o/*.json")).unlink()
     src, paper = render(tmp_path, study, draft=True)
     draw(src, paper)
     with_prose(paper)
     done, log = typeset(paper)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "DRAFT: cells of this study are missing" in log.split("[1")[0]
+    first = log.split("[1")[0]
+    assert "DRAFT: cells of this study are missing" in first
+    assert "DEVELOPMENT SPLIT: choices were made by these samples" in first
     line = next(
         x
         for x in (paper / "tables/experiments/lengths.tex").read_text().splitlines()

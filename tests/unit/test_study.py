@@ -102,6 +102,7 @@ def test_a_spec_holds_what_the_cell_depends_on_and_no_titles(config):
         "model": "m",
         "dtype": "bfloat16",
         "seed": 1,
+        "split": "test",
         "haystack": "h",
         "task": {"name": "needle", "kind": "niah", "needles": 2, "values": 1, "queries": 1},
         "length": 500,
@@ -439,7 +440,9 @@ def test_validate_fills_defaults_and_leaves_its_argument_alone(config):
     assert filled["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("overlay", [None, "tiny", "cpu", "full", "streaming"])
+@pytest.mark.parametrize(
+    "overlay", [None, *sorted(path.stem for path in (REPO / "workflow/studies").glob("*.yaml"))]
+)
 def test_shipped_studies_are_valid(overlay):
     study = expand(load(overlay))
     assert study.cells
@@ -480,6 +483,7 @@ def test_the_name_of_a_result_holds_all_that_it_depends_on(config, tmp_path):
 
     everything = {"full", "h2o", "ours"}
     assert changed_by("seed", 2) == everything
+    assert changed_by("split", "development") == everything
     assert changed_by("dtype", "float32") == everything
     assert changed_by("models/m/seed", 5) == everything
     assert changed_by("models/m/title", "M") == set()

@@ -22,6 +22,7 @@ for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.execut
 
 from kvbudget.errors import UserError
 from kvbudget.paper import registry as paper
+from kvbudget.run import warm
 from kvbudget.study import identity, provenance, resources
 from kvbudget.study.config import validate
 from kvbudget.study.expand import expand as expand_study
@@ -205,15 +206,26 @@ def template(made):
     return f"src/kvbudget/paper/templates/{made.template}"
 
 
+def measures_here():
+    """Whether this run measures anything, and does so on this machine."""
+    rules = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    return bool(rules & {"cell", "calibration"}) and workflow.local_exec
+
+
+def warm_up():
+    """Import what measurements need once for all, if they run on this interpreter."""
+    elsewhere = workflow.deployment_settings.deployment_method
+    if measures_here() and warm.possible() and not elsewhere:
+        warm.start()
+
+
 def refuse_early():
     """Tell at the start, once, what would make every measurement of this run fail."""
     place = next(path for path in (Path(RESULTS), Path("results"), Path()) if path.exists())
     if not os.access(place, os.W_OK):
         raise WorkflowError(f"{place.resolve()} cannot be written; make it writable for you")
-    rules = {job.rule.name for job in workflow.dag.needrun_jobs()}
     # On a cluster, the jobs look for themselves.
-    measures = rules & {"cell", "calibration"} and workflow.local_exec
-    if measures and STUDY.config["device"] == "cuda":
+    if measures_here() and STUDY.config["device"] == "cuda":
         command = [sys.executable, "-m", "kvbudget", "environment", "--require-cuda"]
         found = subprocess.run(command, capture_output=True, text=True)
         if found.returncode:

@@ -14,6 +14,7 @@ from kvbudget.analysis.head_rows import (
     loss_rows,
     stability_rows,
 )
+from kvbudget.analysis.machines import timed_alike
 from kvbudget.analysis.provenance_rows import code_rows, model_rows, provenance_rows
 from kvbudget.errors import UserError
 from kvbudget.study import records
@@ -45,6 +46,7 @@ def aggregate(study: Study, out: Path, draft: bool = False) -> None:
     if not cells:
         raise UserError(f"study {study.name} has no finished cell; run `{study.run([])}`")
 
+    cells = timed_alike(cells)
     calibrations = load_calibrations(study)
     frames = {
         "cells": cell_rows(cells, study.seed),

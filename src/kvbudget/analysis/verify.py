@@ -30,6 +30,7 @@ def stale(study: Study) -> list[tuple[str, str]]:
         *_records(study, problems),
         *((each.path, each.reason) for each in checks.other_weights(cells, models)),
         *_other_text(cells, study.root),
+        *_other_calibration(cells, study.root),
     ]
     # What is made of records that are not right is not right either, and goes without saying.
     return found or list(_tables(study))
@@ -95,6 +96,17 @@ def _other_text(cells: list[records.Cell], root: Path) -> Iterator[tuple[str, st
         measured = cell.record["provenance"].get("text_sha256")
         if measured and measured != verified.get("sha256"):
             yield cell.planned.path, "measured on another text than the verified one"
+
+
+def _other_calibration(cells: list[records.Cell], root: Path) -> Iterator[tuple[str, str]]:
+    """A calibration that was made anew gives other numbers under its old name."""
+    for cell in cells:
+        path = cell.planned.calibration
+        if path is None or not (root / path).exists():
+            continue
+        found, measured = file_sha256(root / path), cell.record["provenance"]["calibration_sha256"]
+        if found != measured:
+            yield cell.planned.path, f"measured with another calibration than {path} now holds"
 
 
 def _tables(study: Study) -> Iterator[tuple[str, str]]:

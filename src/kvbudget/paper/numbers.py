@@ -38,6 +38,7 @@ def text(src: Source, environment: dict) -> str:
         notes=src.notes(),
         numbers={Latex(key): value for key, value in numbers.items()},
         draft=src.draft,
+        development=src.development,
     )
 
 

@@ -58,6 +58,11 @@ class Source:
         """Whether planned cells are missing."""
         return not self.table("missing").empty
 
+    @property
+    def development(self) -> bool:
+        """Whether choices were made by these samples, so that they prove nothing."""
+        return self.study.config["split"] == "development"
+
     def notes(self) -> Latex:
         """TeX comments that tie a generated file to the CSV files that it is made from."""
         lines = (f"% source {t}.csv sha256 {schema.digest(self.directory, t)}" for t in self.tables)

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from kvbudget.api import attach
 from kvbudget.errors import UserError
 from kvbudget.run import protocols
+from kvbudget.run.machine import machine
 from kvbudget.run.record import provenance, write_json
 from kvbudget.run.resume import finished
 from kvbudget.run.runner import Runner
@@ -40,7 +41,7 @@ class Cell:
     """What a cell is measured from.
 
     Attributes:
-        spec: model, dtype, seed, haystack, task, length, method, budget and samples.
+        spec: model, dtype, seed, split, haystack, task, length, method, budget and samples.
         code: digest of the code that it runs.
         identity: digest of all that the result depends on: spec, code, model, text, calibration.
         model_identity: of the model that is meant.
@@ -63,7 +64,7 @@ class Cell:
 
 
 def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> list[Context]:
-    """Contexts of a cell, which depend on the tokenizer, task, length and seed alone."""
+    """Contexts of a cell, which depend on the tokenizer, task, length, split and seed alone."""
     kind = spec["task"]["kind"]
     request = Request(
         tokenizer,
@@ -72,16 +73,17 @@ def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> li
         contexts=spec["samples"]["contexts"],
         questions=spec["samples"]["questions"],
         seed=spec["seed"],
-        split="test",
+        split=spec["split"],
     )
     return tasks.load(kind).make(request, tasks.options_from(kind, spec["task"]))
 
 
 def results(
-    protocol: ModuleType, runner: Runner, contexts: list[Context], side: Path, identity: str
+    protocol: ModuleType, runner: Runner, contexts: list[Context], side: Path, basis: dict
 ) -> Iterator[dict]:
-    """Results of all contexts in order; those in the side file are not computed again."""
-    done = finished(side, identity)
+    """Results of all contexts in order; those in the side file are not computed again, if they rest
+    on the same (`basis`)."""
+    done = finished(side, basis)
     with side.open("a", encoding="utf-8") as log:
         for index, context in enumerate(tqdm(contexts, unit="context")):
             if index < len(done):
@@ -169,7 +171,12 @@ def _run_cell(cell: Cell) -> dict:
     runner.read(runner.cache(len(prompt)), prompt[:WARM_UP])
     protocol = protocols.load(tasks.kind(kind).protocol)
     side = cell.out.with_suffix(".contexts.jsonl")
-    measured = summarise(list(results(protocol, runner, contexts, side, cell.identity)))
+    basis = {
+        "identity": cell.identity,
+        "calibration_sha256": cell.calibration and file_sha256(cell.calibration),
+        **machine(model.device),
+    }
+    measured = summarise(list(results(protocol, runner, contexts, side, basis)))
     measured["timing"]["load_s"] = load_s
     measured["allocation"]["layers"] = list(runner.cache().plan.geometry.layers)
     record = {
@@ -179,7 +186,10 @@ def _run_cell(cell: Cell) -> dict:
         "code": cell.code,
         **measured,
         "provenance": provenance(model, verified["sha256"], started)
-        | {"text_sha256": file_sha256(cell.text)},
+        | {
+            "text_sha256": file_sha256(cell.text),
+            "calibration_sha256": basis["calibration_sha256"],
+        },
     }
     write_json(cell.out, record)
     return record

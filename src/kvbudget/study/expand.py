@@ -145,6 +145,7 @@ class _Expansion:
             "model": model,
             "dtype": config["dtype"],
             "seed": config["seed"],
+            "split": config["split"],
             "haystack": haystack,
             "task": _named(task, task_entry, tasks.options_of(task_entry["kind"])),
             "length": length,
