@@ -31,6 +31,7 @@ JOBS = {
     "text": "make a haystack",
     "environment": "what this machine is",
     "expand": "write the expanded plan of a study",
+    "prefill": "read the contexts of a place once for all its cells",
     "cell": "measure one cell",
     "lease": "run a command on a GPU of its own",
     "aggregate": "from records to CSV files",
