@@ -13,6 +13,7 @@ report: "workflow/report/study.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/sources.smk"
 include: "workflow/rules/calibrations.smk"
+include: "workflow/rules/prefills.smk"
 include: "workflow/rules/cells.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/paper.smk"
@@ -32,6 +33,7 @@ rule all:
 
 onstart:
     refuse_early()
+    give_back()
 
 
 onsuccess:

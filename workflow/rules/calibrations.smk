@@ -17,6 +17,8 @@ rule calibration:
     conda:
         CONDA
     threads: cores_of_a_job
+    # As cells, of which some wait for it with recorded contexts in hand.
+    priority: 1
     resources:
         gpu=1,
         mem_mb=memory_mb,
