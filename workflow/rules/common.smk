@@ -76,9 +76,8 @@ for _word in sys.argv[1:]:
                 f"{_word} is no result of study {STUDY.name!r} as it is configured and coded now; "
                 "kvbudget status lists them, and --configfile names another study"
             )
-# Contexts that are read once for all methods of a place, and which cell may take them from where.
+# Contexts that are read once for all methods of a place.
 PREFILLS = {each.path: each for each in prefills.of_study(STUDY)}
-STORE_OF = {cell: path for path, each in PREFILLS.items() for cell in each.cells}
 SHARING = STUDY.config["prefills"]
 MODELS = {key: STUDY.config["models"][key] for key in STUDY.models}
 # Nothing that computes may reach for the network.
@@ -104,24 +103,19 @@ def identities(paths):
     return one_of(Path(path).stem.rpartition("-")[2] for path in paths if path in MISSING)
 
 
-def asked_for():
-    """The missing cells that this run is to make: those it names, or all."""
-    missing = MISSING & set(CELLS)
-    return missing & set(sys.argv[1:]) or missing
+# The missing cells that this run is to make: those it names, or all.
+WANTED = MISSING.intersection(CELLS).intersection(sys.argv[1:]) or MISSING.intersection(CELLS)
+WORTHWHILE = {each.path for each in prefills.worthwhile(STUDY, WANTED)}
 
 
 def recorded(wildcards):
     """The recorded contexts that a cell takes: none where it can take none, or they do not pay."""
     cell = planned(wildcards).path
-    path = STORE_OF.get(cell)
-    if path is None or SHARING["enabled"] is False:
-        return []
-    if not workflow.is_main_process:  # a job on another machine; the run has decided
-        return [path] if Path(path).exists() else []
-    if SHARING["enabled"] == "auto" and (lease.visible(os.environ) or not workflow.local_exec):
-        return []
-    cells = asked_for() & PREFILLS[path].cells
-    return [path] if PREFILLS[path].pay(len(cells), SHARING["own_contexts"]) else []
+    (path,) = [path for path, each in PREFILLS.items() if cell in each.cells] or [None]
+    if not workflow.is_main_process:  # a job on another machine: the run has decided for it
+        return [path] if path and Path(path).exists() else []
+    alike = workflow.local_exec and not lease.visible(os.environ)
+    return [path] if path in WORTHWHILE and (alike or SHARING["share"] == "always") else []
 
 
 wildcard_constraints:

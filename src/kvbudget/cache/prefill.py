@@ -85,7 +85,7 @@ def _of_full(layer: BudgetedLayer) -> dict[str, Tensor]:
             raise UserError(
                 f"the signal {signal.name!r} holds more than a number for each token once the "
                 "prompt is read, which is not recorded; let it drop that, or set prefills: "
-                "{enabled: false}"
+                "{share: never}"
             )
     (held,) = layer.store.slots.tokens()
     return {"keys": held.keys, "values": held.values, **held.signals}

@@ -88,6 +88,6 @@ def _compare(read: ReadContext, adopted: ReadContext, runner: Runner, prefill: P
     if found is not None:
         raise UserError(
             f"method {runner.method['name']!r} that reads a context and the same method that "
-            f"adopts {prefill.path} differ in {found}; set prefills: {{enabled: false}}, and "
+            f"adopts {prefill.path} differ in {found}; set prefills: {{share: never}}, and "
             "please report it"
         )

@@ -4,7 +4,7 @@ A place is a model, a task and a length, with all else that its contexts depend 
 contexts are no result: they lie there from the first cell that adopts them to the last.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,15 @@ def of_study(study: Study) -> list[Prefills]:
         if can_adopt(cell):
             places.setdefault(identity.canonical(_place(cell.spec)), []).append(cell)
     return [_prefills(study, cells) for cells in places.values()]
+
+
+def worthwhile(study: Study, cells: Collection[str]) -> list[Prefills]:
+    """Those that save time if the cells of these paths are measured on one machine."""
+    sharing = study.config["prefills"]
+    if sharing["share"] == "never":
+        return []
+    own = sharing["own_contexts"]
+    return [each for each in of_study(study) if each.pay(len(each.cells.intersection(cells)), own)]
 
 
 def _place(spec: Mapping[str, Any]) -> dict[str, Any]:
