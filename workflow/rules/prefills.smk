@@ -26,9 +26,8 @@ rule prefill:
         spec=lambda wildcards: canonical(planned(wildcards).spec),
         model=model_identity,
         disk_gb=SHARING["disk_gb"],
-        store=prefills.STORE,
     shell:
         f"{MEASURE} prefill --spec {{params.spec:q}} --model-identity {{params.model}}"
         " --model-dir results/models/{wildcards.model} --verified {input.verified}"
-        " --text {input.text} --disk-gb {params.disk_gb} --store {params.store} --out {output}"
-        " > {log} 2>&1"
+        f" --text {{input.text}} --disk-gb {{params.disk_gb}} --store {prefills.STORE}"
+        " --out {output} > {log} 2>&1"
