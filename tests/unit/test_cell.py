@@ -381,6 +381,17 @@ def test_contexts_for_which_there_is_no_room_are_read(home, store, tmp_path):
     assert [file.name for file in none.iterdir()] == ["prefills.json"]
 
 
+def test_a_method_that_a_model_forbids_stops_no_other(home, tmp_path, monkeypatch, capsys):
+    def immovable(*args):
+        raise UserError("keys cannot be moved")
+
+    monkeypatch.setattr("kvbudget.run.prefill.rotations_of", immovable)
+    signals = ["expected_attention:Expected", "received:Attention"]
+    store = recorded(home, tmp_path / "store/place", signals=signals)
+    assert "not recorded: keys cannot be moved" in capsys.readouterr().out
+    assert run_cell(adopting(home, tmp_path / "cell.json", store))["contexts"]["adopted"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

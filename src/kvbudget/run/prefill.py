@@ -2,14 +2,20 @@
 
 import itertools
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from kvbudget.api import attach
+from kvbudget.cache.cache import geometry_of
+from kvbudget.cache.positions import rotations_of
 from kvbudget.cache.prefill import record
+from kvbudget.cache.signals import Signal
+from kvbudget.errors import UserError
 from kvbudget.policies.make import signal_class
 from kvbudget.run import prefills
 from kvbudget.run.cell import samples_of
@@ -52,7 +58,7 @@ def run_prefills(job: Prefills) -> None:
     model, tokenizer = load(job.model_dir, job.spec["dtype"])
     attach(model)
     contexts = samples_of(job.spec, tokenizer, job.text)
-    signals = [signal_class(name) for name in job.spec["signals"]]
+    signals = _possible(model, map(signal_class, job.spec["signals"]))
     facts = prefills.facts(model, sha256)
     job.out.mkdir(parents=True, exist_ok=True)
     for index, context in enumerate(tqdm(contexts, unit="context")):
@@ -64,6 +70,18 @@ def run_prefills(job: Prefills) -> None:
             contexts = contexts[:index]
             break
     write_json(job.out / prefills.MANIFEST, {"contexts": len(contexts)})
+
+
+def _possible(model: PreTrainedModel, signals: Iterable[type[Signal]]) -> Sequence[type[Signal]]:
+    """Of some signals, those that a model allows: that one method fails must not stop others."""
+    signals = list(signals)
+    if any(each.unrotates for each in signals):
+        try:
+            rotations_of(model, geometry_of(model).layers)
+        except UserError as error:
+            print(f"some signals are not recorded: {error}")
+            return [each for each in signals if not each.unrotates]
+    return signals
 
 
 def _fits(newest: Path, job: Prefills) -> bool:

@@ -4,7 +4,8 @@ A place is a model, a task and a length, with all else that its contexts depend 
 contexts are no result: they lie there from the first cell that adopts them to the last.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+import functools
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,7 @@ def _prefills(study: Study, cells: list[Planned]) -> Prefills:
     model, kind = spec["model"], spec["task"]["kind"]
     parts = {
         "spec": spec,
-        "code": _code(kind, spec["signals"]),
+        "code": _code(kind, *spec["signals"]),
         "model": identity.model_identity(model, study.config["models"][model], study.root),
         "text": cells[0].text,
         "device": study.config["device"],
@@ -103,7 +104,8 @@ def _signals(cell: Planned) -> tuple[str, ...]:
     return methods.method(cell.policy).signals(cell.spec["method"])
 
 
-def _code(kind: str, signals: Iterable[str]) -> str:
+@functools.cache
+def _code(kind: str, *signals: str) -> str:
     modules = {methods.located(name)[0] for name in signals}
     return provenance.code_digest(
         ["kvbudget.run.prefill", tasks.module_of(kind), *modules],
