@@ -103,7 +103,7 @@ clean-paper: ## Remove what was rendered for STUDY
 	rm -rf paper/$(STUDY) paper/$(STUDY)-draft paper/main.pdf
 
 clean-results: ## Remove all cells and calibrations, and what was made of them for STUDY
-	rm -rf results/$(STUDY) results/cells results/calibrations results/code
+	rm -rf results/$(STUDY) results/cells results/calibrations results/prefills results/code
 
 clean-downloads: ## Remove models and texts
 	rm -rf results/models results/text

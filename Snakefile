@@ -13,6 +13,7 @@ report: "workflow/report/study.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/sources.smk"
 include: "workflow/rules/calibrations.smk"
+include: "workflow/rules/prefills.smk"
 include: "workflow/rules/cells.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/paper.smk"
@@ -33,6 +34,7 @@ rule all:
 onstart:
     refuse_early()
     warm_up()
+    give_back()
 
 
 onsuccess:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,12 @@ import torch
 from specs import task
 
 from kvbudget import UserError, attach
+from kvbudget.cache import prefill
 from kvbudget.calibration.calibrate import calibrate
+from kvbudget.run import cell as cells
 from kvbudget.run import protocols
 from kvbudget.run.cell import Cell, Runner, finished, run_cell
+from kvbudget.run.prefill import Prefills, run_prefills
 from kvbudget.sources import integrity
 from kvbudget.sources.download import download
 from kvbudget.sources.haystack import read_passages
@@ -304,3 +308,173 @@ def test_a_calibration_of_another_model_is_refused(home, tmp_path):
     (tmp_path / "calibration.json").write_text('{"model_sha256": "another"}')
     with pytest.raises(UserError, match="the calibration of another model"):
         run_cell(arguments(home, tmp_path / "c.json", calibration=tmp_path / "calibration.json"))
+
+
+# Contexts that were read once for all methods.
+
+PLACE = {key: value for key, value in SPEC.items() if key not in ("method", "budget")}
+PLACE |= {"samples": {"contexts": 4, "questions": 2}}
+
+
+@pytest.fixture(scope="module")
+def store(home) -> Path:
+    """The contexts of a place, recorded."""
+    return recorded(home, home / "store/place")
+
+
+def recorded(home: Path, out: Path, disk_gb: float = 1, **changes) -> Path:
+    signals = ["received:Attention", "received:Window"]
+    run_prefills(
+        Prefills(
+            spec={**PLACE, "signals": signals, **changes},
+            model_identity="model",
+            model_dir=home / "tiny",
+            verified=home / "tiny.verified.json",
+            text=home / "text.txt",
+            disk_gb=disk_gb,
+            store=out.parent,
+            out=out,
+        )
+    )
+    return out
+
+
+def adopting(home: Path, out: Path, store: Path, **changes) -> Cell:
+    cell = arguments(home, out, **({"samples": PLACE["samples"]} | changes))
+    return dataclasses.replace(cell, prefills=store)
+
+
+@pytest.mark.parametrize("own", [1, 3])
+@pytest.mark.parametrize(
+    ("policy", "more"), [("h2o", {}), ("streaming-llm", {}), ("kvzip", {}), ("snapkv", {"bits": 4})]
+)
+def test_a_cell_that_adopts_gives_the_record_of_one_that_reads(
+    home, store, tmp_path, policy, more, own
+):
+    method = {"name": policy, "policy": policy, **more}
+    cell = adopting(home, tmp_path / "adopted.json", store, method=method)
+    adopted = run_cell(dataclasses.replace(cell, own_contexts=own))
+    out = tmp_path / "read.json"
+    read = run_cell(dataclasses.replace(cell, prefills=None, out=out))
+    assert outcome(adopted) == outcome(read)
+    planned = [name for name in read["memory"] if name.startswith("cache")]
+    assert all(adopted["memory"][name] == read["memory"][name] for name in planned)
+    names = list(dict.fromkeys(sample["context_id"] for sample in read["samples"]))
+    assert read["contexts"] == {"read": names, "adopted": []}
+    assert adopted["contexts"] == {"read": names[:own], "adopted": names[own:]}
+
+
+def test_times_and_peaks_are_those_of_the_contexts_that_it_reads(home, store, tmp_path):
+    record = run_cell(adopting(home, tmp_path / "cell.json", store))
+    _, first, *others = map(json.loads, (tmp_path / "cell.contexts.jsonl").read_text().splitlines())
+    assert len(others) == 3
+    assert record["timing"]["prefill_s"] == first["timing"]["prefill_s"] > 0
+    assert record["memory"]["peak_rss_bytes"] == first["memory"]["peak_rss_bytes"] > 0
+    for other in others:
+        assert other["timing"]["prefill_s"] is None
+        assert other["memory"]["peak_rss_bytes"] is None
+        assert other["timing"]["decode_s"]
+
+
+def test_a_cell_that_was_killed_adopts_what_is_left(home, store, tmp_path):
+    cell = adopting(home, tmp_path / "cell.json", store)
+    whole = run_cell(cell)
+    side = tmp_path / "cell.contexts.jsonl"
+    side.write_text("".join(side.read_text().splitlines(keepends=True)[:3]))
+    again = run_cell(cell)
+    assert outcome(again) == outcome(whole)
+    assert again["contexts"] == whole["contexts"]
+
+
+def test_a_difference_between_reading_and_adopting_is_an_error_that_names_both(
+    home, tmp_path, monkeypatch
+):
+    """Here the values of a layer were written wrongly."""
+    write = prefill.save_file
+
+    def spoilt(tensors, path, metadata):
+        write(tensors | {"1.values": tensors["1.values"] + 1e-4}, path, metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prefill, "save_file", spoilt)
+        store = recorded(home, tmp_path / "store/place")
+    cell = adopting(home, tmp_path / "cell.json", store)
+    message = r"method 'h2o' that reads .* adopts .*0.safetensors differ in the values of layer 1"
+    with pytest.raises(UserError, match=message):
+        run_cell(cell)
+    assert not cell.out.exists()
+
+
+def test_contexts_for_which_there_is_no_room_are_read(home, store, tmp_path):
+    size = (store / "0.safetensors").stat().st_size
+    half = recorded(home, tmp_path / "store/place", disk_gb=2.5 * size / 1e9)
+    assert sorted(file.name for file in half.iterdir()) == [
+        "0.safetensors", "1.safetensors", "prefills.json"
+    ]  # fmt: skip
+    record = run_cell(adopting(home, tmp_path / "cell.json", half))
+    assert outcome(record) == outcome(run_cell(adopting(home, tmp_path / "all.json", store)))
+    assert len(record["contexts"]["read"]) == 3
+    none = recorded(home, tmp_path / "store/other", disk_gb=2.5 * size / 1e9)
+    assert [file.name for file in none.iterdir()] == ["prefills.json"]
+
+
+def test_a_method_that_a_model_forbids_stops_no_other(home, tmp_path, monkeypatch, capsys):
+    def immovable(*args):
+        raise UserError("keys cannot be moved")
+
+    monkeypatch.setattr("kvbudget.run.prefill.rotations_of", immovable)
+    signals = ["expected_attention:Expected", "received:Attention"]
+    store = recorded(home, tmp_path / "store/place", signals=signals)
+    assert "not recorded: keys cannot be moved" in capsys.readouterr().out
+    assert run_cell(adopting(home, tmp_path / "cell.json", store))["contexts"]["adopted"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda store: (store / "prefills.json").unlink(),
+            "holds no recorded contexts, or was cut",
+        ),
+        (lambda store: (store / "0.safetensors").unlink(), "0.safetensors is not there"),
+        (lambda store: os.truncate(store / "0.safetensors", 5000), "cut short or damaged"),
+    ],
+)
+def test_a_damaged_store_is_refused(home, store, tmp_path, spoil, message):
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    spoil(copy)
+    with pytest.raises(UserError, match=message):
+        run_cell(adopting(home, tmp_path / "cell.json", copy))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "bfloat16"}, "recorded with dtype float32, and this run has bfloat16"),
+        ({"seed": 2}, "is of another prompt"),
+        ({"length": 700}, "is of another prompt"),
+        ({"method": {"name": "tova", "policy": "tova"}}, "does not hold the signal 'newest'"),
+        ({"method": SPEC["method"] | {"prefill_chunk": 64}}, "prefill_chunk: 64 evicts while"),
+    ],
+)
+def test_a_store_of_something_else_is_refused(home, store, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        run_cell(adopting(home, tmp_path / "cell.json", store, **changes))
+
+
+def test_a_store_of_another_model_or_machine_is_refused(home, store, tmp_path, monkeypatch):
+    real = cells.facts
+    for name in ("model", "device", "threads", "torch"):
+
+        def other(*args, name=name):
+            return real(*args) | {name: "another"}
+
+        monkeypatch.setattr(cells, "facts", other)
+        with pytest.raises(UserError, match=f"recorded with {name} .*, and this run has another"):
+            run_cell(adopting(home, tmp_path / "cell.json", store))
+
+
+def test_a_cell_reads_one_context_at_least(home, store, tmp_path):
+    cell = adopting(home, tmp_path / "cell.json", store)
+    with pytest.raises(UserError, match="own_contexts must be 1 or more"):
+        run_cell(dataclasses.replace(cell, own_contexts=0))

@@ -31,7 +31,17 @@ def finish(study, cells, seconds):
         file.parent.mkdir(parents=True, exist_ok=True)
         end = START + datetime.timedelta(seconds=seconds(cell))
         when = {"started": START.isoformat(), "finished": end.isoformat()}
-        file.write_text(json.dumps({"provenance": when}))
+        contexts = {"read": ["name"] * read_by(cell), "adopted": []}
+        file.write_text(json.dumps({"provenance": when, "contexts": contexts}))
+
+
+def read_by(cell) -> int:
+    """Contexts that a cell reads where none were recorded."""
+    return cell.spec["samples"]["contexts"]
+
+
+def work(cell, size) -> np.ndarray:
+    return forecast.work(cell, size, read_by(cell))
 
 
 def test_the_full_study_before_anything_is_there(study):
@@ -65,7 +75,7 @@ def test_hours_follow_from_finished_cells(study, tmp_path):
     law = np.array([12.0, 9.0, 30.0, 50.0])
 
     def seconds(cell):
-        return float(forecast.work(cell, known[cell.model]) @ law)
+        return float(work(cell, known[cell.model]) @ law)
 
     assert forecast.fit(study, known) is None
     finish(study, study.cells[:3], seconds)
@@ -74,7 +84,8 @@ def test_hours_follow_from_finished_cells(study, tmp_path):
     costs = forecast.fit(study, known)
     assert costs.error < 0.02
     for cell in study.cells:
-        assert costs.hours(cell, known[cell.model]) == pytest.approx(seconds(cell) / 3600, rel=0.1)
+        hours = costs.hours(work(cell, known[cell.model]))
+        assert hours == pytest.approx(seconds(cell) / 3600, rel=0.1)
     text = forecast.report(study, tmp_path)
     assert "unknown" not in text
     assert f"fitted on {costs.cells} finished cells" in text
@@ -89,27 +100,28 @@ def test_a_translation_is_written_while_it_is_read(tmp_path):
     law = np.array([10.0, 1e4, 1e4, 3e5])
 
     def seconds(cell):
-        return float(forecast.work(cell, known[cell.model]) @ law)
+        return float(work(cell, known[cell.model]) @ law)
 
     asked, streamed = (
         [cell for cell in study.cells if cell.kind == kind] for kind in ("niah", "streaming")
     )
     for cells in zip(asked, streamed, strict=True):
-        less, more = (forecast.work(cell, known[cell.model]) for cell in cells)
+        less, more = (work(cell, known[cell.model]) for cell in cells)
         assert (more[:3] == less[:3]).all()
         assert more[3] > 10 * less[3]
     finish(study, study.cells[::3], seconds)
     costs = forecast.fit(study, known)
     assert costs.error < 0.01
     for cell in study.cells:
-        assert costs.hours(cell, known[cell.model]) == pytest.approx(seconds(cell) / 3600, rel=0.03)
+        hours = costs.hours(work(cell, known[cell.model]))
+        assert hours == pytest.approx(seconds(cell) / 3600, rel=0.03)
 
 
 def test_a_context_that_is_repeated_is_read_twice(study, tmp_path):
     once = study.cells[0]
     spec = {**once.spec, "method": {"name": "zip", "policy": "kvzip"}}
     size = forecast.sizes(study, tmp_path)[once.model]
-    one, two = (forecast.work(c, size) for c in (once, dataclasses.replace(once, spec=spec)))
+    one, two = (work(c, size) for c in (once, dataclasses.replace(once, spec=spec)))
     assert (two / one).tolist() == [1, 2, 4, 1]
 
 
@@ -131,3 +143,29 @@ def test_a_verified_model_needs_no_size_and_no_download(tmp_path):
     text = forecast.report(expand(config, tmp_path), tmp_path)
     assert re.search(r"qwen2.5-3b .* no +yes +0 +6.17", text)
     assert "Downloads: 36.5 GB" in text
+
+
+def test_a_context_that_is_recorded_is_read_once_for_all(tmp_path):
+    """Hours are those of a few contexts a cell, and of one recording a place."""
+    config = load("full") | {"prefills": {"own_contexts": 1}, "device": "cpu"}
+    study = expand(config, tmp_path)
+    known = forecast.sizes(study, tmp_path)
+    finish(study, study.cells[::7], lambda cell: float(work(cell, known[cell.model]).sum() * 60))
+    costs = forecast.fit(study, known)
+    with_sharing = forecast.cell_table(study, known, costs)["hours"].sum()
+    config["prefills"] = {"share": "never"}
+    study = expand(config, tmp_path)
+    without = forecast.cell_table(study, known, costs)["hours"].sum()
+    assert with_sharing < 0.6 * without
+    assert "Disk" not in forecast.report(study, tmp_path)
+
+
+def test_the_disk_that_recorded_contexts_take(tmp_path):
+    config = load() | {"prefills": {"own_contexts": 1}}
+    config["samples"] = {"contexts": 10}
+    study = expand(config, tmp_path)
+    size = forecast.sizes(study, tmp_path)["smollm2-135m"]
+    most = 10 * forecast.cache_bytes(size, 2000, 4) / 1e9
+    assert f"Disk: up to {most:.3g} GB at a time" in forecast.report(study, tmp_path)
+    config["prefills"]["disk_gb"] = 0.1
+    assert "Disk: up to 0.1 GB" in forecast.report(expand(config, tmp_path), tmp_path)

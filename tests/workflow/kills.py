@@ -19,9 +19,10 @@ KINDS = ("cell", "snakemake", "group")
 
 
 def outcome(record: str) -> str:
-    """A cell's record without what differs from run to run: times and peaks of memory."""
+    """A cell's record without what differs from run to run: times, peaks of memory, and which
+    contexts were adopted."""
     content = json.loads(record)
-    del content["timing"]
+    del content["timing"], content["contexts"]
     content["memory"] = {k: v for k, v in content["memory"].items() if "peak" not in k}
     for key in ("started", "finished"):
         del content["provenance"][key]

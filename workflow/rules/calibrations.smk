@@ -15,6 +15,8 @@ rule calibration:
         f"{BENCHMARKS}/calibrations/{{model}}/{{calibration}}-{{identity}}.tsv"
     wildcard_constraints:
         identity=identities(CALIBRATIONS),
+    # As cells, of which some wait for it with recorded contexts in hand.
+    priority: 1
     conda:
         CONDA
     threads: cores_of_a_job

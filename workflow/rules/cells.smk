@@ -8,6 +8,7 @@ rule cell:
         verified=ancient("results/models/{model}.verified.json"),
         text=ancient(lambda wildcards: planned(wildcards).text),
         calibration=ancient(lambda wildcards: planned(wildcards).calibration or []),
+        prefills=recorded,
     output:
         ensure(
             "results/cells/{model}/{task}/L{length}/{method}/B{budget}-{identity}.json",
@@ -19,6 +20,8 @@ rule cell:
         f"{BENCHMARKS}/cells/{{model}}/{{task}}/L{{length}}/{{method}}/B{{budget}}-{{identity}}.tsv"
     wildcard_constraints:
         identity=identities(CELLS),
+    # Before more contexts are recorded, those that are there are used and given back.
+    priority: 1
     conda:
         CONDA
     threads: cores_of_a_job
@@ -33,8 +36,13 @@ rule cell:
         calibration=lambda wildcards, input: (
             f"--calibration {input.calibration}" if input.calibration else ""
         ),
+        prefills=lambda wildcards, input: (
+            f"--prefills {input.prefills} --own-contexts {SHARING['own_contexts']}"
+            if input.prefills
+            else ""
+        ),
     shell:
         f"{MEASURE} cell --spec {{params.spec:q}} --code {{params.code}}"
         " --identity {params.identity} --model-identity {params.model}"
         " --model-dir results/models/{wildcards.model} --verified {input.verified}"
-        " --text {input.text} {params.calibration} --out {output} 2> {log}"
+        " --text {input.text} {params.calibration} {params.prefills} --out {output} 2> {log}"

@@ -22,8 +22,8 @@ for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.execut
 
 from kvbudget.errors import UserError
 from kvbudget.paper import registry as paper
-from kvbudget.run import warm
-from kvbudget.study import identity, provenance, resources
+from kvbudget.run import lease, warm
+from kvbudget.study import identity, prefills, provenance, resources
 from kvbudget.study.config import validate
 from kvbudget.study.expand import expand as expand_study
 from kvbudget.study.identity import canonical
@@ -76,6 +76,9 @@ for _word in sorted(NAMED - CELLS.keys() - CALIBRATIONS.keys()):
         f"{_word} is no result of study {STUDY.name!r} as it is configured and coded now; "
         "kvbudget status lists them, and --configfile names another study"
     )
+# Contexts that are read once for all methods of a place.
+PREFILLS = {each.path: each for each in prefills.of_study(STUDY)}
+SHARING = STUDY.config["prefills"]
 MODELS = {key: STUDY.config["models"][key] for key in STUDY.models}
 # Nothing that computes may reach for the network.
 OFFLINE = "HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1"
@@ -101,6 +104,21 @@ def identities(paths):
     return one_of(Path(path).stem.rpartition("-")[2] for path in paths if path in made)
 
 
+# The missing cells that this run is to make: those it names, or all.
+WANTED = MISSING.intersection(CELLS).intersection(sys.argv[1:]) or MISSING.intersection(CELLS)
+WORTHWHILE = {each.path for each in prefills.worthwhile(STUDY, WANTED)}
+
+
+def recorded(wildcards):
+    """The recorded contexts that a cell takes: none where it can take none, or they do not pay."""
+    cell = planned(wildcards).path
+    (path,) = [path for path, each in PREFILLS.items() if cell in each.cells] or [None]
+    if not workflow.is_main_process:  # a job on another machine: the run has decided for it
+        return [path] if path and Path(path).exists() else []
+    alike = workflow.local_exec and not lease.visible(os.environ)
+    return [path] if path in WORTHWHILE and (alike or SHARING["share"] == "always") else []
+
+
 wildcard_constraints:
     model=one_of(STUDY.config["models"]),
     haystack=one_of(Path(path).stem for path in STUDY.texts),
@@ -112,13 +130,16 @@ wildcard_constraints:
 
 
 def planned(wildcards):
-    """The cell or calibration of this study that a job makes."""
-    if "length" in wildcards.keys():
+    """The cell, calibration or recorded contexts of this study that a job makes."""
+    if "method" in wildcards.keys():
         path = (
             f"results/cells/{wildcards.model}/{wildcards.task}/L{wildcards.length}/"
             f"{wildcards.method}/B{wildcards.budget}-{wildcards.identity}.json"
         )
         return CELLS[path]
+    if "length" in wildcards.keys():
+        place = f"{wildcards.model}/{wildcards.task}/L{wildcards.length}"
+        return PREFILLS[f"{prefills.STORE}/{place}/{wildcards.identity}"]
     name = f"{wildcards.calibration}-{wildcards.identity}"
     return CALIBRATIONS[f"results/calibrations/{wildcards.model}/{name}.json"]
 
@@ -168,6 +189,13 @@ def memory_mb(wildcards, input, attempt):
     """Memory of a job that runs a model; more at each attempt, as too little ends in a kill."""
     spec = planned(wildcards).spec
     return attempt * resources.memory_mb(Path(input.verified), spec["dtype"], spec["length"])
+
+
+def prefills_mb(wildcards, input):
+    """Disk for the recorded contexts of a place."""
+    spec = planned(wildcards).spec
+    sizes = (spec["dtype"], spec["length"], spec["samples"]["contexts"])
+    return min(1000 * SHARING["disk_gb"], resources.prefills_mb(Path(input.verified), *sizes))
 
 
 def code(*modules):
@@ -244,6 +272,14 @@ def closing_line():
             "texlive-latex-extra texlive-science texlive-fonts-recommended latexmk"
         )
     return f"What was asked for of study {STUDY.name!r} is there"
+
+
+def give_back():
+    """Remove recorded contexts that an earlier run left, but for those that this one takes."""
+    taken = {str(file) for job in workflow.dag.needrun_jobs() for file in job.input}
+    for folder in Path(prefills.STORE).glob("*/*/L*/*"):
+        if str(folder) not in taken:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def tidy():

@@ -66,6 +66,11 @@ class SlidingLayer(DynamicSlidingWindowLayer):
                 "and restore()"
             )
 
+    def adopt(self, keys: Tensor, values: Tensor, seen: int) -> None:
+        """Take the window after `seen` tokens that were read elsewhere, as if read here."""
+        self.lazy_initialization(keys, values)
+        self.restore((keys, values, seen, None))
+
     def snapshot(self) -> tuple[Tensor, Tensor, int, SlidingTail | None]:
         """The state to come back to. It shares the tensors, which are replaced, not written to."""
         on_top = self.on_top and self.on_top.snapshot()

@@ -1,7 +1,7 @@
 """One full-attention layer of the cache: attends, and lets signals and store see what it reads."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from kvbudget.cache.eviction import Store, StoreSnapshot
 from kvbudget.cache.masks import is_causal, of_tokens, visible
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.positions import Rotation
+from kvbudget.cache.quantize import Codec
 from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.signals import Arrival, Reading, Signal
 from kvbudget.cache.sinks import Sinks
@@ -143,7 +144,8 @@ class BudgetedLayer(AttendingLayer):
             plan.budgets()  # refused early, if at all; and by which a policy may choose its signals
         self.signals = list(self.policy.signals(self.index))
         names = [signal.name for signal in self.signals]
-        like = key if plan.codec is None else plan.codec.turn(key)
+        # In one layout, as what is adopted has another than what is read, and sums would differ.
+        like = key if plan.codec is None else plan.codec.turn(key.contiguous())
         self.store = Store(self.index, plan, self.options.stride, names, like)
 
     def _renumbered(self, x: Tensor) -> Tensor:
@@ -202,16 +204,40 @@ class BudgetedLayer(AttendingLayer):
     ) -> Tensor:
         """Attend from tokens that are read at once, and evict."""
         numbers = self._arrive(query, key, value, positions)
+        new = Tokens(tuple(range(self.kv_heads)), key, value, positions, numbers)
+        if self.seen == 0:
+            return self._first(query, new, scaling, softcap)
         codec = self.options.plan.codec
         if codec is not None:
-            query, key, value = codec.turn(query), codec.turn(key), codec.turn(value)
-        new = Tokens(tuple(range(self.kv_heads)), key, value, positions, numbers)
+            query, new = codec.turn(query), _turned(new, codec)
         if self.sinks is not None:
             self.sinks.follow(self.store, self.seen)
-        single = new.count == 1 and self.seen > 0 and self._visible is None
+        single = new.count == 1 and self._visible is None
         read = self._decode if single else self._block
         output = read(query, new, scaling, softcap)
         return output if codec is None else codec.turn_back(output)
+
+    def _first(self, query: Tensor, new: Tokens, scaling: float, softcap: float | None) -> Tensor:
+        """The first tokens, which attend to each other alone: what the layer passes on depends
+        neither on what is kept of them nor on how it is stored."""
+        self.seen = new.count
+        reading = replace(self._reading(query, new, scaling, softcap, new.count), codec=None)
+        output = reading.attended()
+        for signal in self._growing():
+            signal.observe_layer([reading])
+        self._keep(new)
+        return output
+
+    def _keep(self, first: Tokens) -> None:
+        """Store the first tokens, or the best of them."""
+        # In one layout, as in `_begin`.
+        kept = replace(first, keys=first.keys.contiguous(), values=first.values.contiguous())
+        if (codec := self.options.plan.codec) is not None:
+            kept = _turned(kept, codec)
+        if self.store.fits(kept.count):
+            self.store.append(kept)
+        else:
+            self.store.keep_best([kept], self.seen)
 
     def _decode(self, query: Tensor, new: Tokens, scaling: float, softcap: float | None) -> Tensor:
         """One token: put into a free slot, attended to, and the worst tokens evicted."""
@@ -336,7 +362,33 @@ class BudgetedLayer(AttendingLayer):
             return query
         return query.unflatten(1, (self.kv_heads, -1))[:, list(heads)].flatten(1, 2)
 
-    # Taking back, choosing rows, and compressing at once.
+    # Adopting, taking back, choosing rows, and compressing at once.
+
+    def adopt(self, prompt: Tokens) -> None:
+        """Take a prompt that was read elsewhere, one sequence, as if it had been read here.
+
+        `prompt` has keys and values as the model gives them, and the numbers of all signals. Its
+        tensors are not written to, and none of them is kept.
+
+        Raises:
+            UserError: the layer holds tokens, or its policy needs a signal that was not recorded.
+        """
+        if self.store is not None:
+            raise UserError("a prompt is adopted by an empty cache; call reset() first")
+        self.options.plan.begin(prompt.count)
+        self._begin(prompt.keys)
+        needed = self.store.slots.signals
+        if missing := [each.name for each in self._growing() if each.name not in prompt.signals]:
+            raise UserError(
+                f"the prefill does not hold the signal {missing[0]!r}, by which the method keeps "
+                "tokens; record it anew with the signals of this method"
+            )
+        # What grows with a repetition has not begun to.
+        none = torch.zeros(prompt.positions.shape, device=prompt.keys.device)
+        numbers = {name: prompt.signals.get(name, none) for name in needed}
+        self.seen = prompt.count
+        self._keep(replace(prompt, signals=numbers))
+        self.is_initialized = True
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Let what stands on top of the context become these of its rows. Refused elsewhere."""
@@ -439,3 +491,8 @@ class BudgetedLayer(AttendingLayer):
         self.signals = list(map(copy.copy, snapshot.signals))
         self.store, self.tail = snapshot.store, snapshot.tail.snapshot()
         self.store.restore(snapshot.kept)
+
+
+def _turned(tokens: Tokens, codec: Codec) -> Tokens:
+    """Tokens in the basis in which keys and values are quantised."""
+    return replace(tokens, keys=codec.turn(tokens.keys), values=codec.turn(tokens.values))

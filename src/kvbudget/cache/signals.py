@@ -139,10 +139,12 @@ class Signal:
     Attributes:
         name: under which candidates have the numbers.
         in_repetition: whether it grows while the context is repeated, instead of by what is read.
+        unrotates: whether it sees keys or queries as they were before their rotation.
     """
 
     name: str
     in_repetition = False
+    unrotates = False
 
     def arrive(self, arrival: Arrival) -> Tensor | None:
         """Numbers that new tokens come with, `(batch, kv_heads, new)`; None is 0."""

@@ -33,6 +33,7 @@ JOBS = {
     "environment": "what this machine is",
     "expand": "write the expanded plan of a study",
     "calibration": "make one calibration",
+    "prefill": "read the contexts of a place once for all its cells",
     "cell": "measure one cell",
     "lease": "run a command on a GPU of its own",
     "warm": "keep the libraries of measurements loaded, and fork for each",

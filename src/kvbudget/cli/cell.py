@@ -19,6 +19,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verified", required=True, type=Path, help="of the model")
     parser.add_argument("--text", required=True, type=Path, help="the haystack")
     parser.add_argument("--calibration", type=Path, help="of the model's heads")
+    parser.add_argument("--prefills", type=Path, help="folder of contexts that were read before")
+    parser.add_argument(
+        "--own-contexts", type=int, default=1, help="first contexts that are read all the same"
+    )
     parser.add_argument("--out", required=True, type=Path)
 
 

@@ -28,6 +28,7 @@ class Expected(Signal):
     """
 
     name = "expected"
+    unrotates = True
 
     def __init__(self) -> None:
         self._count: Tensor | None = None  # queries, (batch, 1)
@@ -106,7 +107,7 @@ class ExpectedAttention(Policy):
     window goes first.
     """
 
-    unrotates = True
+    unrotates = Expected.unrotates
 
     def signals(self, layer: int) -> list[Expected]:
         return [Expected()]

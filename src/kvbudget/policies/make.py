@@ -1,10 +1,12 @@
-"""A policy by the name and options of its method."""
+"""What methods bring, by the names under which planning knows it: policies and signals."""
 
 import importlib
+from typing import Any
 
 from kvbudget.cache.policy import Policy
+from kvbudget.cache.signals import Signal
 from kvbudget.options import filled
-from kvbudget.policies.registry import method, module_of
+from kvbudget.policies.registry import located, method
 
 
 def make_policy(name: str, calibration: dict | None = None, **options) -> Policy:
@@ -13,5 +15,14 @@ def make_policy(name: str, calibration: dict | None = None, **options) -> Policy
     options = filled(f"method {name!r}", options, known.options)
     if known.calibrated:
         options["calibration"] = calibration
-    cls = getattr(importlib.import_module(module_of(name)), known.module.split(":")[1])
-    return cls(**options)
+    return _class(known.module)(**options)
+
+
+def signal_class(name: str) -> type[Signal]:
+    """The class of a signal that a method declares, `module:Class`."""
+    return _class(name)
+
+
+def _class(name: str) -> Any:
+    module, cls = located(name)
+    return getattr(importlib.import_module(module), cls)

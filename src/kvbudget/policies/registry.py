@@ -4,12 +4,22 @@ A method is one file of this package and one entry here. Modules are named, not 
 cell depends on the code of its own method alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvbudget.errors import UserError
 from kvbudget.options import Option, auto, choice, count, share, suggest
+
+ATTENTION, WINDOW = "received:Attention", "received:Window"
+
+
+def _always(*signals: str) -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
+    """Signals that a method has whatever its options."""
+    return lambda options: signals
+
+
+_NONE = _always()
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,8 @@ class Method:
             0 for a method that evicts as it reads.
         stays: the option and its value with which keys keep their positions; None if they always
             do.
+        signals: from all its options to the signals by which it watches a prompt being read, each
+            as `module:Class` in this package.
     """
 
     module: str
@@ -31,6 +43,7 @@ class Method:
     calibrated: bool = False
     rereads: int = 0
     stays: tuple[str, Any] | None = None
+    signals: Callable[[Mapping[str, Any]], tuple[str, ...]] = _NONE
 
     @property
     def holds_context(self) -> bool:
@@ -53,13 +66,22 @@ _SAFEGUARD = share(
     "(AdaKV; 0.2 as published).",
 )
 
+#: The signals that a rule of Head-Aware may need.
+_OF_RULE = {
+    "attention": (ATTENTION,),
+    "window": (WINDOW,),
+    "diversity": (),
+    "recency": (),
+    "per-head": (ATTENTION, WINDOW),
+}
+
 METHODS: dict[str, Method] = {
     "full": Method(
         "full:Full",
         {"phi": auto("First position of the target (Group Position Encoding); auto is the last.")},
         stays=("phi", "auto"),
     ),
-    "h2o": Method("h2o:H2O"),
+    "h2o": Method("h2o:H2O", signals=_always(ATTENTION)),
     "streaming-llm": Method(
         "streaming_llm:StreamingLLM",
         {
@@ -71,14 +93,17 @@ METHODS: dict[str, Method] = {
         },
         stays=("positions", "absolute"),
     ),
-    "snapkv": Method("snapkv:SnapKV", {"safeguard": _SAFEGUARD}),
+    "snapkv": Method("snapkv:SnapKV", {"safeguard": _SAFEGUARD}, signals=_always(WINDOW)),
     "keydiff": Method("keydiff:KeyDiff", {"safeguard": _SAFEGUARD}),
     "kvzip": Method("kvzip:KVzip", rereads=2048),
-    "expected-attention": Method("expected_attention:ExpectedAttention"),
-    "tova": Method("tova:TOVA"),
+    "expected-attention": Method(
+        "expected_attention:ExpectedAttention", signals=_always("expected_attention:Expected")
+    ),
+    "tova": Method("tova:TOVA", signals=_always("tova:Newest")),
     "pyramidkv": Method(
         "pyramidkv:PyramidKV",
         {"beta": count(20, "Beside its window, the last layer gets the mean budget over beta.")},
+        signals=_always(WINDOW),
     ),
     "head-aware": Method(
         "head_aware:HeadAware",
@@ -97,7 +122,7 @@ METHODS: dict[str, Method] = {
             "rule": choice(
                 "diversity",
                 "The score by which a head keeps tokens; per-head takes what loses least.",
-                ("attention", "window", "diversity", "recency", "per-head"),
+                _OF_RULE,
             ),
             "group_mix": share(
                 0.0, "λ, from independent eviction (0) to one set of tokens a group (1)."
@@ -111,6 +136,7 @@ METHODS: dict[str, Method] = {
             "recent": count(8, "Last tokens that every head keeps."),
         },
         calibrated=True,
+        signals=lambda options: _OF_RULE[options["rule"]],
     ),
 }
 
@@ -126,4 +152,10 @@ def method(name: str) -> Method:
 
 def module_of(name: str) -> str:
     """Full module name of a method."""
-    return f"{__package__}.{method(name).module.split(':')[0]}"
+    return located(method(name).module)[0]
+
+
+def located(name: str) -> tuple[str, str]:
+    """The full name of the module, and the name in it, of a `module:Class` of this package."""
+    module, _, cls = name.partition(":")
+    return f"{__package__}.{module}", cls

@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +22,7 @@ from kvbudget.api import attach
 from kvbudget.errors import UserError
 from kvbudget.run import protocols
 from kvbudget.run.machine import machine
+from kvbudget.run.prefills import Store, facts
 from kvbudget.run.record import provenance, write_json
 from kvbudget.run.resume import finished
 from kvbudget.run.runner import Runner
@@ -50,6 +51,8 @@ class Cell:
         text: the haystack.
         calibration: of the model's heads, for a method that uses one.
         out: the record to write.
+        prefills: folder of contexts that were read before; None reads them all.
+        own_contexts: contexts, of the first, that are read all the same; 1 or more.
     """
 
     spec: dict
@@ -61,6 +64,8 @@ class Cell:
     text: Path
     calibration: Path | None
     out: Path
+    prefills: Path | None = None
+    own_contexts: int = 1
 
 
 def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> list[Context]:
@@ -79,7 +84,12 @@ def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> li
 
 
 def results(
-    protocol: ModuleType, runner: Runner, contexts: list[Context], side: Path, basis: dict
+    protocol: ModuleType,
+    runner: Runner,
+    contexts: list[Context],
+    side: Path,
+    basis: dict,
+    store: Store | None,
 ) -> Iterator[dict]:
     """Results of all contexts in order; those in the side file are not computed again, if they rest
     on the same (`basis`)."""
@@ -89,18 +99,21 @@ def results(
             if index < len(done):
                 yield done[index]
                 continue
-            result = protocol.run(runner, context)
+            shared = store.context(index) if store else None
+            result = protocol.run(replace(runner, shared=shared), context)
             log.write(json.dumps(result) + "\n")
             log.flush()
             yield result
 
 
 def summarise(parts: list[dict]) -> dict:
-    """The record's measures: means of bytes, highest peaks, medians of times."""
+    """The record's measures: means of bytes, highest peaks, medians of times. A context that was
+    adopted has no peak and no time of reading."""
 
     def column(group: str, key: str) -> list:
         return [part[group][key] for part in parts]
 
+    read = [part for part in parts if part["timing"]["prefill_s"] is not None]
     measures = {key: column("memory", key) for key in parts[0]["memory"]}
     steps = [seconds for part in parts for seconds in part["timing"]["decode_s"]]
     slots = torch.tensor([part["slots"] for part in parts], dtype=torch.float64).mean(dim=0)
@@ -115,11 +128,20 @@ def summarise(parts: list[dict]) -> dict:
             for key, values in measures.items()
         },
         "timing": {
-            "prefill_s": statistics.median(column("timing", "prefill_s")),
+            "prefill_s": statistics.median(part["timing"]["prefill_s"] for part in read),
             "decode_ms_per_token": 1000 * statistics.median(steps) if steps else None,
         },
         "allocation": {"slots": slots.tolist()},
+        "contexts": {
+            "read": [_name(part) for part in read],
+            "adopted": [_name(part) for part in parts if part not in read],
+        },
     }
+
+
+def _name(part: dict) -> str:
+    """Name of the context of a result."""
+    return part["samples"][0]["context_id"]
 
 
 def run_cell(cell: Cell) -> dict:
@@ -156,6 +178,11 @@ def _run_cell(cell: Cell) -> dict:
             f"length {spec['length']} exceeds the {verified['context']} tokens that model "
             f"{spec['model']} reads; drop it from the experiment or use another model"
         )
+    if cell.own_contexts < 1:
+        raise UserError("own_contexts must be 1 or more, as no other contexts tell times and peaks")
+    store = None
+    if cell.prefills is not None:
+        store = Store(cell.prefills, facts(model, verified["sha256"]), cell.own_contexts)
     contexts = samples_of(spec, tokenizer, cell.text)
     kind = spec["task"]["kind"]
     runner = Runner(
@@ -176,7 +203,7 @@ def _run_cell(cell: Cell) -> dict:
         "calibration_sha256": cell.calibration and file_sha256(cell.calibration),
         **machine(model.device),
     }
-    measured = summarise(list(results(protocol, runner, contexts, side, basis)))
+    measured = summarise(list(results(protocol, runner, contexts, side, basis, store)))
     measured["timing"]["load_s"] = load_s
     measured["allocation"]["layers"] = list(runner.cache().plan.geometry.layers)
     record = {

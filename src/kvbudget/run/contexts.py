@@ -1,10 +1,13 @@
-"""A context on its way into a cache: read as its method reads it, compressed, measured."""
+"""A context on its way into a cache: read as its method reads it, or adopted, and compressed."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvbudget.cache.cache import BudgetedCache
+from kvbudget.cache.prefill import Prefill, difference
+from kvbudget.errors import UserError
 from kvbudget.run import memory
 from kvbudget.run.runner import Runner
 from kvbudget.run.stopwatch import Stopwatch
@@ -17,20 +20,35 @@ class ReadContext:
     Attributes:
         cache: holds it.
         last: logits of its last token, `(vocab,)`.
-        seconds: of reading and compressing.
-        memory: bytes of the cache, and peaks of the process and the device.
+        seconds: of reading and compressing; None where it was adopted.
+        memory: bytes of the cache, and peaks of the process and the device, None where it was
+            adopted.
         slots: tokens that each KV head of each full-attention layer keeps.
     """
 
     cache: BudgetedCache
     last: Tensor
-    seconds: float
+    seconds: float | None
     memory: dict[str, int | None]
     slots: list[list[int]]
 
 
 def read_context(runner: Runner, ids: list[int]) -> ReadContext:
-    """Read the tokens of a context into an empty cache of the runner's method."""
+    """Fill an empty cache of the runner's method with the tokens of a context.
+
+    Raises:
+        UserError: what was read and what was recorded of it are not the same.
+    """
+    shared = runner.shared
+    if shared is not None and not shared.own:
+        return _adopted(runner, ids, shared.prefill)
+    read = _read(runner, ids)
+    if shared is not None:
+        _compare(read, _adopted(runner, ids, shared.prefill), runner, shared.prefill)
+    return read
+
+
+def _read(runner: Runner, ids: list[int]) -> ReadContext:
     memory.mark_peak()
     cache = runner.cache(len(ids))
     watch = Stopwatch()
@@ -43,7 +61,33 @@ def read_context(runner: Runner, ids: list[int]) -> ReadContext:
         "peak_rss_bytes": memory.peak_rss_bytes(),
         "peak_cuda_bytes": memory.peak_cuda_bytes(),
     }
-    slots = [[len(kept) for kept in layer.kept_positions()] for layer in cache.budgeted]
     return ReadContext(
-        cache, last, seconds, {**runner.cache_bytes(cache, len(ids)), **peaks}, slots
+        cache, last, seconds, {**runner.cache_bytes(cache, len(ids)), **peaks}, _slots(cache)
     )
+
+
+def _adopted(runner: Runner, ids: list[int], prefill: Prefill) -> ReadContext:
+    cache = runner.cache(len(ids))
+    last = prefill.adopt(cache, ids, runner.model.device)
+    cache.plan.policy.finish(runner.model, runner.tokenizer, cache, ids)
+    peaks = {"peak_rss_bytes": None, "peak_cuda_bytes": None}
+    return ReadContext(
+        cache, last, None, {**runner.cache_bytes(cache, len(ids)), **peaks}, _slots(cache)
+    )
+
+
+def _slots(cache: BudgetedCache) -> list[list[int]]:
+    return [[len(kept) for kept in layer.kept_positions()] for layer in cache.budgeted]
+
+
+def _compare(read: ReadContext, adopted: ReadContext, runner: Runner, prefill: Prefill) -> None:
+    """See that all answers will be the same, as they follow from these."""
+    found = difference(read.cache, adopted.cache)
+    if found is None and not torch.equal(read.last, adopted.last):
+        found = "the logits of the last token"
+    if found is not None:
+        raise UserError(
+            f"method {runner.method['name']!r} that reads a context and the same method that "
+            f"adopts {prefill.path} differ in {found}; set prefills: {{share: never}}, and "
+            "please report it"
+        )

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kvbudget.api import make_cache
 from kvbudget.cache.cache import BudgetedCache
 from kvbudget.errors import UserError
+from kvbudget.run.prefills import Shared
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Runner:
         calibration: of the model's heads, for policies that use one.
         chunk: tokens of a context and of a reference answer that are read at once; None reads
             each whole.
+        shared: the context to read next, as it was recorded; None if it was not.
     """
 
     model: PreTrainedModel
@@ -36,6 +38,7 @@ class Runner:
     budget: int | str | None
     calibration: dict | None
     chunk: int | None
+    shared: Shared | None = None
 
     def cache(self, prompt_tokens: int | None = None) -> BudgetedCache:
         """An empty cache of the method, for a prompt of that length (by default: what comes)."""

@@ -18,6 +18,7 @@ from kvbudget.policies import registry as methods
 from kvbudget.sources import registry
 from kvbudget.sources.registry import Size
 from kvbudget.study.plan import Planned, Study
+from kvbudget.study.prefills import RECORDING, Prefills, worthwhile
 from kvbudget.tasks import registry as tasks
 
 GB = 1e9
@@ -35,27 +36,39 @@ class Costs:
     cells: int
     error: float  # median relative error on the cells it is fitted on
 
-    def hours(self, cell: Planned, size: Size) -> float:
-        return float(work(cell, size) @ self.seconds) / 3600
+    def hours(self, work: np.ndarray) -> float:
+        return float(work @ self.seconds) / 3600
 
 
-def work(cell: Planned, size: Size) -> np.ndarray:
+def work(cell: Planned, size: Size, read: int) -> np.ndarray:
     """What a cell does, `(4,)`: one start, and in units of 10¹⁵ multiplications the weights and
-    the attention of its prompts and the weights of its answers, once for each forward pass."""
+    the attention of its prompts and the weights of its answers, once for each forward pass.
+
+    It reads `read` of its contexts and adopts the others, which takes next to no time.
+    """
     contexts = cell.spec["samples"]["contexts"]
-    pairs = (size.layers - size.sliding_layers) * cell.length**2
-    pairs += size.sliding_layers * cell.length * min(cell.length, size.sliding_window)
-    read = cell.length
-    if methods.method(
-        cell.policy
-    ).holds_context:  # read again, each token with all of the first reading
-        read, pairs = 2 * read, 4 * pairs
-    terms = (
-        contexts * read * size.parameters,
-        contexts * pairs * size.query_heads * size.head_dim,
-        contexts * passes(cell) * size.parameters,
+    tokens, pairs = read, read
+    if methods.method(cell.policy).holds_context:
+        # Each is read again, each token with all of the first reading.
+        tokens, pairs = read + contexts, read + 3 * contexts
+    answers = contexts * passes(cell) * size.parameters / 1e15
+    return np.array([1.0, *_reading(size, cell.length, tokens, pairs), answers])
+
+
+def recording(place: Prefills, size: Size) -> np.ndarray:
+    """What it takes to record the contexts of a place, as `work`."""
+    times = RECORDING * place.contexts
+    return np.array([1.0, *_reading(size, place.spec["length"], times, times), 0.0])
+
+
+def _reading(size: Size, length: int, tokens: float, pairs: float) -> tuple[float, float]:
+    """The weights and the attention of so many prompts, as `work` counts them."""
+    seen = (size.layers - size.sliding_layers) * length**2
+    seen += size.sliding_layers * length * min(length, size.sliding_window)
+    return (
+        tokens * length * size.parameters / 1e15,
+        pairs * seen * size.query_heads * size.head_dim / 1e15,
     )
-    return np.array([1.0, *(term / 1e15 for term in terms)])
 
 
 def passes(cell: Planned) -> int:
@@ -104,13 +117,14 @@ def fit(study: Study, known: dict[str, Size | None]) -> Costs | None:
     for cell in study.cells:
         file = study.root / cell.path
         if known[cell.model] is not None and file.exists():
-            when = json.loads(file.read_text(encoding="utf-8"))["provenance"]
+            record = json.loads(file.read_text(encoding="utf-8"))
+            when, read = record["provenance"], len(record["contexts"]["read"])
             started, finished = (
                 datetime.datetime.fromisoformat(when[name]) for name in ("started", "finished")
             )
             # Records count whole seconds.
             seconds = max(1.0, (finished - started).total_seconds())
-            done.append((work(cell, known[cell.model]), seconds))
+            done.append((work(cell, known[cell.model], read), seconds))
     if len(done) < LEAST_CELLS:
         return None
     terms, seconds = np.array([terms for terms, _ in done]), np.array([s for _, s in done])
@@ -147,6 +161,9 @@ def cell_table(study: Study, known: dict[str, Size | None], costs: Costs | None)
     """One row a model and length: cells, memory and time of one, time of all."""
     rows = []
     itemsize = ITEMSIZE[study.config["dtype"]]
+    places = shared(study)
+    own = study.config["prefills"]["own_contexts"]
+    adopting = {path for place in places for path in place.cells}
     groups = dict.fromkeys((cell.model, cell.length) for cell in study.cells)
     for model, length in groups:
         mine = [cell for cell in study.cells if (cell.model, cell.length) == (model, length)]
@@ -155,7 +172,18 @@ def cell_table(study: Study, known: dict[str, Size | None], costs: Costs | None)
         if size:
             memory = (size.parameters * itemsize + cache_bytes(size, length, itemsize)) / GB
             if costs:
-                hours = sum(costs.hours(cell, size) for cell in mine)
+                reads = [
+                    min(own, contexts) if cell.path in adopting else contexts
+                    for cell in mine
+                    for contexts in [cell.spec["samples"]["contexts"]]
+                ]
+                todo = [work(cell, size, read) for cell, read in zip(mine, reads, strict=True)]
+                todo += [
+                    recording(place, size)
+                    for place in places
+                    if (place.spec["model"], place.spec["length"]) == (model, length)
+                ]
+                hours = sum(map(costs.hours, todo))
         rows.append(
             {
                 "model": model,
@@ -168,6 +196,29 @@ def cell_table(study: Study, known: dict[str, Size | None], costs: Costs | None)
             }
         )
     return pd.DataFrame(rows)
+
+
+def shared(study: Study) -> list[Prefills]:
+    """Places whose contexts are read once, if nothing is there yet and no GPU is."""
+    if study.config["device"] == "cuda" and study.config["prefills"]["share"] == "auto":
+        return []
+    return worthwhile(study, [cell.path for cell in study.cells])
+
+
+def disk(study: Study, known: dict[str, Size | None]) -> str | None:
+    """What recorded contexts take on the disk, in words; None where none are recorded."""
+    itemsize, bound = ITEMSIZE[study.config["dtype"]], study.config["prefills"]["disk_gb"]
+    sizes = [
+        place.contexts * cache_bytes(size, place.spec["length"], itemsize) / GB
+        for place in shared(study)
+        if (size := known[place.spec["model"]]) is not None
+    ]
+    if not sizes:
+        return None
+    return (
+        f"Disk: up to {min(max(sizes), bound):.3g} GB at a time for contexts that are read once"
+        " for all methods, where there is no GPU (`prefills`)."
+    )
 
 
 def report(study: Study, models: Path) -> str:
@@ -191,6 +242,8 @@ def report(study: Study, models: Path) -> str:
         f"Downloads: {_sum(of_models['download (GB)'])} GB."
         " Memory: weights and the whole prompt's cache; activations come on top.",
     ]
+    if (said := disk(study, known)) is not None:
+        lines.append(said)
     if costs:
         lines.append(
             f"Hours: {_sum(of_cells['hours'])} for all cells (calibrations of heads come on top),"

@@ -20,5 +20,20 @@ def memory_mb(verified: Path, dtype: str, length: int) -> int:
     model = json.loads(verified.read_text())
     itemsize = _ITEMSIZE[dtype]
     weights = model["checks"]["parameters"] * itemsize
-    token = 2 * model["layers"] * model["kv_heads"] * model["head_dim"] * itemsize
+    token = _token_bytes(model, itemsize)
     return _LIBRARIES_MB + round((1.25 * weights + 4 * token * length) / 1e6)
+
+
+def prefills_mb(verified: Path, dtype: str, length: int, contexts: int) -> int:
+    """Disk, in MB, for recorded contexts of `length` tokens: their keys and values, and some more
+    for signals. Sliding windows hold less.
+
+    Raises:
+        FileNotFoundError: as `memory_mb`.
+    """
+    token = _token_bytes(json.loads(verified.read_text()), _ITEMSIZE[dtype])
+    return 1 + round(1.1 * token * length * contexts / 1e6)
+
+
+def _token_bytes(model: dict, itemsize: int) -> int:
+    return 2 * model["layers"] * model["kv_heads"] * model["head_dim"] * itemsize
