@@ -30,7 +30,8 @@ def config(**changes: object) -> dict:
         "study": "synthetic",
         "seed": 1,
         "dtype": "bfloat16",
-        "samples": {"contexts": 6, "questions": 2},
+        "samples": {"contexts": 12, "questions": 2},
+        "families": ["experiment", "metric", "reference"],
         "models": {
             "tiny_a": {"source": "pypi", "packages": ["some-package==0.1"], "title": "Tiny-A"}
         },
@@ -161,6 +162,8 @@ def record(cell: Planned) -> dict:
     for c in range(spec["samples"]["contexts"]):
         for q in range(1 if perplexity else spec["samples"]["questions"]):
             score = float(rng.random() < skill)
+            needles = spec["task"].get("needles", 1)
+            any_needle = score == 1 or rng.random() < skill
             samples.append(
                 {
                     "id": f"{source}/{c}/{q}",
@@ -173,11 +176,15 @@ def record(cell: Planned) -> dict:
                     ),
                     "output": "1234567",
                     "reference": ["1234567"],
+                    "any": any_needle if needles > 1 else None,
+                    "choice": max(score, float(rng.random() < 0.5)) if needles > 1 else None,
+                    "choices": needles if needles > 1 else None,
                 }
             )
     if streaming:
         samples = [sample | _translation(rng, share) for sample in samples]
     token_bytes = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
+    held = min(1.0, share * 16 / spec["method"].get("bits", 16))
     planned = round(share * length) * token_bytes
     out = {
         "schema": 1,
@@ -211,9 +218,9 @@ def record(cell: Planned) -> dict:
         },
     }
     slots = np.ones((LAYERS, KV_HEADS))
-    if spec["method"]["policy"] == "head-aware":
+    if spec["method"]["policy"] == "head-aware" and held < 1:
         slots = rng.gamma(1.5, size=slots.shape)
-    slots = slots / slots.mean() * share * length
+    slots = slots / slots.mean() * held * length
     out["allocation"] = {"layers": list(range(LAYERS)), "slots": slots.tolist()}
     return out
 
