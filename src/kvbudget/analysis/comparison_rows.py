@@ -58,7 +58,10 @@ class Pair:
 
     def values(self, metric: str) -> pd.DataFrame:
         """Values of both (`mine`, `theirs`), a row a context, and of mine under each seed."""
-        columns = {"mine": self.mine.by_context(metric), "theirs": self.reference.by_context(metric)}
+        columns = {
+            "mine": self.mine.by_context(metric),
+            "theirs": self.reference.by_context(metric),
+        }
         columns |= {f"seed {i}": of for i, of in enumerate(self.mine.of_seeds(metric))}
         return pd.DataFrame(columns).rename_axis("context")
 

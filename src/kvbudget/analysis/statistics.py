@@ -12,7 +12,9 @@ import numpy as np
 from scipy import stats
 
 #: Draws where sign flips are too many to enumerate: up to fourteen contexts are exact.
-RESAMPLES = 19_999
+FLIPS = 19_999
+#: Draws of the bootstrap.
+RESAMPLES = 4999
 #: Sign flips or resamples that are held in memory at once.
 BATCH = 1000
 LEVEL = 0.95
@@ -133,13 +135,13 @@ def _deviation(differences: np.ndarray) -> float:
 
 def least_p(n: int) -> float:
     """The smallest p that the test can give with `n` contexts."""
-    return 2 / min(2.0**n, RESAMPLES + 1)
+    return 2 / min(2.0**n, FLIPS + 1)
 
 
 def paired_p(differences: np.ndarray, seed: int) -> float:
     """Two-sided p of a paired permutation test: signs of `(contexts,)` differences are flipped.
 
-    All flips are tried where these are at most `RESAMPLES`, else so many are drawn.
+    All flips are tried where these are at most `FLIPS`, else so many are drawn.
     """
     differences = np.asarray(differences, dtype=float)
     if len(differences) < 2 or not differences.any():
@@ -149,7 +151,7 @@ def paired_p(differences: np.ndarray, seed: int) -> float:
         np.mean,
         permutation_type="samples",
         vectorized=True,
-        n_resamples=RESAMPLES,
+        n_resamples=FLIPS,
         batch=BATCH,
         rng=np.random.default_rng(seed),
     )
