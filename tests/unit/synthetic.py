@@ -101,6 +101,7 @@ ENVIRONMENT = {
 }
 
 
+_NOT_IN_SPECS = ("title", "calibration_seeds")
 TEXT = "results/text/kjv-0.txt"
 
 
@@ -112,9 +113,13 @@ def _expand(settings: dict) -> Study:
     for experiment in settings["experiments"]:
         axes = (experiment[name] for name in ("models", "tasks", "lengths", "methods"))
         for model, task, length, method in itertools.product(*axes):
-            full = settings["methods"][method]["policy"] == "full"
-            for budget in [None] if full else experiment["budgets"]:
+            entry = settings["methods"][method]
+            budgets = [None] if entry["policy"] == "full" else experiment["budgets"]
+            seeds = entry.get("calibration_seeds", [None])
+            for budget, seed in itertools.product(budgets, seeds):
                 spec = _spec(settings, model, task, length, method, budget)
+                if seed is not None:
+                    spec["calibration"] = {"seed": seed}
                 ours = spec["method"]["policy"] == OURS
                 code = f"{spec['method']['policy']}-{spec['task']['kind']}" * 4
                 known = calibrations[model].path if ours else None
@@ -133,7 +138,7 @@ def _expand(settings: dict) -> Study:
 def _spec(
     settings: dict, model: str, task: str, length: int, method: str, budget: str | int | None
 ) -> dict:
-    entry = {k: v for k, v in settings["methods"][method].items() if k != "title"}
+    entry = {k: v for k, v in settings["methods"][method].items() if k not in _NOT_IN_SPECS}
     return {
         "model": model,
         "dtype": settings["dtype"],
