@@ -76,7 +76,7 @@ class Measured:
         for cell in self.cells:
             for context, value in _by_context(cell, metric).items():
                 found[context].append(value)
-        return {context: statistics.mean(values) for context, values in found.items()}
+        return {context: statistics.fmean(values) for context, values in found.items()}
 
     def of_seeds(self, metric: str) -> list[dict[str, float]]:
         """The same of each seed; empty where there is one."""
@@ -101,7 +101,7 @@ def _by_context(cell: Cell, metric: str) -> dict[str, float]:
     for sample in cell.samples:
         if (value := METRICS[metric].of(sample)) is not None:
             groups[sample["context_id"]].append(float(value))
-    return {context: statistics.mean(values) for context, values in groups.items()}
+    return {context: statistics.fmean(values) for context, values in groups.items()}
 
 
 def _slots(cell: Cell) -> list[float]:
@@ -112,5 +112,5 @@ def _slots(cell: Cell) -> list[float]:
 def _context_tokens(cell: Cell) -> float:
     """Tokens of what was compressed, mean over contexts: the prompt without its question."""
     memory = cell.record["memory"]
-    budget = statistics.mean(sample["budget_tokens"] for sample in cell.samples)
+    budget = statistics.fmean(sample["budget_tokens"] for sample in cell.samples)
     return budget * memory["cache_bytes_full"] / memory["cache_bytes_planned"]

@@ -22,7 +22,7 @@ def ratios(src: Source) -> pd.DataFrame:
     full = frame[frame["policy"] == FULL].drop_duplicates(PLACE).set_index(PLACE)
     full = full[["decode_ms_per_token", "prefill_s"]]
     mine = frame[frame["policy"] != FULL].set_index(PLACE)
-    joined = mine.join(full, rsuffix="_full", how="inner").reset_index()
+    joined = mine.join(full, suffixes=("", "_full"), how="inner").reset_index()
     return joined.assign(
         decode=joined["decode_ms_per_token_full"] / joined["decode_ms_per_token"],
         prefill=joined["prefill_s"] / joined["prefill_s_full"],

@@ -23,6 +23,7 @@ from kvbudget.paper.phrases.words import (
     worst,
 )
 from kvbudget.paper.source import Source
+from kvbudget.study.plan import AXES
 
 #: A sentence has no more numbers than these.
 MOST_NUMBERS = 3
@@ -96,7 +97,7 @@ def _outcome(src: Source, finding: Finding) -> str:
     """Whom ours is clearly better and worse than."""
     verdicts = {peer["verdict"] for peer in finding.peers}
     if verdicts == {"unclear"}:
-        return "clearly apart from no peer"
+        return "not clearly better or worse than any peer"
     if len(verdicts) == 1:
         return f"clearly {verdicts.pop()} than every peer"
     named = ((name, _titles_of(src, finding, name)) for name in ("better", "worse"))
@@ -212,15 +213,21 @@ def _others(src: Source, main: str | None) -> Latex:
     return Latex(" ".join(texts[:SHOWN]) + more)
 
 
-def _baselines(src: Source) -> pd.DataFrame:
-    """Comparisons of ours with each baseline, place by place."""
+def _baselines(src: Source, strictest: bool) -> pd.DataFrame:
+    """Comparisons of ours with each baseline, place by place.
+
+    A pair that several experiments hold counts once: as judged in the strictest of its families, or
+    in the mildest, where a loss must not be missed.
+    """
     frame = src.comparisons
-    return frame[(frame["kind"] == "baseline") & (frame["method"] == src.study.ours)]
+    frame = frame[(frame["kind"] == "baseline") & (frame["method"] == src.study.ours)]
+    frame = frame.sort_values("p_holm", ascending=not strictest, kind="stable")
+    return frame.drop_duplicates([*AXES, "reference", "metric"]).sort_index()
 
 
 def _by_bits(src: Source) -> Latex:
     """How often a difference is clear, against peers in sixteen and in fewer bits apart."""
-    frame = _baselines(src)
+    frame = _baselines(src, strictest=True)
     frame = frame[frame["headline"]]
     if frame.empty:
         return NO_OURS
@@ -238,7 +245,7 @@ def _by_bits(src: Source) -> Latex:
 
 def _losses(src: Source) -> Latex:
     """To whom ours loses, how often, and where most; headline or not."""
-    frame = _baselines(src)
+    frame = _baselines(src, strictest=False)
     if frame.empty:
         return NO_OURS
     lost = frame[frame["verdict"] == "worse"]
