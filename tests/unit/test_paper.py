@@ -5,12 +5,13 @@ import re
 
 import pytest
 import synthetic
-from rendering import build, draw, overfull, render, typeset, values, with_prose
+from matplotlib import pyplot as plt
+from rendering import PAPER, build, draw, overfull, render, typeset, values, with_prose
 
 from kvbudget.analysis import schema
 from kvbudget.errors import UserError
 from kvbudget.paper import budgets, check, latex, layout, registry, source, times
-from kvbudget.paper.plots import quality
+from kvbudget.paper.plots import quality, style
 from kvbudget.study import titles
 
 HOSTILE = r'100% \input{x} $1_2^3$ #&~"<|>` --- {°} Ünï'
@@ -349,6 +350,28 @@ def checked(tmp_path):
 def test_the_paper_itself_passes(checked):
     csv, paper = checked
     assert "without bare numbers" in checks(paper, csv)
+
+
+def test_each_figure_and_the_main_table_are_referred_to():
+    prose = "".join(path.read_text() for path in sorted((PAPER / "sections").glob("*.tex")))
+    shown = re.findall(r"\\autofigure\{(\w+)\}.*?\{(fig:\w+)\}\n", prose, re.DOTALL)
+    assert {name for name, _ in shown} == set(registry.FIGURES)
+    referred = {
+        key for keys in re.findall(r"\\[cC]ref\{([^}]*)\}", prose) for key in keys.split(",")
+    }
+    assert {label for _, label in shown} | {"tab:summary-1"} <= referred
+
+
+def test_nothing_is_printed_under_seven_points(choosing):
+    _, paper = choosing
+    sources = [PAPER / "main.tex", *(PAPER / "sections").glob("*.tex"), *paper.rglob("*.tex")]
+    for path in sources:
+        assert not re.search(
+            r"\\(scriptsize|tiny)\b|adjustbox|resizebox|scalebox", path.read_text()
+        )
+    style.use()
+    sizes = ["font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "legend.fontsize"]
+    assert min(plt.rcParams[size] for size in sizes) >= 7
 
 
 @pytest.mark.parametrize(

@@ -224,8 +224,10 @@ def test_what_is_not_compared_is_not_claimed(study, kind):
     if kind == "ablation":
         assert "holds no headline comparison of a variant" in said["summary/ablation"]
         return
-    for key in ("short", "answer", "findings", "losses", "power", "bits"):
+    for key in ("short", "answer", "losses", "power"):
         assert said[f"summary/{key}"] == words.NO_OURS
+    assert said["summary/findings"] == ""
+    assert said["summary/bits"] == "No comparison with a baseline counts as headline."
 
 
 def test_a_pair_of_two_experiments_counts_once(study):
@@ -284,7 +286,9 @@ def test_places_that_fail_are_named(study):
     cells = study.cells.copy()
     cells.loc[(cells["task"] == "needles") & (cells["length"] == 500), "headline"] = False
     said = told(study, cells=cells)["summary/headline"]
-    assert "1 of 2 combinations" in said and "Tiny-A on One of several" in said
+    assert (
+        "the full cache fails in 1 of 2 combinations" in said and "Tiny-A on One of several" in said
+    )
     assert "none fails" not in said
 
 

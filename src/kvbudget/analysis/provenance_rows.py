@@ -56,7 +56,8 @@ def provenance_rows(cells: list[Cell]) -> pd.DataFrame:
         provenance = cell.record["provenance"]
         items = dict(provenance.get("versions") or {})
         items |= {
-            name: provenance.get(name) for name in ("device", "threads", "dtype", "git_commit")
+            name: provenance.get(name)
+            for name in ("device", "machine", "threads", "dtype", "git_commit")
         }
         for name, value in items.items():
             if value is not None:

@@ -110,7 +110,11 @@ def _budgets(found: list[Finding]) -> str:
         return at(found[0].budget, found[0].all_kept)
     if len(found) > MOST_NUMBERS:
         return f"at {len(found)} budgets"
-    return f"at budgets of {latex.listing(latex.budget(f.budget, f.all_kept) for f in found)}"
+    named = (
+        f"{latex.budget(f.budget, f.all_kept)}{' tokens' if f.budget.isdigit() else ''}"
+        for f in found
+    )
+    return f"at budgets of {latex.listing(map(Latex, named))}"
 
 
 def _titles_of(src: Source, finding: Finding, verdict: str) -> Latex:
@@ -119,9 +123,7 @@ def _titles_of(src: Source, finding: Finding, verdict: str) -> Latex:
 
 
 def _findings(src: Source, found: list[Finding]) -> Latex:
-    """A paragraph for each model and budget."""
-    if not found:
-        return NO_OURS
+    """A paragraph for each model and budget; nothing where `summary/answer` says why."""
     several = len({f.model for f in found}) > 1
     headed = _first_metric(found)
     paragraphs: dict[str, list[str]] = {}
@@ -230,7 +232,7 @@ def _by_bits(src: Source) -> Latex:
     frame = _baselines(src, strictest=True)
     frame = frame[frame["headline"]]
     if frame.empty:
-        return NO_OURS
+        return Latex("No comparison with a baseline counts as headline.")
     texts = []
     for (name, metric), part in frame.groupby(["reference_bits", "metric"], sort=False):
         of = f"{count(len(part), 'headline comparison')} in {METRIC_TITLE[metric]}"

@@ -48,8 +48,8 @@ def _headline_tasks(src: Source) -> Latex:
     more = " and others" if len(named) > SHOWN else ""
     listed = latex.listing(Latex(name) for name in named[:SHOWN])
     return Latex(
-        f"In this study {len(weak)} of {combinations} fail and count for no headline: "
-        f"{listed}{more}."
+        f"In this study the full cache fails in {len(weak)} of {combinations}, which count for no "
+        f"headline: {listed}{more}."
     )
 
 

@@ -21,15 +21,17 @@ def text(src: Source) -> str:
     frame = src.comparisons
     variants = frame[frame["kind"] == "ablation"]
     pooled = src.table("pooled").assign(task=_TOGETHER, headline=True)
-    pooled = pooled.rename(columns={"places": "length"})
+    # Where some places have no score, the likelihood has more of them.
+    same = ["experiment", "model", "budget", "method", "reference", "kind"]
+    pooled["length"] = pooled.groupby(same)["places"].transform("max")
     title = latex.title(src.study, "methods", ours) if ours else ""
     floats = [
         *_floats(
             src,
             _against(pooled, ours),
             "reference",
-            rf"{title} minus each reference, over all headline tasks and lengths (places) of an "
-            r"experiment together; each context counts once.",
+            rf"{title} minus each reference, over all headline tasks and lengths (places, scored "
+            r"or not) of an experiment together; each context counts once.",
             place="places",
         ),
         *_floats(src, _against(frame, ours), "reference", rf"{title} minus each reference."),
