@@ -136,6 +136,40 @@ def test_a_method_may_have_a_calibration_of_its_own(config):
     assert all("calibration" not in cell.spec["method"] for cell in study.cells)
 
 
+def test_a_method_may_be_measured_with_several_seeds_of_its_calibration(config):
+    config["methods"]["ours"]["calibration_seeds"] = [1, 2, 5]
+    config["methods"]["once"] = {"policy": "head-aware", "title": "Once"}
+    config["experiments"][0] |= {"methods": ["ours", "once"], "lengths": [500], "budgets": ["20%"]}
+    study = expand(config)
+    ours = [cell for cell in study.cells if cell.method == "ours"]
+    assert [cell.spec["calibration"]["seed"] for cell in ours] == [1, 2, 5]
+    assert len({cell.key for cell in ours}) == 1 and len({cell.path for cell in ours}) == 3
+    assert [place(cell.calibration) for cell in ours] == [
+        f"results/calibrations/m/default{seed}.json" for seed in ("", "-seed-2", "-seed-5")
+    ]
+    # The seed of the calibration itself is the calibration that others use.
+    (once,) = (cell for cell in study.cells if cell.method == "once")
+    assert once.calibration == ours[0].calibration
+    assert len(study.calibrations) == 3
+    assert all("calibration_seeds" not in cell.spec["method"] for cell in study.cells)
+
+
+def test_a_calibration_named_like_a_seed_is_another(config):
+    config["calibrations"] = {"default-seed-2": {"tasks": ["recall"]}}
+    config["methods"]["ours"]["calibration_seeds"] = [1, 2]
+    config["methods"]["other"] = {"policy": "head-aware", "calibration": "default-seed-2"}
+    config["experiments"][0]["methods"] = ["ours", "other"]
+    study = expand(config)
+    assert len({each.path for each in study.calibrations}) == 3
+    (other,) = {cell.calibration for cell in study.cells if cell.method == "other"}
+    assert other not in {cell.calibration for cell in study.cells if cell.method == "ours"}
+
+
+def test_families_are_declared_and_have_a_default(config):
+    assert expand(config).config["families"] == ["experiment", "metric", "reference"]
+    assert "families" in yaml.safe_load((REPO / "config.yaml").read_text())
+
+
 def test_a_task_may_override_samples(config):
     config["experiments"][0]["tasks"] = ["ppl"]
     spec = expand(config).cells[0].spec
@@ -249,6 +283,15 @@ def change(config: dict, path: str, value: object) -> None:
             "x",
             r"methods: h2o: unknown option 'calibration'; it has none",
         ),
+        (
+            "methods/h2o/calibration_seeds",
+            [1, 2],
+            r"methods: h2o: unknown option 'calibration_seeds'; it has none",
+        ),
+        ("methods/ours/calibration_seeds", [1], r"methods: ours: calibration_seeds: \[1\] is too"),
+        ("methods/ours/calibration_seeds", [1, 1], r"calibration_seeds: .* non-unique"),
+        ("families", ["metrics"], r"config: families: number 1: 'metrics' is not one of"),
+        ("families", [], r"config: families: \[\] "),
         ("methods/ours/calibration", "x", r"calibration: there is no 'x'; calibrations has "),
         ("calibrations", {"c": {"lenght": 5}}, r"unknown key 'lenght' at calibrations: c, did"),
         ("calibration/lenght", 500, r"unknown key 'lenght' at calibration, did you mean 'length'"),

@@ -25,6 +25,8 @@ MIN_LENGTH = 200
 OF_ANY_METHOD = frozenset(
     {"policy", "title", "prefill_chunk", "stride", "bits", "value_bits", "bounded"}
 )
+#: Key of a calibrated method that is measured with several seeds of its calibration.
+SEEDS = "calibration_seeds"
 #: Keys of a task that say what it is called, how much of it there is, and on which text.
 OF_ANY_TASK = frozenset({"kind", "title", "samples", "haystack"})
 
@@ -101,6 +103,8 @@ def check_method(
     own = {key: value for key, value in method.items() if key not in OF_ANY_METHOD}
     if policy.calibrated and "calibration" in own:
         known(f"{where}: calibration", own.pop("calibration"), calibrations, "calibrations")
+    if policy.calibrated:
+        own.pop(SEEDS, None)
     given = options.filled(where, own, policy.options)
     if method.get("prefill_chunk") and policy.holds_context:
         raise UserError(
