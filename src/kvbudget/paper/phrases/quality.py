@@ -254,7 +254,9 @@ def _losses(src: Source) -> Latex:
     if lost.empty:
         if not decidable(frame).any():
             return Latex("With so few contexts no comparison could have shown a loss.")
-        return Latex("In no comparison with a baseline, headline or not, is Head-Aware worse.")
+        return Latex(
+            "In no comparison with a baseline, headline or not, is Head-Aware clearly worse."
+        )
     texts = []
     for (reference, metric), part in lost.groupby(["reference", "metric"], sort=False):
         same = frame[(frame["reference"] == reference) & (frame["metric"] == metric)]
