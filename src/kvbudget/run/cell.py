@@ -94,7 +94,10 @@ def results(
 
 
 def summarise(parts: list[dict]) -> dict:
-    """The record's measures: means of bytes, highest peaks, medians of times."""
+    """The record's measures: means of bytes, highest peaks, medians of times.
+
+    A decode step is one of a sequence alone, also where questions were answered together.
+    """
 
     def column(group: str, key: str) -> list:
         return [part[group][key] for part in parts]
