@@ -107,8 +107,11 @@ def results(
 
 
 def summarise(parts: list[dict]) -> dict:
-    """The record's measures: means of bytes, highest peaks, medians of times. A context that was
-    adopted has no peak and no time of reading."""
+    """The record's measures: means of bytes, highest peaks, medians of times.
+
+    A decode step is one of a sequence alone, also where questions were answered together. A context
+    that was adopted has no peak and no time of reading.
+    """
 
     def column(group: str, key: str) -> list:
         return [part[group][key] for part in parts]
