@@ -1,6 +1,7 @@
 """Record the contexts of a place for all its cells: a model, a text and a spec in; a folder out."""
 
 import itertools
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from kvbudget.errors import UserError
 from kvbudget.policies.make import signal_class
 from kvbudget.run import prefills
 from kvbudget.run.cell import samples_of
-from kvbudget.run.record import write_json
+from kvbudget.run.record import replace_text
 from kvbudget.sources.load import load
 from kvbudget.sources.verified import read as read_verified
 
@@ -69,7 +70,8 @@ def run_prefills(job: Prefills) -> None:
             print(f"no room for more than {index} of {len(contexts)} contexts; cells read the rest")
             contexts = contexts[:index]
             break
-    write_json(job.out / prefills.MANIFEST, {"contexts": len(contexts)})
+    # Into the folder only if it is there still: a run that outlived its workflow leaves nothing.
+    replace_text(job.out / prefills.MANIFEST, json.dumps({"contexts": len(contexts)}))
 
 
 def _possible(model: PreTrainedModel, signals: Iterable[type[Signal]]) -> Sequence[type[Signal]]:
