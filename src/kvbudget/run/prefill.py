@@ -1,7 +1,7 @@
 """Record the contexts of a place for all its cells: a model, a text and a spec in; a folder out."""
 
-import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -89,8 +89,9 @@ def _possible(model: PreTrainedModel, signals: Iterable[type[Signal]]) -> Sequen
 def _fits(newest: Path, job: Prefills) -> bool:
     """Whether the places together keep within their bound, and leave the disk room for as much as
     the newest file again."""
-    files = itertools.chain(job.store.rglob("*.safetensors"), job.store.rglob("*.part"))
-    used = sum(_size(file) for file in files)
+    used = sum(
+        _size(Path(folder, name)) for folder, _, names in os.walk(job.store) for name in names
+    )
     return used <= job.disk_gb * 1e9 and shutil.disk_usage(job.out).free > _size(newest)
 
 
