@@ -11,7 +11,8 @@ export PIP_NO_INDEX := 1
 endif
 
 BIN := .venv/bin
-KVBUDGET := $(BIN)/kvbudget
+# The code that runs is the code beside this file, whatever else is installed.
+KVBUDGET := PYTHONPATH=src $(BIN)/python -m kvbudget
 OVERLAY := $(if $(filter-out default,$(STUDY)),--configfile workflow/studies/$(STUDY).yaml)
 SNAKEMAKE := $(BIN)/snakemake $(OVERLAY) --cores all --resources gpu=1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -19,7 +20,7 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help plan paper draft status rerun report verify bundle unbundle audit test test-slurm soak lint \
+.PHONY: help plan paper smoke draft status rerun report verify bundle unbundle audit test test-slurm soak lint \
     bench lock packages tex slurm clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
@@ -31,6 +32,9 @@ plan: .venv/.installed ## Check STUDY and print what it will cost; nothing is do
 paper: ## Compute the study and build its paper: paper/STUDY/main.pdf, and a copy as paper/main.pdf
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed tex
 	$(SNAKEMAKE)
+
+smoke: ## Compute and typeset a small study: does it all work here? Two minutes on two cores
+	@$(MAKE) --no-print-directory paper STUDY=smoke
 
 draft: .venv/.installed tex ## Typeset what is finished of a study: paper/STUDY-draft/main.pdf
 	$(SNAKEMAKE) --config draft=True

@@ -33,6 +33,7 @@ rule all:
 
 onstart:
     refuse_early()
+    warm_up()
     give_back()
 
 

@@ -3,6 +3,7 @@
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvbudget.cache import attention
+from kvbudget.cache.budget import BOUNDED
 from kvbudget.cache.cache import BudgetedCache, geometry_of, layers_of, text_config
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
@@ -66,6 +67,7 @@ def make_cache(
     bits: int | None = None,
     value_bits: int | None = None,
     prompt_tokens: int | None = None,
+    bounded: str = "always",
     **options,
 ) -> BudgetedCache:
     """A cache for one batch of sequences.
@@ -85,6 +87,9 @@ def make_cache(
         value_bits: of a number of a value, where that is not `bits`.
         prompt_tokens: length of the prompt, where it comes in several forward passes; by default
             the first forward pass is the prompt.
+        bounded: `"always"`: what follows the prompt must fit into the budget, too, and evicts;
+            `"context"`: the budget is the prompt's, and what follows stands on top of it, as the
+            model gives it, and evicts nothing.
         options: of the method, see `kvbudget.policies`.
 
     Raises:
@@ -95,6 +100,8 @@ def make_cache(
     for name, value in (("stride", stride), ("prefill_chunk", prefill_chunk)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be 1 or more, not {value}")
+    if bounded not in BOUNDED:
+        raise UserError(f"bounded must be one of {', '.join(BOUNDED)}, not {bounded!r}")
     if (method == "full") != (budget is None):
         raise UserError(
             f"method {method!r} needs a budget" if budget is None else "method 'full' has no budget"
@@ -113,7 +120,7 @@ def make_cache(
             f"method {method!r} holds the whole context until it is compressed, which "
             "prefill_chunk forbids; drop it"
         )
-    plan = Plan(policy, geometry, budget, prompt_tokens, codec)
+    plan = Plan(policy, geometry, budget, prompt_tokens, codec, bounded)
     if not plan.geometry.layers:
         raise UserError(
             "every layer of this model has a sliding window, so there is no cache to budget; set "

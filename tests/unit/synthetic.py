@@ -29,8 +29,10 @@ def config(**changes: object) -> dict:
     base = {
         "study": "synthetic",
         "seed": 1,
+        "split": "test",
         "dtype": "bfloat16",
-        "samples": {"contexts": 6, "questions": 2},
+        "samples": {"contexts": 12, "questions": 2},
+        "families": ["experiment", "metric", "reference"],
         "models": {
             "tiny_a": {"source": "pypi", "packages": ["some-package==0.1"], "title": "Tiny-A"}
         },
@@ -100,6 +102,7 @@ ENVIRONMENT = {
 }
 
 
+_NOT_IN_SPECS = ("title", "calibration_seeds")
 TEXT = "results/text/kjv-0.txt"
 
 
@@ -111,9 +114,13 @@ def _expand(settings: dict) -> Study:
     for experiment in settings["experiments"]:
         axes = (experiment[name] for name in ("models", "tasks", "lengths", "methods"))
         for model, task, length, method in itertools.product(*axes):
-            full = settings["methods"][method]["policy"] == "full"
-            for budget in [None] if full else experiment["budgets"]:
+            entry = settings["methods"][method]
+            budgets = [None] if entry["policy"] == "full" else experiment["budgets"]
+            seeds = entry.get("calibration_seeds", [None])
+            for budget, seed in itertools.product(budgets, seeds):
                 spec = _spec(settings, model, task, length, method, budget)
+                if seed is not None:
+                    spec["calibration"] = {"seed": seed}
                 ours = spec["method"]["policy"] == OURS
                 code = f"{spec['method']['policy']}-{spec['task']['kind']}" * 4
                 known = calibrations[model].path if ours else None
@@ -132,11 +139,12 @@ def _expand(settings: dict) -> Study:
 def _spec(
     settings: dict, model: str, task: str, length: int, method: str, budget: str | int | None
 ) -> dict:
-    entry = {k: v for k, v in settings["methods"][method].items() if k != "title"}
+    entry = {k: v for k, v in settings["methods"][method].items() if k not in _NOT_IN_SPECS}
     return {
         "model": model,
         "dtype": settings["dtype"],
         "seed": settings["seed"],
+        "split": settings["split"],
         "haystack": "kjv",
         "task": {"name": task, **settings["tasks"][task]},
         "length": length,
@@ -161,6 +169,8 @@ def record(cell: Planned) -> dict:
     for c in range(spec["samples"]["contexts"]):
         for q in range(1 if perplexity else spec["samples"]["questions"]):
             score = float(rng.random() < skill)
+            needles = spec["task"].get("needles", 1)
+            any_needle = score == 1 or rng.random() < skill
             samples.append(
                 {
                     "id": f"{source}/{c}/{q}",
@@ -173,11 +183,15 @@ def record(cell: Planned) -> dict:
                     ),
                     "output": "1234567",
                     "reference": ["1234567"],
+                    "any": any_needle if needles > 1 else None,
+                    "choice": max(score, float(rng.random() < 0.5)) if needles > 1 else None,
+                    "choices": needles if needles > 1 else None,
                 }
             )
     if streaming:
         samples = [sample | _translation(rng, share) for sample in samples]
     token_bytes = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
+    held = min(1.0, share * 16 / spec["method"].get("bits", 16))
     planned = round(share * length) * token_bytes
     out = {
         "schema": 1,
@@ -203,6 +217,7 @@ def record(cell: Planned) -> dict:
             "versions": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
             "model_sha256": "a" * 64,
             "device": "cpu",
+            "cpu": "Some CPU",
             "threads": 2,
             "dtype": spec["dtype"],
             "git_commit": "0123456789abcdef",
@@ -211,9 +226,9 @@ def record(cell: Planned) -> dict:
         },
     }
     slots = np.ones((LAYERS, KV_HEADS))
-    if spec["method"]["policy"] == "head-aware":
+    if spec["method"]["policy"] == "head-aware" and held < 1:
         slots = rng.gamma(1.5, size=slots.shape)
-    slots = slots / slots.mean() * share * length
+    slots = slots / slots.mean() * held * length
     out["allocation"] = {"layers": list(range(LAYERS)), "slots": slots.tolist()}
     return out
 

@@ -9,19 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
-from scipy import stats
 
 from kvbudget.analysis import schema
 from kvbudget.analysis.aggregate import aggregate
-from kvbudget.analysis.statistics import (
-    Estimate,
-    detectable,
-    effect_size,
-    holm,
-    mean_interval,
-    paired_p,
-    verdict,
-)
+from kvbudget.analysis.statistics import holm
 from kvbudget.errors import UserError
 from kvbudget.study.plan import budget_token, load_study
 
@@ -182,7 +173,7 @@ def test_fewer_contexts_than_planned(study, kept):
     cell = a_cell(study)
     edit(study, cell, lambda r: r.update(samples=r["samples"][:kept]))
     message = refusal(study)
-    assert f"holds {kept // 2} contexts, the plan has 6" in message and mended_by(message, cell)
+    assert f"holds {kept // 2} contexts, the plan has 12" in message and mended_by(message, cell)
 
 
 def test_several_problems_are_named_in_one_refusal(study):
@@ -317,7 +308,7 @@ def test_a_spoilt_file_is_refused(finished, spoil, named, tmp_path):
 def test_pooled_comparisons_count_every_headline_context_once(finished):
     _, out = finished
     pooled, single = schema.read(out, "pooled"), schema.read(out, "comparisons")
-    names = ["model", "budget", "method", "reference", "kind", "metric"]
+    names = ["model", "experiment", "budget", "method", "reference", "kind", "metric"]
     single = single[single["headline"]]
     weighted = single.assign(total=single["difference"] * single["n_contexts"])
     sums = weighted.groupby(names)[["total", "n_contexts"]].sum()
@@ -341,7 +332,7 @@ def test_pooled_comparisons_count_a_context_that_tasks_share_once(tmp_path):
     (pooled,) = schema.read(out, "pooled").query("metric == 'nll'").to_dict("records")
     single = schema.read(out, "comparisons").query("metric == 'nll'")
     assert len(single) == pooled["places"] == 2
-    assert set(single["n_contexts"]) == {pooled["n_contexts"]} == {6}
+    assert set(single["n_contexts"]) == {pooled["n_contexts"]} == {12}
     assert pooled["difference"] == pytest.approx(single["difference"].mean())
 
 
@@ -359,7 +350,7 @@ def test_cells_hold_what_the_record_says(finished):
     scores = [s["score"] for s in record["samples"]]
     assert mine.loc["score", "value"] == pytest.approx(np.mean(scores))
     assert mine.loc["score", "ci_low"] <= mine.loc["score", "value"] <= mine.loc["score", "ci_high"]
-    assert mine.loc["score", ["n_samples", "n_contexts"]].tolist() == [12, 6]
+    assert mine.loc["score", ["n_samples", "n_contexts"]].tolist() == [24, 12]
     assert mine.loc["prefill_s", "value"] == record["timing"]["prefill_s"]
     assert "peak_cuda_bytes" not in mine.index
 
@@ -410,7 +401,7 @@ def test_comparisons_are_paired_by_context(finished):
 
     expected = means(row["method"]) - means(row["reference"])
     assert row["difference"] == pytest.approx(expected.mean())
-    assert row["n_contexts"] == 6
+    assert row["n_contexts"] == 12
     assert (frame["p_holm"] >= frame["p"]).all()
 
 
@@ -444,68 +435,243 @@ def test_aggregation_is_reproducible(finished, study):
     assert {file.name: file.read_bytes() for file in run(study).iterdir()} == first
 
 
-# --- statistics
-
-
 def test_budget_tokens():
     assert [budget_token(b) for b in ("20%", 256, None)] == ["20p", "256", "full"]
 
 
-def test_interval_of_equal_values_is_a_point():
-    assert mean_interval(np.ones(6), 1) == Estimate(1.0, 1.0, 1.0, 6)
+# --- what is compared with what, and corrected together
 
 
-def test_one_context_has_no_interval():
-    estimate = mean_interval(np.array([0.5]), 1)
-    assert estimate.value == 0.5 and math.isnan(estimate.low)
-    assert verdict(estimate, True) == "unclear"
-
-
-def test_interval_covers_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(100):
-        estimate = mean_interval(rng.normal(size=40), 1)
-        hits += estimate.low <= 0 <= estimate.high
-    assert 85 <= hits <= 100
-
-
-def test_effect_size_by_hand():
-    assert effect_size(np.array([1.0, 2.0, 3.0])) == pytest.approx(2.0)
-    assert math.isnan(effect_size(np.ones(5)))
-    assert math.isnan(effect_size(np.array([1.0])))
-
-
-def test_what_can_be_detected_is_found_about_as_often_as_it_says():
-    """A paired t test on made-up contexts with just that difference rejects in 80%."""
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(2000, 12))
-    least = detectable(noise[0]) / noise[0].std(ddof=1)
-    found = stats.ttest_1samp(noise + least, 0, axis=1).pvalue < 0.05
-    assert 0.75 < found.mean() < 0.85
-    assert math.isnan(detectable(np.zeros(5)))
-    assert detectable(np.tile(noise[0], 4)) < detectable(noise[0]) / 1.9
-
-
-def test_permutation_is_exact_for_few_contexts():
-    assert paired_p(np.arange(1.0, 7), np.zeros(6), 1) == pytest.approx(2 / 2**6)
-    assert paired_p(np.ones(6), np.ones(6), 1) == 1.0
-
-
-def test_holm_by_hand():
-    assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+def test_an_experiment_sets_side_by_side(finished):
+    """A pair that two experiments hold stands in both, with the same test."""
+    frame = schema.read(finished[1], "comparisons")
+    place = frame.query("task == 'niah_single' and length == 1000 and budget == '20p'")
+    pair = place.query("method == 'head-aware' and reference == 'h2o' and metric == 'nll'")
+    assert list(pair["experiment"]) == ["lengths", "budgets"]
+    assert pair["p"].nunique() == 1
+    assert set(frame.query("kind == 'ablation'")["experiment"]) == {"ablation"}
 
 
 @pytest.mark.parametrize(
-    "low, high, better", [(0.1, 0.2, "better"), (-0.2, -0.1, "worse"), (-0.1, 0.1, "unclear")]
+    "families, size",
+    [
+        (["experiment", "metric", "reference"], 3 * 2),
+        (["experiment", "metric"], 3 * 2 * (3 + 2)),
+        (["experiment", "metric", "reference", "length"], 2),
+        (["metric", "experiment", "reference", "model", "task"], 3),
+    ],
 )
-def test_verdict_follows_the_direction_of_the_metric(low, high, better):
-    estimate = Estimate((low + high) / 2, low, high, 6)
-    opposite = {"better": "worse", "worse": "better", "unclear": "unclear"}
-    assert verdict(estimate, higher_is_better=True) == better
-    assert verdict(estimate, higher_is_better=False) == opposite[better]
+def test_p_is_corrected_within_the_families_of_the_config(tmp_path, families, size):
+    """NLL of three lengths and two tasks; of full: three methods, of each baseline: ours."""
+    settings = synthetic.config(families=families)
+    settings["experiments"] = settings["experiments"][:1]
+    frame = schema.read(run(synthetic.make(tmp_path, settings)), "comparisons")
+    ours = frame.query("metric == 'nll' and kind == 'baseline'")
+    assert set(ours["family"]) == {size}
+    for _, family in frame.groupby(families):
+        assert set(family["family"]) == {len(family)}
+        assert family["p_holm"].to_numpy() == pytest.approx(holm(family["p"].to_numpy()))
 
 
-def test_no_verdict_from_few_contexts():
-    """Five pairs agree by chance in 1 of 16 cases, too often for a 95% interval."""
-    assert verdict(Estimate(0.5, 0.4, 0.6, 5), higher_is_better=True) == "unclear"
+def test_a_verdict_follows_from_the_corrected_p(finished):
+    for table in ("comparisons", "pooled"):
+        frame = schema.read(finished[1], table)
+        assert ((frame["verdict"] != "unclear") == (frame["p_holm"] < 0.05)).all()
+        assert set(frame["verdict"]) >= {"better", "worse", "unclear"}
+        up = (frame["difference"] > 0) == (frame["metric"] != "nll")
+        clear = frame["verdict"] != "unclear"
+        assert ((frame["verdict"] == "better") == up)[clear].all()
+
+
+# --- chance
+
+
+@pytest.fixture
+def choosing(tmp_path):
+    """A study that asks for one of four needles."""
+    settings = synthetic.config()
+    settings["tasks"] = {"needles": {"kind": "niah", "needles": 4}}
+    place = {"tasks": ["needles"], "lengths": [500], "methods": ["full", "h2o", "head-aware"]}
+    settings["experiments"] = [settings["experiments"][0] | place]
+    return synthetic.make(tmp_path, settings)
+
+
+def answer(study, method, **values):
+    """Give all samples of a method the same values, one a question where there are several."""
+    for cell in load_study(study).cells:
+        if cell.method == method:
+
+            def change(record):
+                for number, sample in enumerate(record["samples"]):
+                    sample.update({k: v[number % len(v)] for k, v in values.items()})
+
+            edit(study, cell, change)
+
+
+def metrics_of(out, method):
+    frame = schema.read(out, "cells")
+    return frame[frame["method"] == method].set_index("metric")
+
+
+def test_needles_are_counted_beside_the_score(choosing):
+    answer(choosing, "h2o", score=[1.0, 0.0], any=[True, True], choice=[1.0, 1.0])
+    answer(choosing, "head-aware", score=[1.0, 0.0], any=[True, False], choice=[0.0, 1.0])
+    out = run(choosing)
+    values = metrics_of(out, "h2o")["value"]
+    assert values[["any", "given_any", "choice", "chance"]].tolist() == [1, 0.5, 1, 0.25]
+    values = metrics_of(out, "head-aware")["value"]
+    assert values[["any", "given_any", "choice", "chance"]].tolist() == [0.5, 1, 0.5, 0.25]
+    pairs = schema.read(out, "comparisons").query("kind == 'baseline'").set_index("metric")
+    assert pairs.loc["choice", ["difference", "verdict"]].tolist() == [-0.5, "worse"]
+    assert not {"any", "given_any"} & set(pairs.index)
+
+
+def test_contexts_whose_answers_are_no_needle_have_none_that_is_right(choosing):
+    def none_but_first(record):
+        for sample in record["samples"]:
+            sample.update(any=sample["context_id"].endswith("/0"), score=1.0)
+
+    edit(choosing, next(c for c in load_study(choosing).cells if c.method == "h2o"), none_but_first)
+    row = metrics_of(run(choosing), "h2o").loc["given_any"]
+    assert row["value"] == 1 and row["n_contexts"] == 1 and math.isnan(row["ci_low"])
+
+
+@pytest.mark.parametrize(
+    "scores, headline",
+    [([1.0, 0.5], True), ([0.75, 0.5], True), ([0.5, 0.5], False), ([0.7, 0.5], False)],
+)
+def test_chance_is_taken_off_before_a_place_is_headline(choosing, scores, headline):
+    """Of four needles a score of .625 is half of what guessing leaves to be known."""
+    answer(choosing, "full", score=scores)
+    out = run(choosing)
+    for table in ("cells", "comparisons"):
+        assert set(schema.read(out, table)["headline"]) == {headline}
+    assert schema.read(out, "pooled").empty != headline
+
+
+def test_a_single_needle_has_no_chance_level(finished, study):
+    answer(study, "full", score=[0.5], choices=[1], choice=[1.0], any=[True])
+    frame = schema.read(run(study), "cells").query("task == 'niah_single'")
+    assert not {"choice", "chance"} & set(frame["metric"])
+    assert frame["headline"].all()
+
+
+# --- bits, tokens and times
+
+
+def test_bits_and_kept_tokens_stand_beside_bytes(tmp_path):
+    settings = synthetic.config()
+    four = {"policy": "h2o", "bits": 4}
+    settings["methods"] = settings["methods"] | {"four": four, "mixed": four | {"value_bits": 2}}
+    place = {"lengths": [500], "methods": ["full", "h2o", "four", "mixed", "head-aware"]}
+    settings["experiments"] = [settings["experiments"][0] | place | {"budgets": ["20%", "40%"]}]
+    out = run(synthetic.make(tmp_path, settings))
+    frame = schema.read(out, "cells").query("metric == 'kept' and task == 'niah_single'")
+    frame = frame.set_index(["method", "budget"])
+    bits = frame.groupby("method")["bits"].first()
+    assert dict(bits) == {
+        "full": "16", "h2o": "16", "head-aware": "16", "four": "4", "mixed": "4/2"
+    }  # fmt: skip
+    assert frame.loc[("h2o", "20p"), "value"] == pytest.approx(0.2, abs=0.01)
+    assert frame.loc[("head-aware", "20p"), "value"] == pytest.approx(0.2, abs=0.01)
+    assert frame.loc[("four", "20p"), "value"] == pytest.approx(0.8, abs=0.01)
+    assert frame.loc[("four", "40p"), ["value", "all_kept"]].tolist() == [1.0, True]
+    assert not frame.loc[("four", "20p"), "all_kept"]
+    assert frame.loc[("full", "full"), ["value", "all_kept"]].tolist() == [1.0, False]
+    pairs = schema.read(out, "comparisons")
+    assert set(pairs.query("reference == 'four'")["reference_bits"]) == {"4"}
+    assert set(pairs.query("method == 'four' and budget == '40p'")["all_kept"]) == {True}
+    assert set(pairs.query("method == 'four' and budget == '20p'")["all_kept"]) == {False}
+
+
+def test_one_head_that_loses_a_token_is_not_all_kept(study):
+    cell = a_cell(study)
+
+    def almost(record):
+        whole = cell.length
+        record["allocation"]["slots"] = [[whole] * 2 for _ in record["allocation"]["slots"]]
+        record["allocation"]["slots"][3][1] = whole - 1 / 12
+
+    edit(study, cell, lambda r: (almost(r), r["memory"].update(cache_bytes_allocated=0)))
+    (kept,) = (
+        schema.read(run(study), "cells")
+        .query(f"method == 'h2o' and length == {cell.length} and task == 'niah_single'")
+        .query(f"metric == 'kept' and budget == '{cell.budget}'")
+        .to_dict("records")
+    )
+    assert 0.999 < kept["value"] < 1 and not kept["all_kept"]
+
+
+@pytest.mark.parametrize(
+    "place, named",
+    [
+        ({}, "cpu, 2 threads"),
+        ({"cpu": "a node"}, "cpu, a node, 2 threads"),
+        ({"device": "H100", "threads": 1}, "H100, 1 thread"),
+    ],
+)
+def test_each_row_says_where_it_was_timed(study, place, named):
+    edit(study, a_cell(study), lambda r: r["provenance"].update(place))
+    cell = a_cell(study)
+    frame = schema.read(run(study), "cells").query(
+        f"task == 'niah_single' and length == {cell.length} and budget == '{cell.budget}'"
+    )
+    assert set(frame.query("method == 'h2o'")["machine"]) == {named}
+    assert set(frame.query("method == 'head-aware'")["machine"]) == {"cpu, 2 threads"}
+
+
+# --- seeds of calibrations
+
+
+@pytest.fixture
+def seeded(tmp_path):
+    """Ours calibrated with three seeds, at one place."""
+    settings = synthetic.config()
+    ours = settings["methods"]["head-aware"] | {"calibration_seeds": [1, 2, 3]}
+    settings["methods"] = settings["methods"] | {"head-aware": ours}
+    place = {"tasks": ["niah_single"], "lengths": [500]}
+    settings["experiments"] = [settings["experiments"][0] | place]
+    return synthetic.make(tmp_path, settings)
+
+
+def of_seed(study, seed):
+    cells = load_study(study).cells
+    return next(c for c in cells if c.spec.get("calibration") == {"seed": seed})
+
+
+def test_seeds_of_a_calibration_are_one_method(seeded):
+    cells = [c for c in load_study(seeded).cells if c.method == "head-aware"]
+    assert len(cells) == 3 and len({c.key for c in cells}) == 1
+    for seed, given in ((1, {"score": 0.0}), (2, {"score": 0.5}), (3, {"score": 1.0})):
+        cell = of_seed(seeded, seed)
+        edit(seeded, cell, lambda r, given=given: [s.update(given) for s in r["samples"]])
+    answer(seeded, "h2o", score=[0.25])
+    out = run(seeded)
+    rows = schema.read(out, "cells")
+    row = rows.query("method == 'head-aware' and metric == 'score'").iloc[0]
+    assert row[["value", "seed_low", "seed_high", "seeds"]].tolist() == [0.5, 0.0, 1.0, 3]
+    assert row["n_contexts"] == 12
+    assert rows.query("method == 'h2o'")["seed_low"].isna().all()
+    for table in ("comparisons", "pooled"):
+        pairs = schema.read(out, table).query("reference == 'h2o' and metric == 'score'")
+        (pair,) = pairs.to_dict("records")
+        assert (pair["difference"], pair["seed_low"], pair["seed_high"]) == (0.25, -0.25, 0.75)
+        assert pair["n_contexts"] == 12  # contexts are not counted once a seed
+
+
+def test_times_of_seeds_on_two_machines_are_those_of_no_machine(seeded):
+    edit(seeded, of_seed(seeded, 2), lambda r: r["provenance"].update(cpu="a node"))
+    machines = schema.read(run(seeded), "cells").groupby("method")["machine"].unique()
+    assert machines["head-aware"].tolist() == ["cpu, 2 threads; cpu, a node, 2 threads"]
+
+
+def test_a_draft_may_lack_a_seed(seeded):
+    record_file(seeded, of_seed(seeded, 2)).unlink()
+    frame = schema.read(run(seeded, draft=True), "cells")
+    assert set(frame.query("method == 'head-aware'")["seeds"]) == {2}
+
+
+def test_budgets_of_heads_are_those_of_the_first_seed(seeded):
+    frame = schema.read(run(seeded), "allocation")
+    record = json.loads(record_file(seeded, of_seed(seeded, 1)).read_text())
+    assert frame["slots"].to_numpy() == pytest.approx(np.ravel(record["allocation"]["slots"]))

@@ -33,6 +33,9 @@ METHODS = {
         "recent": 4,
         "stride": 2,
     },
+    "tova": {"method": "tova"},
+    "expected-attention": {"method": "expected-attention", "stride": 2},
+    "pyramidkv": {"method": "pyramidkv"},
 }
 
 RELATIVE = ("streaming", "streaming-stride")  # positions are those inside the cache
@@ -310,12 +313,15 @@ def test_what_is_kept_does_not_depend_on_a_later_question(llama):
         ("streaming-absolute", {}),
         ("head-aware", {}),
         ("head-aware-groups", {"safeguard": 1.0}),
+        ("tova", {}),
+        ("expected-attention", {"prompt_tokens": None}),  # which ends where each prompt does
+        ("pyramidkv", {}),
     ],
 )
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text"])
 def test_a_left_padded_batch_equals_batches_of_one(kind, method, options):
     model = attach(tiny_model(kind))
-    check_padded_batch(model, lambda: cache_for(model, method, prompt_tokens=40, **options))
+    check_padded_batch(model, lambda: cache_for(model, method, **{"prompt_tokens": 40, **options}))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text"])

@@ -32,6 +32,7 @@ SPEC = {
     "model": "tiny",
     "dtype": "float32",
     "seed": 1,
+    "split": "test",
     "haystack": "license",
     "task": task("niah_multikey", "niah", needles=4),
     "length": 800,
@@ -78,7 +79,13 @@ def test_the_record_of_a_cell(home, tmp_path):
     record = run_cell(arguments(home, tmp_path / "cell.json"))
     assert json.loads((tmp_path / "cell.json").read_text()) == record
     identity, *contexts = (tmp_path / "cell.contexts.jsonl").read_text().splitlines()
-    assert json.loads(identity) == {"identity": "identity"}
+    provenance = record["provenance"]
+    assert json.loads(identity) == {
+        "identity": "identity",
+        "calibration_sha256": None,
+        **{name: provenance[name] for name in ("device", "cpu", "threads")},
+    }
+    assert provenance["cpu"] and provenance["calibration_sha256"] is None
     assert len(contexts) == 2
     assert (record["schema"], record["spec"], record["code"]) == (1, SPEC, "digest")
     assert record["identity"] == "identity"
@@ -100,6 +107,30 @@ def test_the_record_of_a_cell(home, tmp_path):
     assert record["timing"]["prefill_s"] > 0
     assert record["timing"]["decode_ms_per_token"] > 0
     assert record["provenance"]["versions"]["torch"]
+
+
+def test_a_cell_whose_budget_is_the_context_s(home, tmp_path):
+    """The same questions in the same order; what stands on top of the budget is told apart."""
+    method = {"name": "h2o", "policy": "h2o", "bounded": "context"}
+    args = {"method": method, "samples": {"contexts": 2, "questions": 3}}
+    record = run_cell(arguments(home, tmp_path / "cell.json", **args))
+    args["method"] = method | {"bounded": "always"}
+    always = run_cell(arguments(home, tmp_path / "always.json", **args))
+    memory = record["memory"]
+    for mine, theirs in zip(record["samples"], always["samples"], strict=True):
+        same = ("id", "context_id", "prompt_tokens", "budget_tokens", "reference", "depth")
+        assert [mine[key] for key in same] == [theirs[key] for key in same]
+        assert mine["choices"] == theirs["choices"] == 4
+        assert mine["choice"] in (0.0, 1.0)
+        assert mine["any"] in (True, False)
+    for size in ("cache_bytes_planned", "cache_bytes_allocated"):
+        assert memory[size] == always["memory"][size]
+    assert memory["cache_tokens_on_top"] > 100  # letters of a question
+    assert "cache_tokens_on_top" not in always["memory"]
+    assert record["timing"]["decode_ms_per_token"] > 0
+    assert outcome(
+        run_cell(arguments(home, tmp_path / "again.json", **args | {"method": method}))
+    ) == (outcome(record))
 
 
 def test_a_cell_opens_no_connection(home, tmp_path):
@@ -197,22 +228,28 @@ def test_a_cell_goes_on_where_it_was_killed(home, tmp_path):
     assert outcome(record) == outcome(whole)
 
 
-def test_side_files_of_another_cell_are_not_taken(tmp_path):
+@pytest.mark.parametrize("other", ["identity", "cpu", "calibration_sha256"])
+def test_side_files_of_another_cell_machine_or_calibration_are_not_taken(tmp_path, capsys, other):
     side = tmp_path / "cell.contexts.jsonl"
-    side.write_text('{"identity": "old"}\n{"samples": []}\n')
-    assert finished(side, "new") == []
-    assert side.read_text() == '{"identity": "new"}\n'
+    basis = {"identity": "i", "calibration_sha256": "c", "device": "cpu", "cpu": "X", "threads": 2}
+    side.write_text(json.dumps(basis | {other: "old"}) + '\n{"samples": []}\n')
+    assert finished(side, basis) == []
+    assert side.read_text() == json.dumps(basis) + "\n"
+    said = f"rests on {other} old, not {basis[other]}: all contexts are measured again"
+    assert said in capsys.readouterr().out
+    side.write_text(json.dumps(basis) + '\n{"samples": []}\n')
+    assert finished(side, basis) == [{"samples": []}]
 
 
 def test_a_cell_that_outlived_its_run_writes_where_no_one_reads(tmp_path):
-    side, identity = tmp_path / "cell.contexts.jsonl", "identity"
-    assert finished(side, identity) == []
+    side, basis = tmp_path / "cell.contexts.jsonl", {"identity": "identity"}
+    assert finished(side, basis) == []
     with side.open("a") as survivor:
         survivor.write('{"samples": [1]}\n')
         survivor.flush()
-        assert finished(side, identity) == [{"samples": [1]}]
+        assert finished(side, basis) == [{"samples": [1]}]
         survivor.write('{"samples": [2]}\n')
-    assert finished(side, identity) == [{"samples": [1]}]
+    assert finished(side, basis) == [{"samples": [1]}]
     assert list(tmp_path.iterdir()) == [side]
 
 

@@ -102,10 +102,11 @@ def test_a_spec_holds_what_the_cell_depends_on_and_no_titles(config):
         "model": "m",
         "dtype": "bfloat16",
         "seed": 1,
+        "split": "test",
         "haystack": "h",
         "task": {"name": "needle", "kind": "niah", "needles": 2, "values": 1, "queries": 1},
         "length": 500,
-        "method": {"name": "h2o", "policy": "h2o"},
+        "method": {"name": "h2o", "policy": "h2o", "bounded": "context"},
         "budget": 128,
         "samples": {"contexts": 6, "questions": 2},
     }
@@ -133,6 +134,40 @@ def test_a_method_may_have_a_calibration_of_its_own(config):
     (other,) = {cell.calibration for cell in study.cells if cell.method == "other"}
     assert place(other) == "results/calibrations/m/copying.json"
     assert all("calibration" not in cell.spec["method"] for cell in study.cells)
+
+
+def test_a_method_may_be_measured_with_several_seeds_of_its_calibration(config):
+    config["methods"]["ours"]["calibration_seeds"] = [1, 2, 5]
+    config["methods"]["once"] = {"policy": "head-aware", "title": "Once"}
+    config["experiments"][0] |= {"methods": ["ours", "once"], "lengths": [500], "budgets": ["20%"]}
+    study = expand(config)
+    ours = [cell for cell in study.cells if cell.method == "ours"]
+    assert [cell.spec["calibration"]["seed"] for cell in ours] == [1, 2, 5]
+    assert len({cell.key for cell in ours}) == 1 and len({cell.path for cell in ours}) == 3
+    assert [place(cell.calibration) for cell in ours] == [
+        f"results/calibrations/m/default{seed}.json" for seed in ("", "-seed-2", "-seed-5")
+    ]
+    # The seed of the calibration itself is the calibration that others use.
+    (once,) = (cell for cell in study.cells if cell.method == "once")
+    assert once.calibration == ours[0].calibration
+    assert len(study.calibrations) == 3
+    assert all("calibration_seeds" not in cell.spec["method"] for cell in study.cells)
+
+
+def test_a_calibration_named_like_a_seed_is_another(config):
+    config["calibrations"] = {"default-seed-2": {"tasks": ["recall"]}}
+    config["methods"]["ours"]["calibration_seeds"] = [1, 2]
+    config["methods"]["other"] = {"policy": "head-aware", "calibration": "default-seed-2"}
+    config["experiments"][0]["methods"] = ["ours", "other"]
+    study = expand(config)
+    assert len({each.path for each in study.calibrations}) == 3
+    (other,) = {cell.calibration for cell in study.cells if cell.method == "other"}
+    assert other not in {cell.calibration for cell in study.cells if cell.method == "ours"}
+
+
+def test_families_are_declared_and_have_a_default(config):
+    assert expand(config).config["families"] == ["experiment", "metric", "reference"]
+    assert "families" in yaml.safe_load((REPO / "config.yaml").read_text())
 
 
 def test_a_task_may_override_samples(config):
@@ -248,6 +283,15 @@ def change(config: dict, path: str, value: object) -> None:
             "x",
             r"methods: h2o: unknown option 'calibration'; it has none",
         ),
+        (
+            "methods/h2o/calibration_seeds",
+            [1, 2],
+            r"methods: h2o: unknown option 'calibration_seeds'; it has none",
+        ),
+        ("methods/ours/calibration_seeds", [1], r"methods: ours: calibration_seeds: \[1\] is too"),
+        ("methods/ours/calibration_seeds", [1, 1], r"calibration_seeds: .* non-unique"),
+        ("families", ["metrics"], r"config: families: number 1: 'metrics' is not one of"),
+        ("families", [], r"config: families: \[\] "),
         ("methods/ours/calibration", "x", r"calibration: there is no 'x'; calibrations has "),
         ("calibrations", {"c": {"lenght": 5}}, r"unknown key 'lenght' at calibrations: c, did"),
         ("calibration/lenght", 500, r"unknown key 'lenght' at calibration, did you mean 'length'"),
@@ -328,6 +372,46 @@ def test_what_cannot_stream_is_refused(streaming, path, value, message):
         expand(streaming)
 
 
+def test_the_budget_is_the_context_s_unless_a_task_or_a_method_says_otherwise(streaming):
+    streaming["methods"]["h2o-always"] = {"policy": "h2o", "bounded": "always"}
+    streaming["methods"]["h2o"] = {"policy": "h2o"}
+    streaming["experiments"][0] |= {
+        "tasks": ["needle", "ppl", "wait"],
+        "methods": ["full", "h2o", "h2o-always"],
+        "lengths": [500],
+    }
+    found = {
+        (cell.kind, cell.method): cell.spec["method"]["bounded"] for cell in expand(streaming).cells
+    }
+    for method in ("full", "h2o"):
+        assert found["niah", method] == "context"
+        assert found["perplexity", method] == found["streaming", method] == "always"
+    assert {found[kind, "h2o-always"] for kind in ("niah", "perplexity")} == {"always"}
+
+
+@pytest.mark.parametrize("kind", ["perplexity", "streaming"])
+def test_a_context_alone_is_not_bounded_where_all_is_read_through_the_cache(streaming, kind):
+    streaming["methods"]["x"] = {"policy": "h2o", "bounded": "context"}
+    task = {"perplexity": "ppl", "streaming": "wait"}[kind]
+    streaming["experiments"][0] |= {"tasks": [task], "methods": ["full", "x"]}
+    message = rf"task '{task}': method 'x' bounds the context alone, and {kind} is bounded through"
+    with pytest.raises(UserError, match=message):
+        expand(streaming)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"policy": "full", "bounded": "always"}, r"methods: x: policy 'full' has no budget"),
+        ({"policy": "h2o", "bounded": "all"}, r"methods: x: bounded: 'all' is not one of"),
+    ],
+)
+def test_what_cannot_be_bounded_is_named(config, entry, message):
+    config["methods"]["x"] = entry
+    with pytest.raises(UserError, match=message):
+        expand(config)
+
+
 @pytest.mark.parametrize("kind", ["perplexity", "streaming"])
 def test_a_method_that_needs_the_whole_context_is_refused_where_none_is_held(streaming, kind):
     streaming["methods"]["zip"] = {"policy": "kvzip"}
@@ -399,7 +483,9 @@ def test_validate_fills_defaults_and_leaves_its_argument_alone(config):
     assert filled["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("overlay", [None, "tiny", "cpu", "full", "streaming"])
+@pytest.mark.parametrize(
+    "overlay", [None, *sorted(path.stem for path in (REPO / "workflow/studies").glob("*.yaml"))]
+)
 def test_shipped_studies_are_valid(overlay):
     study = expand(load(overlay))
     assert study.cells
@@ -440,6 +526,7 @@ def test_the_name_of_a_result_holds_all_that_it_depends_on(config, tmp_path):
 
     everything = {"full", "h2o", "ours"}
     assert changed_by("seed", 2) == everything
+    assert changed_by("split", "development") == everything
     assert changed_by("dtype", "float32") == everything
     assert changed_by("models/m/seed", 5) == everything
     assert changed_by("models/m/title", "M") == set()
@@ -493,7 +580,7 @@ def test_command_writes_the_plan(config, tmp_path):
         assert "kvbudget.run.cell" in parts and "torch" in parts
 
 
-@pytest.mark.parametrize("overlay", ["tiny", "full", "frontier"])
+@pytest.mark.parametrize("overlay", ["tiny", "full", "frontier", "bounded"])
 def test_a_study_is_read_as_snakemake_reads_it(overlay):
     assert configs.read(overlay, REPO) == configs.validate(load(overlay), SCHEMA)
 

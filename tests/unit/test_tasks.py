@@ -175,6 +175,25 @@ class TestNeedles:
                 key = re.search(r"number for (\S+) mentioned", decode(subword, question.ids))[1]
                 assert f"numbers for {key} is: {question.references[0]}." in text
 
+    @pytest.mark.parametrize("values", [1, 2])
+    def test_the_other_needles_are_what_an_answer_is_chosen_among(self, subword, values):
+        for context in make("niah", subword, 1200, questions=2, needles=4, values=values):
+            text = decode(subword, context.ids)
+            for question in context.questions:
+                assert len(question.alternatives) == 3
+                known = [question.references, *(each.references for each in question.alternatives)]
+                assert len({value for each in known for value in each}) == 4 * values
+                for each in question.alternatives:
+                    assert all(f"is: {value}." in text for value in each.references)
+                    spoken = decode(subword, each.answer_ids).strip()
+                    assert spoken == " and ".join(each.references).replace(" and", ", and")
+                    assert len(each.answer_ids) == len(question.answer_ids)
+
+    def test_there_is_nothing_to_choose_among_where_all_is_asked_for(self, bytewise):
+        for options in ({"needles": 1}, {"values": 4}, {"needles": 4, "queries": 2}):
+            for context in make("niah", bytewise, 1500, **options):
+                assert all(each.alternatives == () for each in context.questions)
+
     def test_there_are_no_more_questions_than_needles(self, bytewise):
         assert [len(c.questions) for c in make("niah", bytewise, 1000, questions=5)] == [1, 1, 1]
 

@@ -144,7 +144,8 @@ class Victim:
             now[target] = (bool(record), lines[: lines.rfind(b"\n") + 1])
         for target, (was_done, before) in self.finished.items():
             done, lines = now[target]
-            kept = lines.startswith(before) and not was_done
+            # The record of a job that Snakemake saw fail goes; it is made again from its contexts.
+            kept = lines.startswith(before) and (before or not was_done)
             self.lost += not (done or kept)
         self.finished = now
 

@@ -137,6 +137,16 @@ class TestStale:
         with edited(text.with_suffix(".verified.json"), lambda text: change(text, sha256="0")):
             assert stale(repo)[CELL] == "measured on another text than the verified one"
 
+    def test_a_calibration_made_anew(self, repo, calibration):
+        with edited(calibration, lambda text: change(text, made="again")):
+            found = stale(repo)
+        assert found
+        for path, reason in found.items():
+            assert "/head-aware/" in path or "/ha-" in path
+            assert (
+                place(reason) == f"measured with another calibration than {CALIBRATION} now holds"
+            )
+
     def test_a_table_that_was_edited(self, repo):
         table = "results/tiny/csv/comparisons.csv"
         with edited(repo / table, lambda text: text.replace("0", "1")):

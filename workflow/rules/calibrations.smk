@@ -3,9 +3,10 @@
 
 rule calibration:
     input:
-        model="results/models/{model}/source.json",
-        verified="results/models/{model}.verified.json",
-        text=lambda wildcards: planned(wildcards).text,
+        # Their ages say nothing: which model and text a result needs is told by its name.
+        model=ancient("results/models/{model}/source.json"),
+        verified=ancient("results/models/{model}.verified.json"),
+        text=ancient(lambda wildcards: planned(wildcards).text),
     output:
         ensure("results/calibrations/{model}/{calibration}-{identity}.json", non_empty=True),
     log:
@@ -28,7 +29,7 @@ rule calibration:
         identity=lambda wildcards: planned(wildcards).identity,
         model=model_identity,
     shell:
-        f"{MEASURE} calibrate --model {{wildcards.model}} --spec {{params.spec:q}}"
+        f"{MEASURE} calibration --model {{wildcards.model}} --spec {{params.spec:q}}"
         " --code {params.code} --identity {params.identity} --model-identity {params.model}"
         " --model-dir results/models/{wildcards.model} --verified {input.verified}"
         " --text {input.text} --out {output} 2> {log}"

@@ -3,10 +3,11 @@
 
 rule cell:
     input:
-        model="results/models/{model}/source.json",
-        verified="results/models/{model}.verified.json",
-        text=lambda wildcards: planned(wildcards).text,
-        calibration=lambda wildcards: planned(wildcards).calibration or [],
+        # Their ages say nothing: which model and text a result needs is told by its name.
+        model=ancient("results/models/{model}/source.json"),
+        verified=ancient("results/models/{model}.verified.json"),
+        text=ancient(lambda wildcards: planned(wildcards).text),
+        calibration=ancient(lambda wildcards: planned(wildcards).calibration or []),
         prefills=recorded,
     output:
         ensure(

@@ -22,7 +22,7 @@ for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.execut
 
 from kvbudget.errors import UserError
 from kvbudget.paper import registry as paper
-from kvbudget.run import lease
+from kvbudget.run import lease, warm
 from kvbudget.study import identity, prefills, provenance, resources
 from kvbudget.study.config import validate
 from kvbudget.study.expand import expand as expand_study
@@ -69,13 +69,13 @@ ENVIRONMENT = f"{RESULTS}/environment.json"
 CELLS = {cell.path: cell for cell in STUDY.cells}
 CALIBRATIONS = {each.path: each for each in STUDY.calibrations}
 MISSING = {path for path in (*CELLS, *CALIBRATIONS) if not Path(path).exists()}
-for _word in sys.argv[1:]:
-    if _word.startswith(("results/cells/", "results/calibrations/")):
-        if _word not in CELLS and _word not in CALIBRATIONS:
-            raise WorkflowError(
-                f"{_word} is no result of study {STUDY.name!r} as it is configured and coded now; "
-                "kvbudget status lists them, and --configfile names another study"
-            )
+# Those that are asked for by name are jobs too: --force makes one again.
+NAMED = {word for word in sys.argv if word.startswith(("results/cells/", "results/calibrations/"))}
+for _word in sorted(NAMED - CELLS.keys() - CALIBRATIONS.keys()):
+    raise WorkflowError(
+        f"{_word} is no result of study {STUDY.name!r} as it is configured and coded now; "
+        "kvbudget status lists them, and --configfile names another study"
+    )
 # Contexts that are read once for all methods of a place.
 PREFILLS = {each.path: each for each in prefills.of_study(STUDY)}
 SHARING = STUDY.config["prefills"]
@@ -99,8 +99,9 @@ def one_of(words):
 
 
 def identities(paths):
-    """The last part of the names of the results that are missing."""
-    return one_of(Path(path).stem.rpartition("-")[2] for path in paths if path in MISSING)
+    """The last part of the names of the results that jobs may make."""
+    made = MISSING | NAMED
+    return one_of(Path(path).stem.rpartition("-")[2] for path in paths if path in made)
 
 
 # The missing cells that this run is to make: those it names, or all.
@@ -143,6 +144,12 @@ def planned(wildcards):
     return CALIBRATIONS[f"results/calibrations/{wildcards.model}/{name}.json"]
 
 
+def as_inputs(paths):
+    """Files of the user's own as inputs: those that are there. Snakemake would take braces for
+    wildcards; a name with some does without, as the text's own name tells of its content."""
+    return [path for path in paths if Path(path).exists() and not re.search("[{}]", path)]
+
+
 def haystack_entry(wildcards):
     """The entry of the haystack that a text is made from."""
     key = wildcards.haystack.rpartition("-")[0]
@@ -151,7 +158,7 @@ def haystack_entry(wildcards):
 
 def haystack_files(wildcards):
     """Files of the user's own that a text is made from, where they are."""
-    return [path for path in identity.text_files(haystack_entry(wildcards)) if Path(path).exists()]
+    return as_inputs(identity.text_files(haystack_entry(wildcards)))
 
 
 def model_files(wildcards):
@@ -159,7 +166,8 @@ def model_files(wildcards):
     entry = STUDY.config["models"][wildcards.model]
     if entry["source"] != "local":
         return []
-    return [f"{entry['path']}/{name}" for name, *_ in identity.fingerprint(Path(entry["path"]))]
+    folder = Path(entry["path"])
+    return as_inputs(f"{folder}/{name}" for name, *_ in identity.fingerprint(folder))
 
 
 def model_identity(wildcards):
@@ -226,15 +234,26 @@ def template(made):
     return f"src/kvbudget/paper/templates/{made.template}"
 
 
+def measures_here():
+    """Whether this run measures anything, and does so on this machine."""
+    rules = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    return bool(rules & {"cell", "calibration"}) and workflow.local_exec
+
+
+def warm_up():
+    """Import what measurements need once for all, if they run on this interpreter."""
+    elsewhere = workflow.deployment_settings.deployment_method
+    if measures_here() and warm.possible() and not elsewhere:
+        warm.start()
+
+
 def refuse_early():
     """Tell at the start, once, what would make every measurement of this run fail."""
     place = next(path for path in (Path(RESULTS), Path("results"), Path()) if path.exists())
     if not os.access(place, os.W_OK):
         raise WorkflowError(f"{place.resolve()} cannot be written; make it writable for you")
-    rules = {job.rule.name for job in workflow.dag.needrun_jobs()}
     # On a cluster, the jobs look for themselves.
-    measures = rules & {"cell", "calibration"} and workflow.local_exec
-    if measures and STUDY.config["device"] == "cuda":
+    if measures_here() and STUDY.config["device"] == "cuda":
         command = [sys.executable, "-m", "kvbudget", "environment", "--require-cuda"]
         found = subprocess.run(command, capture_output=True, text=True)
         if found.returncode:

@@ -15,6 +15,8 @@ SOURCES = [
     "paper/references.bib",
     *sorted(str(path) for path in Path("paper/sections").glob("*.tex")),
 ]
+# Neither a draft nor what choices were made by takes the place of a paper.
+PUBLISHED = not DRAFT and STUDY.config["split"] == "test"
 CHECKED = f"{PAPER_DIR}/check.txt"
 # Without TeX everything up to the PDF is built.
 PAPER = f"{PAPER_DIR}/main.pdf" if HAS_TEX else CHECKED
@@ -128,8 +130,8 @@ rule pdf:
     params:
         study=STUDY.name,
         folder=Path(PAPER_DIR).name,
-        # paper/main.pdf is the newest paper built; no draft takes the place of one.
-        publish="true" if DRAFT else f"cp {PAPER_DIR}/main.pdf paper/main.pdf",
+        # paper/main.pdf is the newest paper built.
+        publish=f"cp {PAPER_DIR}/main.pdf paper/main.pdf" if PUBLISHED else "true",
     shell:
         # The date of the commit, so that the same commit and results give the same bytes.
         "(export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2> /dev/null || echo 1767225600)"

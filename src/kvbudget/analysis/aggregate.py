@@ -14,6 +14,7 @@ from kvbudget.analysis.head_rows import (
     loss_rows,
     stability_rows,
 )
+from kvbudget.analysis.measured import measured
 from kvbudget.analysis.provenance_rows import code_rows, model_rows, provenance_rows
 from kvbudget.errors import UserError
 from kvbudget.study import records
@@ -46,12 +47,13 @@ def aggregate(study: Study, out: Path, draft: bool = False) -> None:
         raise UserError(f"study {study.name} has no finished cell; run `{study.run([])}`")
 
     calibrations = load_calibrations(study)
+    groups = measured(cells)
     frames = {
-        "cells": cell_rows(cells, study.seed),
-        "comparisons": comparison_rows(study, cells),
-        "pooled": pooled_rows(study, cells),
+        "cells": cell_rows(groups, study.seed),
+        "comparisons": comparison_rows(study, groups),
+        "pooled": pooled_rows(study, groups),
         "heads": head_rows(calibrations),
-        "allocation": allocation_rows(cells, calibrations),
+        "allocation": allocation_rows(groups, calibrations),
         "loss_curves": loss_rows(calibrations),
         "stability": stability_rows(calibrations),
         "models": model_rows(study, cells, models),

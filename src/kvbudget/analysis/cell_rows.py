@@ -1,14 +1,13 @@
-"""cells.csv: one row a (cell, metric)."""
+"""cells.csv: one row a metric of what was measured at a place."""
 
 import numpy as np
 import pandas as pd
 
 from kvbudget.analysis import streaming_metrics
-from kvbudget.analysis.statistics import mean_interval
-from kvbudget.study.plan import FULL
-from kvbudget.study.records import Cell
+from kvbudget.analysis.measured import Measured
+from kvbudget.analysis.metrics import HEADLINE_SCORE, METRICS, above_chance
+from kvbudget.analysis.statistics import Bounds, mean_interval
 
-QUALITY = ("score", "nll")
 MEMORY = (
     "cache_bytes_planned",
     "cache_bytes_allocated",
@@ -19,35 +18,89 @@ MEMORY = (
     "peak_cuda_bytes",
 )
 TIMING = ("prefill_s", "decode_ms_per_token")
+SHARE: Bounds = (0.0, 1.0)
 
 
-def cell_rows(cells: list[Cell], seed: int) -> pd.DataFrame:
-    """Quality with intervals over contexts; BLEU and costs are one number a cell."""
+def cell_rows(groups: list[Measured], seed: int) -> pd.DataFrame:
+    """Quality with intervals over contexts; BLEU, shares kept and costs are one number each."""
+    full = full_caches(groups)
     rows = []
-    full: dict[tuple, Cell] = {}
-    for cell in cells:
-        if cell.planned.policy == FULL:
-            full.setdefault(cell.planned.key[:3], cell)
-    for cell in cells:
-        axes = cell.planned.axes
-        axes |= {"policy": cell.planned.policy, "n_samples": len(cell.samples)}
-        axes["n_contexts"] = len({s["context_id"] for s in cell.samples})
-        quality = {metric: list(cell.by_context(metric).values()) for metric in QUALITY}
-        single = {name: cell.record["memory"].get(name) for name in MEMORY}
-        single |= {name: cell.record["timing"].get(name) for name in TIMING}
-        if cell.planned.kind == streaming_metrics.KIND:
-            quality |= streaming_metrics.by_context(cell, full.get(cell.planned.key[:3]))
-            single["bleu"] = streaming_metrics.bleu(cell)
-        for metric, values in quality.items():
-            if values:
-                e = mean_interval(np.array(values), seed)
-                rows.append(
-                    {**axes, "metric": metric, "value": e.value, "ci_low": e.low, "ci_high": e.high}
-                )
-        single["prompt_tokens"] = float(np.mean([s["prompt_tokens"] for s in cell.samples]))
+    for each in groups:
+        reference = full.get(each.planned.key[:3])
+        axes = each.planned.axes | {
+            "policy": each.planned.policy,
+            "bits": each.bits,
+            "all_kept": each.all_kept,
+            "headline": is_headline(reference),
+            "machine": each.machine,
+            "seeds": len(each.cells),
+            "n_samples": len(each.cells[0].samples),
+        }
+        rows += [axes | row for row in _quality(each, reference, seed)]
         rows += [
-            {**axes, "metric": name, "value": value, "ci_low": np.nan, "ci_high": np.nan}
-            for name, value in single.items()
+            axes | {"metric": name, "value": value, "n_contexts": len(each.by_context("nll"))}
+            for name, value in _single(each).items()
             if value is not None
         ]
     return pd.DataFrame(rows)
+
+
+def full_caches(groups: list[Measured]) -> dict[tuple, Measured]:
+    """The first full cache of each (model, task, length)."""
+    found: dict[tuple, Measured] = {}
+    for each in groups:
+        if each.full:
+            found.setdefault(each.planned.key[:3], each)
+    return found
+
+
+def is_headline(full: Measured | None) -> bool:
+    """Whether the full cache, chance taken off, scores enough for a place to count, or has no
+    score there."""
+    if full is None:
+        return False
+    scores = list(full.by_context("score").values())
+    return not scores or above_chance(float(np.mean(scores)), full.chance) >= HEADLINE_SCORE
+
+
+def _quality(each: Measured, full: Measured | None, seed: int) -> list[dict]:
+    rows = []
+    for name, metric in METRICS.items():
+        values = list(each.by_context(name).values())
+        means = [np.mean(list(of.values())) for of in each.of_seeds(name) if of]
+        rows.append(_row(name, values, SHARE if metric.share else None, seed, means))
+    if each.planned.kind == streaming_metrics.KIND:
+        for name, values in streaming_metrics.by_context(each, full).items():
+            bounds = SHARE if name == "agreement" else None
+            rows.append(_row(name, values, bounds, seed, []))
+    return [row for row in rows if row]
+
+
+def _row(
+    name: str, values: list[float], bounds: Bounds | None, seed: int, of_seeds: list[float]
+) -> dict:
+    """A metric with its interval and the range of seeds; nothing where no context has it."""
+    if not values:
+        return {}
+    estimate = mean_interval(np.array(values), seed, bounds)
+    return {
+        "metric": name,
+        "value": estimate.value,
+        "ci_low": estimate.low,
+        "ci_high": estimate.high,
+        "seed_low": min(of_seeds, default=np.nan),
+        "seed_high": max(of_seeds, default=np.nan),
+        "n_contexts": estimate.n,
+    }
+
+
+def _single(each: Measured) -> dict[str, float | None]:
+    """What is one number and has no interval."""
+    found = {name: each.cost("memory", name) for name in MEMORY}
+    found |= {name: each.cost("timing", name) for name in TIMING}
+    found |= {"kept": each.kept, "chance": each.chance}
+    samples = each.cells[0].samples
+    found["prompt_tokens"] = float(np.mean([sample["prompt_tokens"] for sample in samples]))
+    if each.planned.kind == streaming_metrics.KIND:
+        found["bleu"] = streaming_metrics.bleu(each.cells[0])
+    return found

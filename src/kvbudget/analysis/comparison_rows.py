@@ -2,12 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from kvbudget.analysis import schema
+from kvbudget.analysis.cell_rows import full_caches, is_headline
+from kvbudget.analysis.measured import Measured
+from kvbudget.analysis.metrics import COMPARED, METRICS
 from kvbudget.analysis.statistics import (
+    Bounds,
     detectable,
     effect_size,
     holm,
@@ -15,123 +20,165 @@ from kvbudget.analysis.statistics import (
     paired_p,
     verdict,
 )
-from kvbudget.study.plan import FULL, OURS, Study
-from kvbudget.study.records import Cell
+from kvbudget.study.plan import OURS, Study
 
-HIGHER_IS_BETTER = {"score": True, "nll": False}
+DIFFERENCE: Bounds = (-1.0, 1.0)
 
 
-def comparison_rows(study: Study, cells: list[Cell]) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Pair:
+    """Two methods at one place of one experiment."""
+
+    experiment: str
+    kind: str
+    mine: Measured
+    reference: Measured
+    headline: bool
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        return [name for name in COMPARED if self.mine.by_context(name)]
+
+    def place(self) -> dict:
+        p = self.mine.planned
+        return {"model": p.model, "task": p.task, "length": p.length}
+
+    def named(self, metric: str) -> dict:
+        """What is compared with what; comparisons of one name at several places are pooled."""
+        return {
+            "experiment": self.experiment,
+            "budget": self.mine.planned.budget,
+            "method": self.mine.planned.method,
+            "bits": self.mine.bits,
+            "reference": self.reference.planned.method,
+            "reference_bits": self.reference.bits,
+            "kind": self.kind,
+            "metric": metric,
+        }
+
+    def values(self, metric: str) -> pd.DataFrame:
+        """Values of both (`mine`, `theirs`), a row a context, and of mine under each seed."""
+        columns = {
+            "mine": self.mine.by_context(metric),
+            "theirs": self.reference.by_context(metric),
+        }
+        columns |= {f"seed {i}": of for i, of in enumerate(self.mine.of_seeds(metric))}
+        return pd.DataFrame(columns).rename_axis("context")
+
+
+def comparison_rows(study: Study, groups: list[Measured]) -> pd.DataFrame:
     """Differences with interval, effect size, p and Holm's p, a row a task and length.
 
-    Every method is set against the full cache (`full`), ours against every baseline (`baseline`),
-    and every variant of ours against ours (`ablation`). Holm's correction runs within one kind
-    and metric.
+    What an experiment sets side by side is compared: every method with the full cache (`full`),
+    ours with every baseline (`baseline`), and every variant of ours with ours (`ablation`).
     """
-    rows = []
-    for kind, cell, reference, headline in _pairs(study, cells):
-        p = cell.planned
-        place = {"model": p.model, "task": p.task, "length": p.length}
-        for metric in HIGHER_IS_BETTER:
-            if cell.by_context(metric):
-                pair = _named(kind, cell, reference, metric)
-                test = _test(_paired(cell, reference, metric), metric, study.seed)
-                rows.append({**place, **pair, **test, "headline": headline})
-    return _corrected(rows)
+    rows = [
+        {
+            **pair.place(),
+            **pair.named(metric),
+            **_test(pair.values(metric), metric, study.seed),
+            "headline": pair.headline,
+            "all_kept": pair.mine.all_kept,
+        }
+        for pair in _pairs(study, groups)
+        for metric in pair.metrics
+    ]
+    return _judged(rows, study)
 
 
-def pooled_rows(study: Study, cells: list[Cell]) -> pd.DataFrame:
-    """The same comparisons over all headline tasks and lengths of a model and budget together.
+def pooled_rows(study: Study, groups: list[Measured]) -> pd.DataFrame:
+    """The same comparisons over all headline tasks and lengths of an experiment together.
 
     Contexts stay the clusters: each counts once, also one that several tasks share, as wait-k for
     several k does.
     """
-    groups: dict[tuple, list[pd.DataFrame]] = defaultdict(list)
-    for kind, cell, reference, headline in _pairs(study, cells):
-        for metric in HIGHER_IS_BETTER:
-            if headline and cell.by_context(metric):
-                pair = _named(kind, cell, reference, metric)
-                names = (("model", cell.planned.model), *pair.items())
-                groups[names].append(_paired(cell, reference, metric))
-    return _corrected(
-        [
-            {
-                **dict(names),
-                "places": len(places),
-                **_test(_by_context(places), dict(names)["metric"], study.seed),
-            }
-            for names, places in groups.items()
-        ]
-    )
+    found: dict[tuple, list[tuple[Pair, str]]] = defaultdict(list)
+    for pair in _pairs(study, groups):
+        for metric in pair.metrics if pair.headline else []:
+            names = (("model", pair.mine.planned.model), *pair.named(metric).items())
+            found[names].append((pair, metric))
+    rows = [
+        {
+            **dict(names),
+            "places": len(places),
+            **_test(_by_context([p.values(m) for p, m in places]), places[0][1], study.seed),
+            "all_kept": all(pair.mine.all_kept for pair, _ in places),
+        }
+        for names, places in found.items()
+    ]
+    return _judged(rows, study)
 
 
-def _pairs(study: Study, cells: list[Cell]) -> Iterator[tuple[str, Cell, Cell, bool]]:
-    groups: dict[tuple, dict[tuple[str, str], Cell]] = defaultdict(dict)
-    for cell in cells:
-        p = cell.planned
-        groups[p.model, p.task, p.length][p.method, p.budget] = cell
-    for group in groups.values():
-        full = next((c for c in group.values() if c.planned.policy == FULL), None)
-        headline = _headline(full)
-        for (method, budget), cell in group.items():
-            if cell.planned.policy == FULL:
-                continue
-            if full:
-                yield "full", cell, full, headline
-            if method == study.ours:
-                for baseline in study.baselines:
-                    if (baseline, budget) in group:
-                        yield "baseline", cell, group[baseline, budget], headline
-            elif cell.planned.policy == OURS and (study.ours, budget) in group:
-                yield "ablation", cell, group[study.ours, budget], headline
+def _pairs(study: Study, groups: list[Measured]) -> Iterator[Pair]:
+    full = full_caches(groups)
+    for experiment in study.experiments:
+        name = experiment["name"]
+        places: dict[tuple, dict[tuple[str, str], Measured]] = defaultdict(dict)
+        for each in groups:
+            if name in each.planned.experiments:
+                *place, method, budget = each.planned.key
+                places[tuple(place)][method, budget] = each
+        for place, members in places.items():
+            headline = is_headline(full.get(place))
+            for kind, mine, reference in _kinds(study, members):
+                yield Pair(name, kind, mine, reference, headline)
 
 
-def _headline(full: Cell | None) -> bool:
-    if full is None:
-        return False
-    scores = list(full.by_context("score").values())
-    return not scores or float(np.mean(scores)) >= schema.HEADLINE_SCORE
-
-
-def _named(kind: str, cell: Cell, reference: Cell, metric: str) -> dict:
-    return {
-        "budget": cell.planned.budget,
-        "method": cell.planned.method,
-        "reference": reference.planned.method,
-        "kind": kind,
-        "metric": metric,
-    }
-
-
-def _paired(cell: Cell, reference: Cell, metric: str) -> pd.DataFrame:
-    """Values of both (`ours`, `theirs`), a row a context."""
-    pair = {"ours": cell.by_context(metric), "theirs": reference.by_context(metric)}
-    return pd.DataFrame(pair).rename_axis("context")
+def _kinds(
+    study: Study, members: dict[tuple[str, str], Measured]
+) -> Iterator[tuple[str, Measured, Measured]]:
+    """Who is compared with whom, among what an experiment measured at one place."""
+    full = next((each for each in members.values() if each.full), None)
+    for (method, budget), each in members.items():
+        if each.full:
+            continue
+        if full:
+            yield "full", each, full
+        if method == study.ours:
+            for baseline in study.baselines:
+                if (baseline, budget) in members:
+                    yield "baseline", each, members[baseline, budget]
+        elif each.planned.policy == OURS and (study.ours, budget) in members:
+            yield "ablation", each, members[study.ours, budget]
 
 
 def _by_context(places: list[pd.DataFrame]) -> pd.DataFrame:
-    """Means of both over the places that a context stands in."""
+    """Means over the places that a context stands in."""
     return pd.concat(places).groupby("context", sort=False).mean()
 
 
-def _test(pairs: pd.DataFrame, metric: str, seed: int) -> dict:
-    a, b = pairs["ours"].to_numpy(), pairs["theirs"].to_numpy()
-    estimate = mean_interval(a - b, seed)
+def _test(values: pd.DataFrame, metric: str, seed: int) -> dict:
+    difference = (values["mine"] - values["theirs"]).to_numpy()
+    estimate = mean_interval(difference, seed, DIFFERENCE if METRICS[metric].share else None)
+    seeds = [values[c].mean() - values["theirs"].mean() for c in values if c.startswith("seed")]
     return {
+        "value": values["mine"].mean(),
+        "reference_value": values["theirs"].mean(),
         "difference": estimate.value,
         "ci_low": estimate.low,
         "ci_high": estimate.high,
-        "effect": effect_size(a - b),
-        "p": paired_p(a, b, seed),
+        "seed_low": min(seeds, default=np.nan),
+        "seed_high": max(seeds, default=np.nan),
+        "effect": effect_size(difference),
+        "p": paired_p(difference, seed),
         "n_contexts": estimate.n,
-        "detectable": detectable(a - b),
-        "verdict": verdict(estimate, HIGHER_IS_BETTER[metric]),
+        "differences": difference,
     }
 
 
-def _corrected(rows: list[dict]) -> pd.DataFrame:
+def _judged(rows: list[dict], study: Study) -> pd.DataFrame:
+    """Correct p within the families that the config declares, and say what follows from it."""
     frame = pd.DataFrame(rows)
-    if not frame.empty:
-        families = frame.groupby(["kind", "metric"])["p"]
-        frame["p_holm"] = families.transform(lambda p: holm(p.to_numpy()))
+    if frame.empty:
+        return frame
+    # Pooled comparisons have no task and no length: a family of these is theirs alone as well.
+    family = frame.groupby([name for name in study.config["families"] if name in frame])["p"]
+    frame["family"] = family.transform("size").astype(int)
+    frame["p_holm"] = family.transform(lambda p: holm(p.to_numpy()))
+    records = frame.to_dict("records")
+    frame["detectable"] = [detectable(row["differences"], row["family"]) for row in records]
+    frame["verdict"] = [
+        verdict(row["difference"], row["p_holm"], METRICS[row["metric"]].higher_is_better)
+        for row in records
+    ]
     return frame

@@ -8,9 +8,9 @@ import shlex
 import numpy as np
 import pandas as pd
 
+from kvbudget.analysis.measured import Measured
 from kvbudget.errors import UserError
-from kvbudget.study.plan import DEFAULT, OURS, Study
-from kvbudget.study.records import Cell
+from kvbudget.study.plan import DEFAULT, OURS, SEEDED, Study
 
 SIGNALS = ("retrieval", "induction", "local", "sink", "previous")
 
@@ -18,13 +18,16 @@ SIGNALS = ("retrieval", "induction", "local", "sink", "previous")
 def load_calibrations(study: Study) -> dict[str, dict]:
     """The plan's own calibration of each model, by key; one that no method uses is left out.
 
+    Of several seeds, the first.
+
     Raises:
         UserError: a calibration is not JSON or holds a number that is not finite.
     """
     found = {}
     for planned in study.calibrations:
         path = study.root / planned.path
-        if planned.name != DEFAULT or not path.exists():
+        own = planned.name.split(SEEDED)[0] == DEFAULT
+        if not own or planned.model in found or not path.exists():
             continue
         try:
             calibration = json.loads(path.read_text(encoding="utf-8"))
@@ -96,14 +99,18 @@ def stability_rows(calibrations: dict[str, dict]) -> pd.DataFrame:
     )
 
 
-def allocation_rows(cells: list[Cell], calibrations: dict[str, dict]) -> pd.DataFrame:
-    """One row a KV head of each cell of our policy; other policies keep the same in each head."""
+def allocation_rows(groups: list[Measured], calibrations: dict[str, dict]) -> pd.DataFrame:
+    """One row a KV head of each cell of our policy; other policies keep the same in each head.
+
+    Of several seeds of a calibration, the first is told, as classes of heads are of one.
+    """
     rows = []
-    for cell in cells:
+    for each in groups:
+        cell = each.cells[0]
         if cell.planned.policy != OURS:
             continue
         allocation = cell.record["allocation"]
-        axes = cell.planned.axes
+        axes = cell.planned.axes | {"all_kept": each.all_kept}
         calibration = calibrations.get(cell.planned.model)
         classes = _classes(calibration) if calibration else {}
         mean = float(np.mean([slots for heads in allocation["slots"] for slots in heads]))

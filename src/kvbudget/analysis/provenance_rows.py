@@ -50,13 +50,15 @@ def describe_source(entry: dict) -> str:
 
 
 def provenance_rows(cells: list[Cell]) -> pd.DataFrame:
-    """Libraries, device, threads, number format and commit over all cells."""
+    """Libraries, machine, number format, commit and split over all cells."""
     seen: dict[str, set[str]] = {}
     for cell in cells:
         provenance = cell.record["provenance"]
         items = dict(provenance.get("versions") or {})
+        items["split"] = cell.planned.spec["split"]
         items |= {
-            name: provenance.get(name) for name in ("device", "threads", "dtype", "git_commit")
+            name: provenance.get(name)
+            for name in ("device", "cpu", "threads", "dtype", "git_commit")
         }
         for name, value in items.items():
             if value is not None:

@@ -12,10 +12,8 @@ import pandas as pd
 from pandera.errors import SchemaErrors
 from pandera.pandas import Check, Column, DataFrameSchema
 
+from kvbudget.analysis.metrics import COMPARED, HEADLINE_SCORE
 from kvbudget.errors import UserError
-
-#: What the full cache must score, in the mean, for a place to count as headline.
-HEADLINE_SCORE = 0.5
 
 
 def _text(description: str, *values: str) -> Column:
@@ -56,41 +54,57 @@ BUDGET = {
 LAYER = {"layer": _count("index of the full-attention layer in the model")}
 KV_HEAD = {"kv_head": _count("KV head")}
 CLASS = {"class": _text("functional class of the KV head, empty without a calibration")}
+BITS = "bits of a stored number: 16, fewer, or keys/values where these differ"
+ALL_KEPT = Column("bool", description="the method evicts nothing at this budget")
+HEADLINE = Column(
+    "bool",
+    description=(
+        f"the full cache, chance taken off, scores at least {HEADLINE_SCORE} here, or has no score"
+    ),
+)
+SEEDS = {
+    "seed_low": _number("the least over seeds of the calibration; empty for one seed", empty=True),
+    "seed_high": _number("the most over seeds of the calibration; empty for one seed", empty=True),
+}
+INTERVAL = {
+    "ci_low": _number("95% interval over contexts; empty under 6 contexts", empty=True),
+    "ci_high": _number("95% interval over contexts; empty under 6 contexts", empty=True),
+}
 PAIR = {
+    "experiment": _text("that sets the two side by side"),
     **BUDGET,
     "method": _text("the method compared"),
+    "bits": _text(BITS),
     "reference": _text("what it is compared with"),
+    "reference_bits": _text(f"of the reference: {BITS}"),
     "kind": _text(
         "full (against the full cache), baseline, or ablation", "full", "baseline", "ablation"
     ),
-    "metric": _text("score (higher is better) or nll (lower is better)", "score", "nll"),
+    "metric": _text("score or choice (higher is better) or nll (lower is better)", *COMPARED),
 }
 TEST = {
+    "value": _number("mean over contexts of the method"),
+    "reference_value": _number("mean over contexts of the reference"),
     "difference": _number("method minus reference, paired by context"),
-    "ci_low": _number(
-        "95% bootstrap interval of the difference over contexts; empty for one", empty=True
-    ),
-    "ci_high": _number(
-        "95% bootstrap interval of the difference over contexts; empty for one", empty=True
-    ),
+    **INTERVAL,
+    **SEEDS,
     "effect": _number(
         "Cohen's d of pairs: difference over its standard deviation; empty if there is none",
         empty=True,
     ),
     "p": _share("two-sided paired permutation test over contexts"),
-    "p_holm": _share("p after Holm's correction within the same table, kind and metric"),
+    "family": _count("comparisons within which p is corrected", 1),
+    "p_holm": _share("p after Holm's correction within its family (the config's `families`)"),
     "n_contexts": _count("pairs", 1),
     "detectable": _number(
-        "difference that so many contexts show with 80% power (paired t test, 5%) at the variance"
-        " observed; empty if there is none",
+        "difference that so many contexts show with 80% power (paired t test at 5% over the size"
+        " of the family) at the variance observed; empty if there is none",
         empty=True,
     ),
     "verdict": _text(
-        "better, worse or unclear: the interval holds zero, or under 6 contexts",
-        "better",
-        "worse",
-        "unclear",
+        "better or worse where p_holm is under 0.05, else unclear", "better", "worse", "unclear"
     ),
+    "all_kept": ALL_KEPT,
 }
 
 TABLES: dict[str, DataFrameSchema] = {
@@ -100,34 +114,31 @@ TABLES: dict[str, DataFrameSchema] = {
             **METHOD,
             **BUDGET,
             "policy": _text("eviction policy behind the method"),
+            "bits": _text(BITS),
+            "all_kept": ALL_KEPT,
+            "headline": HEADLINE,
+            "machine": _text("device and machine: times of two never stand in one ratio"),
             "metric": _text(
-                "score, nll, or a cost in bytes, seconds, milliseconds or tokens; of streamed"
-                " translations also bleu (0 to 100), al and laal (lagging in words) and agreement"
-                " (share of the reference's tokens for which the method, given all before, would"
-                " write what the full cache would)"
+                "score, nll, kept (share of the context's tokens that a head keeps in the mean), or"
+                " a cost in bytes, seconds, milliseconds or tokens; where one of several needles is"
+                " asked for also any (the answer is some needle of the context), given_any (score"
+                " of those answers), choice (the asked needle has the highest likelihood) and"
+                " chance (of score and choice); of streamed translations also bleu (0 to 100), al"
+                " and laal (lagging in words) and agreement (share of the reference's tokens for"
+                " which the method, given all before, would write what the full cache would)"
             ),
             "value": _number(
                 "mean over contexts of the mean over their questions; bleu of all contexts together"
             ),
-            "ci_low": _number("95% bootstrap interval over contexts; empty for one", empty=True),
-            "ci_high": _number("95% bootstrap interval over contexts; empty for one", empty=True),
+            **INTERVAL,
+            "seeds": _count("seeds of the calibration over which it is the mean", 1),
+            **SEEDS,
             "n_samples": _count("questions measured", 1),
             "n_contexts": _count("independent contexts, the clusters of the statistics", 1),
         },
         [*AXES, *METHOD, *BUDGET, "metric"],
     ),
-    "comparisons": _table(
-        {
-            **AXES,
-            **PAIR,
-            **TEST,
-            "headline": Column(
-                "bool",
-                description=f"the full cache scores at least {HEADLINE_SCORE} here or has no score",
-            ),
-        },
-        [*AXES, *PAIR],
-    ),
+    "comparisons": _table({**AXES, **PAIR, **TEST, "headline": HEADLINE}, [*AXES, *PAIR]),
     "pooled": _table(
         {
             **MODEL,
@@ -157,6 +168,7 @@ TABLES: dict[str, DataFrameSchema] = {
             **AXES,
             **METHOD,
             **BUDGET,
+            "all_kept": ALL_KEPT,
             **LAYER,
             **KV_HEAD,
             **CLASS,

@@ -1,25 +1,30 @@
-"""What a cell of translations says beside its likelihood: agreement, lagging and BLEU."""
+"""What a cell of translations says beside its likelihood: agreement, lagging and BLEU.
 
+Of several seeds of a calibration, the first is read: translations are not averaged.
+"""
+
+from kvbudget.analysis.measured import Measured
 from kvbudget.study.records import Cell
 from kvbudget.tasks import latency
 
 KIND = "streaming"
 
 
-def by_context(cell: Cell, full: Cell | None) -> dict[str, list[float]]:
+def by_context(each: Measured, full: Measured | None) -> dict[str, list[float]]:
     """Values of each metric over passages; a metric that nothing tells has none.
 
     Agreement is the share of tokens of the reference, each given all before it, in whose place
     the method would have written what the full cache would.
     """
+    samples = each.cells[0].samples
     metrics = {
-        name: [sample[name] for sample in cell.samples if sample[name] is not None]
+        name: [sample[name] for sample in samples if sample[name] is not None]
         for name in ("al", "laal")
     }
     if full is not None:
         metrics["agreement"] = [
             _share(sample["predictions"], same["predictions"])
-            for sample, same in zip(cell.samples, full.samples, strict=True)
+            for sample, same in zip(samples, full.cells[0].samples, strict=True)
         ]
     return metrics
 

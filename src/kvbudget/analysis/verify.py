@@ -19,25 +19,30 @@ from kvbudget.study.older import explain
 from kvbudget.study.plan import Study
 
 
-def stale(study: Study) -> Iterator[tuple[str, str]]:
+def stale(study: Study) -> list[tuple[str, str]]:
     """(path, reason) of everything on disk that the plan does not stand for."""
     models = study.root / "results/models"
-    yield from _models(study, models)
-    yield from _texts(study)
-    yield from _calibrations(study, models)
     cells, problems = records.load(study)
+    found = [
+        *_models(study, models),
+        *_texts(study),
+        *_calibrations(study, models),
+        *_records(study, problems),
+        *((each.path, each.reason) for each in checks.other_weights(cells, models)),
+        *_other_text(cells, study.root),
+        *_other_calibration(cells, study.root),
+    ]
+    # What is made of records that are not right is not right either, and goes without saying.
+    return found or list(_tables(study))
+
+
+def _records(study: Study, problems: list[records.Problem]) -> Iterator[tuple[str, str]]:
     wanted = {cell.path: cell for cell in study.cells}
     for problem in problems:
-        cell = wanted[problem.path]
-        reason = problem.reason
+        cell, reason = wanted[problem.path], problem.reason
         if problem.missing:
             reason = explain(study.root, cell.path, cell.spec, cell.code)
         yield problem.path, reason
-    other = checks.other_weights(cells, models)
-    yield from ((problem.path, problem.reason) for problem in other)
-    yield from _other_text(cells, study.root)
-    if not problems and not other:
-        yield from _tables(study)
 
 
 def _models(study: Study, directory: Path) -> Iterator[tuple[str, str]]:
@@ -91,6 +96,17 @@ def _other_text(cells: list[records.Cell], root: Path) -> Iterator[tuple[str, st
         measured = cell.record["provenance"].get("text_sha256")
         if measured and measured != verified.get("sha256"):
             yield cell.planned.path, "measured on another text than the verified one"
+
+
+def _other_calibration(cells: list[records.Cell], root: Path) -> Iterator[tuple[str, str]]:
+    """A calibration that was made anew gives other numbers under its old name."""
+    for cell in cells:
+        path = cell.planned.calibration
+        if path is None or not (root / path).exists():
+            continue
+        found, measured = file_sha256(root / path), cell.record["provenance"]["calibration_sha256"]
+        if found != measured:
+            yield cell.planned.path, f"measured with another calibration than {path} now holds"
 
 
 def _tables(study: Study) -> Iterator[tuple[str, str]]:

@@ -187,7 +187,7 @@ def _logits(grouped: Tensor, key: Tensor, scaling: float) -> Tensor:
 def attention_weights(logits: Tensor, softcap: float | None, valid: Tensor | None) -> Tensor:
     """Attention probabilities of a single query from its logits, float32
     `(batch, kv_heads, group, tokens)`; `valid` is `(batch, kv_heads, tokens)`."""
-    logits = _capped(logits, softcap)
+    logits = capped(logits, softcap)
     if valid is not None:
         logits = logits.masked_fill(~valid.unsqueeze(2), float("-inf"))
     return logits.softmax(dim=-1)
@@ -254,7 +254,7 @@ def attention_blocks(
         block = folded[:, :, :, rows]
         # The query heads of a KV head as rows of one product, or keys would be copied for each.
         logits = (block.flatten(2, 3) @ transposed[..., :end]).view(*block.shape[:-1], end)
-        logits = _capped(logits, softcap)
+        logits = capped(logits, softcap)
         own = slice(0 if valid is not None else end - block.shape[3], None)  # what is hidden
         logits[..., own].masked_fill_(~mask[..., own].unsqueeze(2), float("-inf"))
         yield rows, end, logits.softmax(dim=-1)
@@ -300,7 +300,7 @@ def _softcapped(
     """
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    logits = _capped((query @ key.transpose(-1, -2)) * scaling, softcap)
+    logits = capped((query @ key.transpose(-1, -2)) * scaling, softcap)
     if mask.dtype == torch.bool:
         # Not -inf: the row of a padding query in a sliding layer sees nothing, and would be NaN.
         logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
@@ -310,6 +310,6 @@ def _softcapped(
     return torch.nn.functional.dropout(weights, dropout) @ value
 
 
-def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
     """Logits with Gemma 2's soft cap, where there is one."""
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -7,6 +7,9 @@ from kvbudget.errors import UserError
 SINKS = 4  # attention sinks (Xiao et al., 2024) that every bounded method keeps
 MINIMUM = 2 * SINKS  # tokens: a cache must hold the sinks and as many recent tokens to work
 UNBOUNDED = 2**62  # tokens; the budget of a head that keeps everything
+#: What a budget bounds: all that a cache holds, whatever comes; or the context alone, once it has
+#: been read, and what follows it stands on top.
+BOUNDED = ("always", "context")
 
 
 @dataclass(frozen=True)

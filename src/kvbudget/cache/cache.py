@@ -16,6 +16,7 @@ from transformers.cache_utils import (
 from kvbudget.cache.budget import Geometry
 from kvbudget.cache.layer import BudgetedLayer, LayerSnapshot
 from kvbudget.cache.plan import Plan
+from kvbudget.cache.tails import SlidingTail
 from kvbudget.errors import UserError
 
 
@@ -24,13 +25,37 @@ class SlidingLayer(DynamicSlidingWindowLayer):
 
     The library keeps a view of its window, which holds on to all keys and values that it was cut
     from until the next update.
+
+    Attributes:
+        on_top: rows that share the window of a context; None before there are any.
     """
+
+    on_top: SlidingTail | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
         """Keys and values to attend to; only the window is kept."""
+        if self.on_top is not None:
+            return self.on_top.update(key_states, value_states)
         seen = super().update(key_states, value_states, *args, **kwargs)
         self.keys, self.values = self.keys.clone(), self.values.clone()
         return seen
+
+    def expect(self, positions: Tensor) -> None:
+        """Say where the tokens of the next forward pass stand, as `BudgetedCache.expect`."""
+        if self.on_top is None:
+            window = (self.keys, self.values, self.cumulative_length, self.sliding_window)
+            self.on_top = SlidingTail(*window)
+        self.on_top.tail.expected = positions
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Let what stands on top of the context become these of its rows."""
+        if self.on_top is not None:
+            self.on_top.tail.select(indices)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.on_top = None
 
     def check_crop(self) -> None:
         """See that tokens can be taken back. Raises `UserError` if the window has left those
@@ -46,14 +71,16 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         self.lazy_initialization(keys, values)
         self.keys, self.values, self.cumulative_length = keys, values, seen
 
-    def snapshot(self) -> tuple[Tensor, Tensor, int]:
+    def snapshot(self) -> tuple[Tensor, Tensor, int, SlidingTail | None]:
         """The state to come back to. It shares the tensors, which are replaced, not written to."""
-        return self.keys, self.values, self.cumulative_length
+        on_top = self.on_top and self.on_top.snapshot()
+        return self.keys, self.values, self.cumulative_length, on_top
 
-    def restore(self, snapshot: tuple[Tensor, Tensor, int]) -> None:
+    def restore(self, snapshot: tuple[Tensor, Tensor, int, SlidingTail | None]) -> None:
         """Come back to a snapshot of this layer; it can be restored again."""
         self.is_initialized = True
-        self.keys, self.values, self.cumulative_length = snapshot
+        self.keys, self.values, self.cumulative_length, on_top = snapshot
+        self.on_top = on_top and on_top.snapshot()
 
 
 def read_aside(model: PreTrainedModel, cache: Cache, ids: Sequence[int], logits: int = 0) -> Tensor:
@@ -125,6 +152,27 @@ class BudgetedCache(Cache):
         super().reset()
         self.plan.reset()
 
+    def expect(self, positions: Tensor) -> None:
+        """Say where the tokens of the next forward pass stand, `(rows, new)`, -1 at padding.
+
+        They follow a compressed context, which all rows share; a token sees the context and those
+        of its row before it. Each forward pass has the rows of the last one, of which
+        `batch_select_indices` makes others. The model must be told the positions, too.
+
+        Raises:
+            UserError: there is no compressed context, or what follows must fit into its budget.
+        """
+        if not all(layer.on_top for layer in self.budgeted):
+            raise UserError(
+                "rows share a context that has been read and compressed, of a cache made with "
+                "bounded='context'"
+            )
+        for layer in self.layers:
+            if isinstance(layer, SlidingLayer):
+                layer.expect(positions)
+            else:
+                layer.tail.expected = positions
+
     def awaits(self, tokens: int) -> bool:
         """Whether it holds a context of so many tokens, one sequence, until it is compressed."""
         return all(layer.awaits(tokens) for layer in self.budgeted)
@@ -174,7 +222,7 @@ class BudgetedCache(Cache):
 
         Raises:
             UserError: the cache may have evicted others by then, or takes the first pass, guesses
-                of the target included, for the source.
+                of the target included, for the source or the context.
         """
         if self.plan.budget is not None:
             raise UserError(
@@ -185,6 +233,11 @@ class BudgetedCache(Cache):
             raise UserError(
                 "assisted decoding guesses tokens of the target with the source, which phi tells "
                 "apart; use phi: auto, or generate without assistance"
+            )
+        if self.plan.bounded == "context":
+            raise UserError(
+                "assisted decoding takes back tokens on top of the context, which stay; use "
+                "bounded: always, or generate without assistance"
             )
         super().activate_past_recording()
 

@@ -136,10 +136,15 @@ class Store:
         """Whether it has all of `seen` tokens, none of them evicted."""
         return all(segment.length == seen for segment in self.slots.segments)
 
+    @property
+    def waits(self) -> bool:
+        """Whether a context is held until it is compressed."""
+        return self.plan.policy.holds_context and min(self.budgets) == UNBOUNDED
+
     def awaits(self, tokens: int) -> bool:
         """Whether it holds so many tokens of one sequence until they are compressed."""
-        held = min(self.budgets) == UNBOUNDED and self.holds_all(tokens)
-        return held and not self.padded and self.slots.keys.shape[0] == 1
+        alone = not self.padded and self.slots.keys.shape[0] == 1
+        return self.waits and self.holds_all(tokens) and alone
 
     def _scores(self, everything: list[Tokens], seen: int) -> list[Tensor]:
         """Scores of the tokens of each KV head, `(batch, tokens)` each."""

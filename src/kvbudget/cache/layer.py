@@ -16,6 +16,7 @@ from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.signals import Arrival, Reading, Signal
 from kvbudget.cache.sinks import Sinks
 from kvbudget.cache.slots import Tokens
+from kvbudget.cache.tails import Tail, attend_on_top, shared_slots
 from kvbudget.errors import UserError
 
 
@@ -46,6 +47,7 @@ class LayerSnapshot:
     kept: StoreSnapshot
     signals: list[Signal]
     sinks: Sinks | None
+    tail: Tail
 
 
 class BudgetedLayer(AttendingLayer):
@@ -61,6 +63,7 @@ class BudgetedLayer(AttendingLayer):
         store: the tokens that are kept; None before the first.
         signals: what the policy watches; none before the first token.
         sinks: where positions are those inside the cache.
+        tail: what stands on top of the context.
         repeated: tokens of the context while they are repeated (`BudgetedCache.repeating`).
     """
 
@@ -76,6 +79,7 @@ class BudgetedLayer(AttendingLayer):
         self.store: Store | None = None
         self.signals: list[Signal] = []
         self.repeated: slice | None = None
+        self.tail = Tail()
         self.sinks = Sinks(self._rotation) if self.policy.relative_positions else None
         self.is_initialized = False
         self._pending = None
@@ -94,6 +98,13 @@ class BudgetedLayer(AttendingLayer):
         """Length and offset that masks are made for; asked before a forward pass computes."""
         self.options.plan.check(query_length, self.seen)
         return super().get_mask_sizes(query_length)
+
+    @property
+    def on_top(self) -> bool:
+        """Whether what comes next stands on top of a context that has been compressed."""
+        plan, store = self.options.plan, self.store
+        over = plan.bounded == "context" and store is not None and self.seen >= plan.prompt_tokens
+        return over and not store.waits
 
     # Attention.
 
@@ -115,6 +126,8 @@ class BudgetedLayer(AttendingLayer):
             self._begin(key)
         padding, own = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
         self._visible = None if own is None else self._own_mask(own, new)
+        if self.on_top:
+            return self._attend_on_top(query, key, value, padding, scaling, softcap)
         positions = self._positions(key, padding)
         whole, step = (query, key, value, positions), self.options.prefill_chunk or new
         if new <= step:
@@ -262,6 +275,34 @@ class BudgetedLayer(AttendingLayer):
             self.store.keep_best(everything, self.seen)
         return torch.cat(outputs, dim=1)
 
+    def _attend_on_top(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        padding: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Tokens that the budget is not for, of any number of rows that share the context."""
+        if padding is not None or self.store.padded or self._visible is not None:
+            raise UserError(
+                "bounded: context takes sequences of one length and causal attention; give "
+                "batches without padding and no mask of your own, or use bounded: always"
+            )
+        contexts = self.store.slots.keys.shape[0]
+        if query.shape[0] % contexts:
+            raise UserError(
+                f"{contexts} contexts cannot be shared by {query.shape[0]} rows; give as many rows "
+                "to each"
+            )
+        if self.sinks is not None:
+            self.sinks.follow(self.store, self.seen - self.tail.length)
+        self.tail.append(key, value, self.seen)
+        self.seen += key.shape[2]
+        shared = shared_slots(self.store.slots)
+        return attend_on_top(query, shared, self.tail, scaling=scaling, softcap=softcap)
+
     # Signals.
 
     def _arrive(
@@ -321,7 +362,7 @@ class BudgetedLayer(AttendingLayer):
             return query
         return query.unflatten(1, (self.kv_heads, -1))[:, list(heads)].flatten(1, 2)
 
-    # Adopting, taking back, and compressing at once.
+    # Adopting, taking back, choosing rows, and compressing at once.
 
     def adopt(self, prompt: Tokens) -> None:
         """Take a prompt that was read elsewhere, one sequence, as if it had been read here.
@@ -349,6 +390,12 @@ class BudgetedLayer(AttendingLayer):
         self._keep(replace(prompt, signals=numbers))
         self.is_initialized = True
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Let what stands on top of the context become these of its rows. Refused elsewhere."""
+        if not self.tail.length:
+            super().batch_select_indices(indices)
+        self.tail.select(indices)
+
     def forget(self, count: int) -> None:
         """Drop the last `count` tokens read, before anything is evicted."""
         self.store.forget(count)
@@ -358,8 +405,14 @@ class BudgetedLayer(AttendingLayer):
         """See that tokens can be taken back.
 
         Raises:
-            UserError: others were evicted for them, or signals have grown with them.
+            UserError: others were evicted for them, or signals have grown with them; or they stand
+                on top of a context.
         """
+        if self.tail.length:
+            raise UserError(
+                "tokens on top of a context cannot be taken back; use snapshot() and restore(), or "
+                "bounded: always"
+            )
         if self.store is not None and not self.store.holds_all(self.seen):
             raise UserError(
                 "tokens cannot be taken back once others were evicted for them; use snapshot() and "
@@ -403,7 +456,8 @@ class BudgetedLayer(AttendingLayer):
         ]
 
     def kept_positions(self) -> list[Tensor]:
-        """Positions kept by each KV head, ascending: `(tokens,)`, in a batch `(batch, tokens)`."""
+        """Positions kept by each KV head, ascending: `(tokens,)`, in a batch `(batch, tokens)`.
+        What stands on top of the budget is not among them."""
         kept: list[Tensor] = [torch.empty(0, dtype=torch.long)] * self.kv_heads
         for tokens in self.store.slots.tokens() if self.store else []:
             for i, head in enumerate(tokens.heads):
@@ -411,7 +465,7 @@ class BudgetedLayer(AttendingLayer):
         return kept
 
     def allocated_bytes(self) -> int:
-        """Bytes of the storage that really exists."""
+        """Bytes of the storage that really exists, without what stands on top of the budget."""
         beside = [*self.signals, *([self.sinks] if self.sinks else [])]
         stored = self.store.slots.allocated_bytes() if self.store else 0
         return stored + sum(each.held_bytes() for each in beside)
@@ -422,7 +476,12 @@ class BudgetedLayer(AttendingLayer):
             raise UserError("there is nothing to take a snapshot of: the cache is empty")
         signals = list(map(copy.copy, self.signals))
         return LayerSnapshot(
-            self.seen, self.store, self.store.snapshot(), signals, copy.copy(self.sinks)
+            seen=self.seen,
+            store=self.store,
+            kept=self.store.snapshot(),
+            signals=signals,
+            sinks=copy.copy(self.sinks),
+            tail=self.tail.snapshot(),
         )
 
     def restore(self, snapshot: LayerSnapshot) -> None:
@@ -430,7 +489,7 @@ class BudgetedLayer(AttendingLayer):
         self.is_initialized = True
         self.seen, self.sinks = snapshot.seen, copy.copy(snapshot.sinks)
         self.signals = list(map(copy.copy, snapshot.signals))
-        self.store = snapshot.store
+        self.store, self.tail = snapshot.store, snapshot.tail.snapshot()
         self.store.restore(snapshot.kept)
 
 

@@ -15,6 +15,7 @@ class Plan:
         budget: tokens, a share of the prompt, or None for no bound.
         prompt_tokens: length of the prompt; by default the first forward pass is the prompt.
         codec: quantises what is kept, so that the bytes of the budget hold more tokens.
+        bounded: an entry of `kvbudget.cache.budget.BOUNDED`.
 
     Attributes:
         prompt_tokens: as given, or once the prompt has come; None before.
@@ -27,9 +28,11 @@ class Plan:
         budget: int | str | None,
         prompt_tokens: int | None = None,
         codec: Codec | None = None,
+        bounded: str = "always",
     ) -> None:
         self.policy, self.geometry, self.budget = policy, geometry, budget
-        self.codec = codec
+        self.codec, self.bounded = codec, bounded
+        policy.bounded = bounded
         self._given = prompt_tokens
         self.reset()
 
@@ -50,7 +53,8 @@ class Plan:
         known where something was taken of it.
 
         Raises:
-            UserError: more than one token comes, and the prompt may not have been over.
+            UserError: more than one token comes, and the prompt may not have been over; or the
+                prompt ends among them, and what follows it is no part of the budget.
         """
         share = isinstance(self.budget, str)
         taken = f"budget {self.budget!r}" if share else f"phi: {self.policy.phi}"
@@ -60,6 +64,14 @@ class Plan:
                 f"{taken} took the first {self.prompt_tokens} tokens for the whole prompt, and "
                 f"{new} more come at once; call make_cache with prompt_tokens= the length of the "
                 f"prompt ({self.prompt_tokens} if these come after it)"
+            )
+
+        prompt = self.prompt_tokens
+        if self.bounded == "context" and prompt is not None and seen < prompt < seen + new:
+            raise UserError(
+                f"a context of {prompt} tokens ends among the {new} that come after {seen}, and "
+                "what follows it stands on top of the budget; read them apart, or use bounded: "
+                "always"
             )
 
     def begin(self, new: int) -> None:

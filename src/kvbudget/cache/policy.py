@@ -71,12 +71,15 @@ class Policy:
         phi: first position of the target (Group Position Encoding); None leaves positions alone.
         unrotates: whether signals see keys or queries as they were before their rotation.
         holds_context: whether the whole context is held until `finish` compresses it.
+        bounded: an entry of `kvbudget.cache.budget.BOUNDED`, which the cache's plan sets. A method
+            need not think of what follows the context where that stands on top of the budget.
     """
 
     relative_positions = False
     phi: int | None = None
     unrotates = False
     holds_context = False
+    bounded = "always"
 
     @property
     def moves_keys(self) -> bool:

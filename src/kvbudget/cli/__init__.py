@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from kvbudget.errors import UserError, run_cli
 from kvbudget.options import suggest
+from kvbudget.run.warm import PLACE, hand_over
 
 #: Command → what it does. Those of the first table are for people, of the second for the workflow.
 COMMANDS = {
@@ -31,9 +32,11 @@ JOBS = {
     "text": "make a haystack",
     "environment": "what this machine is",
     "expand": "write the expanded plan of a study",
+    "calibration": "make one calibration",
     "prefill": "read the contexts of a place once for all its cells",
     "cell": "measure one cell",
     "lease": "run a command on a GPU of its own",
+    "warm": "keep the libraries of measurements loaded, and fork for each",
     "aggregate": "from records to CSV files",
     "table": "one table of the paper",
     "figure": "one figure of the paper",
@@ -42,6 +45,8 @@ JOBS = {
     "failures": "list the failed jobs of a run",
     "schema": "the schema of the configuration, from what methods and tasks declare",
 }
+#: Jobs that run in a fork of a process that has imported what they need, where there is one.
+WARM = ("calibration", "prefill", "cell")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,6 +68,8 @@ def _run(words: list[str]) -> None:
             f"there is no command {command!r}{suggest(command, COMMANDS | JOBS)}; "
             "kvbudget --help lists them"
         )
+    if command in WARM and PLACE in os.environ:
+        hand_over(words)
     module = importlib.import_module(f"{__name__}.{command.replace('-', '_')}")
     parser = argparse.ArgumentParser(
         prog=f"kvbudget {command}",

@@ -1,27 +1,37 @@
-"""Measure what the heads of a model do, once; Head-Aware spends its budget by it."""
+"""Measure what the heads of a model do, once; Head-Aware spends its budget by it. Pass the record,
+read as JSON, to make_cache as calibration=."""
 
 import argparse
-import json
 from pathlib import Path
 
-from kvbudget.run.calibrate import Calibration, run_calibration
+import yaml
+
+from kvbudget.errors import UserError
+from kvbudget.run.calibrate import calibrate_model
+from kvbudget.run.record import write_json
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("--model", required=True, help="key under `models:`")
-    parser.add_argument("--spec", required=True, type=json.loads, help="`calibration:`, as JSON")
-    parser.add_argument("--code", required=True, help="digest of the code that it runs")
+    parser.add_argument("model", type=Path, help="directory of a model in safetensors")
+    parser.add_argument("--text", required=True, type=Path, help="long text, a passage a line")
+    parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
     parser.add_argument(
-        "--identity", required=True, help="digest of all that the result depends on"
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options of `calibration:` in a study, such as length=1000 contexts=4",
     )
-    parser.add_argument("--model-identity", required=True, help="of the model that is meant")
-    parser.add_argument("--model-dir", required=True, type=Path)
-    parser.add_argument("--verified", required=True, type=Path, help="of the model")
-    parser.add_argument("--text", required=True, type=Path, help="the haystack")
-    parser.add_argument("--out", required=True, type=Path)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the calibration."""
-    run_calibration(Calibration(**vars(args)))
+    spec = {}
+    for word in args.set:
+        key, given, value = word.partition("=")
+        if not given:
+            raise UserError(f"--set takes KEY=VALUE, not {word!r}")
+        spec[key] = yaml.safe_load(value)
+    write_json(args.out, calibrate_model(args.model, args.text, spec))
+    print(f"{args.out}: make_cache(model, 'head-aware', budget, calibration=json.load(open(...)))")

@@ -15,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print what was found; exit status 1 if it is anything."""
     study = study_argument.load(args)
-    found = list(stale(study))
+    found = stale(study)
     for path, reason in found:
         print(f"{path}: {reason}")
     if found:

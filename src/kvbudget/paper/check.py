@@ -1,9 +1,9 @@
 """Refuse a paper whose prose or generated files do not follow from the CSV files.
 
-Four things are checked: sections hold no bare number; every `\\res` key and citation exists; every
-generated file was made from the CSV files that lie there now; and no policy's cells mix states of
-the code. A number that is no result (a constant of a method, a version) is allowed on a line that
-says why: `% allow-number: the published setting`.
+Five things are checked: sections hold no bare number; every `\\res` key and citation exists; every
+generated file was made from the CSV files that lie there now; no policy's cells mix states of the
+code; and a paper of the development split says so. A number that is no result (a constant
+of a method, a version) is allowed on a line that says why: `% allow-number: the published setting`.
 """
 
 import re
@@ -94,6 +94,17 @@ def _codes(csv: Path) -> Iterator[str]:
             )
 
 
+def _split(csv: Path, numbers: Path) -> Iterator[str]:
+    """Samples by which choices were made are told on the first page (main.tex)."""
+    frame = schema.read(csv, "provenance")
+    splits = set(frame.loc[frame["item"] == "split", "value"])
+    if splits != {"test"} and "\\developmentstudytrue" not in _read(numbers):
+        yield (
+            f"{numbers}: does not say that samples are of the split {', '.join(sorted(splits))}; "
+            "remove it and build the paper again"
+        )
+
+
 def _read(path: Path) -> str:
     if not path.exists():
         raise UserError(f"{path} is missing; build the paper again")
@@ -113,6 +124,7 @@ def check(paper: Path, numbers: Path, tables: Iterable[Path], csv: Path) -> str:
         UserError: lists everything that is wrong.
     """
     problems = [*_prose(paper, numbers), *_sources([numbers, *tables], csv), *_codes(csv)]
+    problems += _split(csv, numbers)
     if problems:
         raise UserError("the paper does not follow from its data:\n  " + "\n  ".join(problems))
     sections = len(list((paper / "sections").glob("*.tex")))

@@ -123,9 +123,9 @@ def metric(name: str, value: float) -> Latex:
     return decimal(value, {"prompt_tokens": 0, "decode_ms_per_token": 1}.get(name, 2))
 
 
-def budget(token: str) -> Latex:
-    """A budget token in print: `20%`, `256`, `full`."""
-    return escape(budgets.text(token))
+def budget(token: str, all_kept: bool = False) -> Latex:
+    """A budget token in print: `20%`, `256`, `full`; `all kept` where nothing is evicted."""
+    return escape(budgets.text(token, all_kept))
 
 
 def listing(items: Iterable[str]) -> Latex:

@@ -12,15 +12,15 @@ from kvbudget.paper.source import Source
 from kvbudget.study.plan import AXES, Study
 
 #: Lines of rows that a float holds in the mean; a page has room for some more.
-LINES_A_FLOAT = 40
+LINES_A_FLOAT = 38
 #: Characters to a line of a title, as main.tex breaks it.
-NAMED = 27
+NAMED = 24
 #: Widths in points, of which main.tex leaves so many to a float over one column and over two.
 COLUMN, PAGE = 241, 504
 #: The columns of method and budget, whose titles main.tex breaks.
-NAMES = 124
+NAMES = 140
 #: A number, and a number with its interval.
-NUMBER, INTERVAL = 34, 58
+NUMBER, INTERVAL = 34, 74
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,19 @@ class Row:
 
 
 def with_interval(value: float, low: float, high: float, signed: bool = False) -> Latex:
-    """A value and its interval in brackets; a dash for NaN."""
+    """A value and its interval in brackets, if it has one; a dash for NaN."""
     number = latex.signed(value) if signed else latex.decimal(value)
     if pd.isna(value):
         return number
     if pd.isna(low):
-        return Latex(rf"{number}\bounds{{{latex.DASH}}}{{{latex.DASH}}}")
+        return number
     return Latex(rf"{number}\bounds{{{latex.decimal(low)}}}{{{latex.decimal(high)}}}")
 
 
 def experiment_cells(study: Study, experiment: dict) -> list[tuple[str, str, int, str, str]]:
-    """Keys of the experiment's planned cells."""
-    return [c.key for c in study.cells if experiment["name"] in c.experiments]
+    """Keys of the experiment's planned cells; those of several seeds have one."""
+    keys = (c.key for c in study.cells if experiment["name"] in c.experiments)
+    return list(dict.fromkeys(keys))
 
 
 def experiment_title(experiment: dict) -> Latex:
@@ -115,9 +116,15 @@ def floats(
         }
 
 
+def budget(src: Source, keys: list[tuple]) -> Latex:
+    """The budget of a row in print: `all kept` where none of its cells evicts anything."""
+    measured = [key for key in keys if key in src.measured]
+    return latex.budget(keys[0][4], bool(measured) and src.all_kept.issuperset(measured))
+
+
 def sample_note(src: Source, keys: list[tuple]) -> str:
     """How many samples and contexts the cells of these keys have."""
-    part = src.cells.set_index(list(AXES))
+    part = src.cells[src.cells["metric"] == "nll"].set_index(list(AXES))
     part = part[part.index.isin(pd.MultiIndex.from_tuples(keys))]
     return (
         rf"\(n\) = {span(part['n_samples'])} samples on {span(part['n_contexts'])} contexts a cell."

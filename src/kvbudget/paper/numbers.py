@@ -1,9 +1,10 @@
 r"""numbers.tex: every number of the prose as a macro `\res{key}`; an unknown key stops LaTeX.
 
 Keys of cells are `model/task/length/method/budget/metric`, with `/low`, `/high` and `/n` for the
-interval and the contexts; of comparisons `model/task/length/budget/method/vs/reference/metric`
-with `/low`, `/high`, `/p` and `/verdict`. Derived keys (`study/…`, `machine/…`, `summary/…`) are
-those of `phrases`; they exist in every study, so the sections use these.
+interval and the contexts; of comparisons
+`experiment/model/task/length/budget/method/vs/reference/metric` with `/low`, `/high`, `/p` and
+`/verdict`. Derived keys (`study/…`, `machine/…`, `summary/…`) are those of `phrases`; they exist in
+every study, so the sections use these.
 """
 
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def text(src: Source, environment: dict) -> str:
         notes=src.notes(),
         numbers={Latex(key): value for key, value in numbers.items()},
         draft=src.draft,
+        development=src.development,
     )
 
 
@@ -65,8 +67,8 @@ def _cells(src: Source) -> Iterator[tuple[str, Latex]]:
 def _comparisons(src: Source) -> Iterator[tuple[str, Latex]]:
     """Every paired difference."""
     for row in src.comparisons.to_dict("records"):
-        axes = (row["model"], row["task"], row["length"], row["budget"], row["method"])
-        base = latex.key(*axes, "vs", row["reference"], row["metric"])
+        axes = ("experiment", "model", "task", "length", "budget", "method")
+        base = latex.key(*(row[name] for name in axes), "vs", row["reference"], row["metric"])
         yield base, latex.signed(row["difference"])
         yield f"{base}/low", latex.signed(row["ci_low"])
         yield f"{base}/high", latex.signed(row["ci_high"])

@@ -37,6 +37,12 @@ TABLES = {
         csv=("cells",),
         template="experiment.tex.j2",
     ),
+    "summary": Made(
+        module="kvbudget.paper.tables.summary",
+        what="Head-Aware against each peer at each budget, places together",
+        csv=("pooled",),
+        template="summary.tex.j2",
+    ),
     "statistics": Made(
         module="kvbudget.paper.tables.statistics",
         what="every paired comparison of Head-Aware and its variants",

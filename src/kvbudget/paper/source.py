@@ -8,7 +8,7 @@ import pandas as pd
 
 from kvbudget.analysis import schema
 from kvbudget.paper.latex import Latex
-from kvbudget.study.plan import FULL, Study, load_study
+from kvbudget.study.plan import AXES, FULL, Study, load_study
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,18 @@ class Source:
     def places(self) -> pd.DataFrame:
         """Where the full cache is scored: model, task, length, and whether that is headline."""
         full = self.cells[(self.cells["policy"] == FULL) & (self.cells["metric"] == "score")]
-        places = full[["model", "task", "length"]]
-        return places.assign(headline=full["value"] >= schema.HEADLINE_SCORE)
+        return full[["model", "task", "length", "headline"]]
+
+    @cached_property
+    def measured(self) -> frozenset[tuple]:
+        """Keys of all that is measured."""
+        return frozenset(self.cells[list(AXES)].itertuples(index=False, name=None))
+
+    @cached_property
+    def all_kept(self) -> frozenset[tuple]:
+        """Keys of what evicts nothing at its budget."""
+        kept = self.cells[self.cells["all_kept"]]
+        return frozenset(kept[list(AXES)].itertuples(index=False, name=None))
 
     def table(self, name: str) -> pd.DataFrame:
         """One CSV file, typed.
@@ -49,14 +59,19 @@ class Source:
         return schema.read(self.directory, name)
 
     def wide(self) -> pd.DataFrame:
-        """One row a cell, one column a metric."""
-        axes = ["model", "task", "length", "method", "budget", "policy"]
+        """One row a method at a place and a budget, one column a metric."""
+        axes = [*AXES, "policy", "bits", "all_kept", "machine"]
         return self.cells.pivot(index=axes, columns="metric", values="value").reset_index()
 
     @property
     def draft(self) -> bool:
         """Whether planned cells are missing."""
         return not self.table("missing").empty
+
+    @property
+    def development(self) -> bool:
+        """Whether choices were made by these samples, so that they prove nothing."""
+        return self.study.config["split"] == "development"
 
     def notes(self) -> Latex:
         """TeX comments that tie a generated file to the CSV files that it is made from."""

@@ -30,15 +30,15 @@ class KVzip(Policy):
 
     The whole context is held until `kvbudget.policies.repetition.reconstruct` has read it once
     more; then all heads of all layers compete for one total. Published KVzip evicts nothing
-    afterwards; here the cache stays within its budget: of what follows the context it keeps a
-    window, as SnapKV does, and what leaves the window goes first, as no repetition has scored it.
+    afterwards. Where the cache is always bounded, it keeps a window of what follows the context, as
+    SnapKV does, and what leaves the window goes first, as no repetition has scored it.
     """
 
     holds_context = True
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         self._prompt = prompt_tokens
-        self._window = min(WINDOW, budget // 2)
+        self._window = 0 if self.bounded == "context" else min(WINDOW, budget // 2)
         return super().budgets(geometry, budget, prompt_tokens)
 
     def signals(self, layer: int) -> list[Repetition]:

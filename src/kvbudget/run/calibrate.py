@@ -6,6 +6,8 @@ from pathlib import Path
 
 from kvbudget.api import attach
 from kvbudget.calibration.calibrate import calibrate
+from kvbudget.calibration.options import OPTIONS
+from kvbudget.options import filled
 from kvbudget.run.record import provenance, write_json
 from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
@@ -37,6 +39,20 @@ class Calibration:
     verified: Path
     text: Path
     out: Path
+
+
+def calibrate_model(directory: Path, text: Path, spec: dict) -> dict:
+    """A calibration of the model in a directory, on a haystack.
+
+    Args:
+        spec: overrides the defaults of `kvbudget.calibration.options`.
+
+    Raises:
+        UserError: an option that is not there, or a model or a text that cannot be read.
+    """
+    spec = filled("calibration", spec, OPTIONS)
+    model, tokenizer = load(directory, spec["dtype"])
+    return calibrate(attach(model), tokenizer, read_passages(text), spec)
 
 
 def run_calibration(job: Calibration) -> None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from kvbudget.api import attach
 from kvbudget.errors import UserError
 from kvbudget.run import protocols
+from kvbudget.run.machine import machine
 from kvbudget.run.prefills import Store, facts
 from kvbudget.run.record import provenance, write_json
 from kvbudget.run.resume import finished
@@ -41,7 +42,7 @@ class Cell:
     """What a cell is measured from.
 
     Attributes:
-        spec: model, dtype, seed, haystack, task, length, method, budget and samples.
+        spec: model, dtype, seed, split, haystack, task, length, method, budget and samples.
         code: digest of the code that it runs.
         identity: digest of all that the result depends on: spec, code, model, text, calibration.
         model_identity: of the model that is meant.
@@ -68,7 +69,7 @@ class Cell:
 
 
 def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> list[Context]:
-    """Contexts of a cell, which depend on the tokenizer, task, length and seed alone."""
+    """Contexts of a cell, which depend on the tokenizer, task, length, split and seed alone."""
     kind = spec["task"]["kind"]
     request = Request(
         tokenizer,
@@ -77,7 +78,7 @@ def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> li
         contexts=spec["samples"]["contexts"],
         questions=spec["samples"]["questions"],
         seed=spec["seed"],
-        split="test",
+        split=spec["split"],
     )
     return tasks.load(kind).make(request, tasks.options_from(kind, spec["task"]))
 
@@ -87,11 +88,12 @@ def results(
     runner: Runner,
     contexts: list[Context],
     side: Path,
-    identity: str,
+    basis: dict,
     store: Store | None,
 ) -> Iterator[dict]:
-    """Results of all contexts in order; those in the side file are not computed again."""
-    done = finished(side, identity)
+    """Results of all contexts in order; those in the side file are not computed again, if they rest
+    on the same (`basis`)."""
+    done = finished(side, basis)
     with side.open("a", encoding="utf-8") as log:
         for index, context in enumerate(tqdm(contexts, unit="context")):
             if index < len(done):
@@ -196,8 +198,12 @@ def _run_cell(cell: Cell) -> dict:
     runner.read(runner.cache(len(prompt)), prompt[:WARM_UP])
     protocol = protocols.load(tasks.kind(kind).protocol)
     side = cell.out.with_suffix(".contexts.jsonl")
-    done = results(protocol, runner, contexts, side, cell.identity, store)
-    measured = summarise(list(done))
+    basis = {
+        "identity": cell.identity,
+        "calibration_sha256": cell.calibration and file_sha256(cell.calibration),
+        **machine(model.device),
+    }
+    measured = summarise(list(results(protocol, runner, contexts, side, basis, store)))
     measured["timing"]["load_s"] = load_s
     measured["allocation"]["layers"] = list(runner.cache().plan.geometry.layers)
     record = {
@@ -207,7 +213,10 @@ def _run_cell(cell: Cell) -> dict:
         "code": cell.code,
         **measured,
         "provenance": provenance(model, verified["sha256"], started)
-        | {"text_sha256": file_sha256(cell.text)},
+        | {
+            "text_sha256": file_sha256(cell.text),
+            "calibration_sha256": basis["calibration_sha256"],
+        },
     }
     write_json(cell.out, record)
     return record

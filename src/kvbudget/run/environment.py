@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from kvbudget.errors import UserError
+from kvbudget.run.machine import cpu_model, cpuinfo
 from kvbudget.sources.device import no_cuda
 from kvbudget.sources.threads import usable
 
@@ -75,29 +76,15 @@ def requirements(found: dict[str, Any], *, cuda: bool, tex: bool, disk: float) -
 
 def _cpu() -> dict[str, Any]:
     return {
-        "model": _cpu_model(),
+        "model": cpu_model(),
         "usable": usable(),
         "physical": psutil.cpu_count(logical=False),
         # Without these instructions bfloat16 products are emulated, several times slower than
         # float32.
         "fast_bfloat16": bool(
-            {"avx512_bf16", "amx_bf16", "bf16"} & set(_cpuinfo("flags", "Features").split())
+            {"avx512_bf16", "amx_bf16", "bf16"} & set(cpuinfo("flags", "Features").split())
         ),
     }
-
-
-def _cpu_model() -> str:
-    return _cpuinfo("model name", "Model") or platform.processor() or platform.machine()
-
-
-def _cpuinfo(*names: str) -> str:
-    """The first processor's entry of one of these names in /proc/cpuinfo, or ''."""
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.exists() else []:
-        name, _, value = line.partition(":")
-        if name.strip() in names:
-            return value.strip()
-    return ""
 
 
 def _cuda() -> dict[str, Any]:

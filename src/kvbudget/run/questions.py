@@ -1,78 +1,71 @@
 """A context is read and compressed before any question arrives; each question is asked of the same
-compressed context."""
+compressed context.
 
-import torch
-from torch import Tensor
+Where the budget is the context's (`bounded: context`), questions are asked together; where it
+bounds what follows, too, each evicts tokens of its own, and they are asked one by one.
+"""
 
-from kvbudget.cache.cache import BudgetedCache
+import statistics
+
+from kvbudget.run import one_by_one, together
+from kvbudget.run.answer import Answer
 from kvbudget.run.contexts import read_context
 from kvbudget.run.runner import Runner
-from kvbudget.run.stopwatch import Stopwatch
 from kvbudget.tasks.request import Context, Question
 
 
 def run(runner: Runner, context: Context) -> dict:
-    """Read a context and ask its questions: samples, memory and timing of one context."""
+    """Read a context and ask its questions: samples, memory and timing of one context.
+
+    `decode_s` are steps of one sequence alone, in either way of asking. What stands on top of the
+    context's budget, a question and its answer, counts as mean tokens and bytes of a question.
+    """
     read = read_context(runner, context.ids)
-    cache, state = read.cache, read.cache.snapshot()
-    samples, steps = [], []
-    for question in context.questions:
-        cache.restore(state)
-        # After the question, the cache is the same for scoring the reference and for answering.
-        first = runner.read(cache, question.ids)[-1] if question.ids else read.last
-        asked = cache.snapshot()
-        nll = _answer_nll(runner, cache, question, first)
-        cache.restore(asked)
-        output, times = _generate(runner, cache, question, first)
-        steps += times
-        samples.append(
-            {
-                "id": question.id,
-                "context_id": context.id,
-                "prompt_tokens": len(context.ids) + len(question.ids),
-                "budget_tokens": cache.plan.tokens(),
-                "score": runner.task.score(output, question.references),
-                "nll": nll,
-                "output": output,
-                "reference": question.references,
-                "depth": list(question.depth),
-            }
-        )
+    plan, on_top = read.cache.plan, {}
+    bounded = plan.bounded == "always"
+    answers, steps = (one_by_one if bounded else together).ask(runner, read, context.questions)
+    if not bounded:
+        pairs = zip(context.questions, answers, strict=True)
+        tokens = statistics.mean(len(each.ids) + len(answer.tokens) for each, answer in pairs)
+        token_bytes = plan.geometry.planned_bytes(1, runner.model.dtype.itemsize)
+        on_top = {"cache_tokens_on_top": tokens, "cache_bytes_on_top": tokens * token_bytes}
+    samples = [
+        {
+            "id": question.id,
+            "context_id": context.id,
+            "prompt_tokens": len(context.ids) + len(question.ids),
+            "budget_tokens": plan.tokens(),
+            **_measured(runner, question, answer),
+            "reference": question.references,
+            "depth": list(question.depth),
+        }
+        for question, answer in zip(context.questions, answers, strict=True)
+    ]
     return {
         "samples": samples,
-        "memory": read.memory,
+        "memory": {**read.memory, **on_top},
         "timing": {"prefill_s": read.seconds, "decode_s": steps},
         "slots": read.slots,
     }
 
 
-def _answer_nll(runner: Runner, cache: BudgetedCache, question: Question, first: Tensor) -> float:
-    """Mean negative log-likelihood of a token of the reference answer, in nats.
+def _measured(runner: Runner, question: Question, answer: Answer) -> dict:
+    """Score, likelihood and output of an answer; where it could have been another of the context:
 
-    `first` are the logits that predict its first token. The answer is read in chunks.
+    - `any`: whether the output has a value of any of the answers that there are,
+    - `choice`: 1 if the reference is likelier than each other answer, by likelihoods summed over
+      all tokens, which is fair as all are equally long; a tie is lost,
+    - `choices`: how many answers there are; a choice by chance is right once in as many.
     """
-    total = 0.0
-    for piece in runner.pieces(question.answer_ids):
-        known = runner.read(cache, piece, logits=len(piece))
-        predicted = torch.cat((first[None], known[:-1])).float()
-        target = torch.tensor(piece, device=predicted.device)
-        total += torch.nn.functional.cross_entropy(predicted, target, reduction="sum").item()
-        first = known[-1]
-    return runner.finite(total / len(question.answer_ids), question.id)
-
-
-def _generate(
-    runner: Runner, cache: BudgetedCache, question: Question, first: Tensor
-) -> tuple[str, list[float]]:
-    """Greedy answer from the logits after the question, and the seconds of each decode step."""
-    stops = runner.stops()
-    last, output, seconds = first, [], []
-    while len(output) < question.max_new_tokens:
-        token = int(last.argmax())
-        if token in stops:
-            break
-        output.append(token)
-        watch = Stopwatch()
-        last = runner.read(cache, [token])[-1]
-        seconds.append(watch.seconds())
-    return runner.tokenizer.decode(output, skip_special_tokens=True), seconds
+    output = runner.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+    reference, *others = (runner.finite(each, question.id) for each in answer.log_likelihoods)
+    known = [question.references, *(each.references for each in question.alternatives)]
+    chosen = bool(others)
+    return {
+        "score": runner.task.score(output, question.references),
+        "nll": -reference / len(question.answer_ids),
+        "any": any(runner.task.score(output, each) > 0 for each in known) if chosen else None,
+        "choice": float(reference > max(others)) if chosen else None,
+        "choices": len(known) if chosen else None,
+        "output": output,
+    }

@@ -8,8 +8,9 @@ import platform
 import subprocess
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
+
+from kvbudget.run.machine import machine
 
 LIBRARIES = ("torch", "transformers", "numpy", "safetensors", "tokenizers")
 
@@ -35,14 +36,12 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def provenance(model: PreTrainedModel, model_sha256: str, started: float) -> dict:
-    """What a result was made with, and when: versions, model, device, threads, dtype, commit."""
-    device = model.device
+    """What a result was made with, and when: versions, model, machine, dtype, commit."""
     return {
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
         | {"python": platform.python_version()},
         "model_sha256": model_sha256,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
+        **machine(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "git_commit": _git_commit(),
         "started": _iso(started),

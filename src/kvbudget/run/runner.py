@@ -1,7 +1,7 @@
 """A model with a method, ready to read: what all protocols use."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -80,6 +80,42 @@ class Runner:
         """Logits of the last `logits` of some tokens, read in one forward pass."""
         inputs = torch.tensor([ids], device=self.model.device)
         return self.model(inputs, past_key_values=cache, logits_to_keep=logits).logits[0]
+
+    def read_rows(
+        self,
+        cache: BudgetedCache,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        *,
+        last: bool = False,
+    ) -> list[Tensor]:
+        """Read tokens of several rows that share a compressed context, in one forward pass.
+
+        Args:
+            cache: holds the context; its rows, if it has any yet, are those.
+            rows: tokens of each, one or more of the longest; they need not be equally many.
+            starts: the position of the first token of each.
+            last: whether the logits after the last token of each row will do.
+
+        Returns logits after the tokens of each row, `(tokens, vocab)`, or `(vocab,)` if `last`.
+        """
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+        order, lengths = torch.arange(width), torch.tensor([len(row) for row in rows])
+        positions = torch.tensor(starts)[:, None] + order
+        device = self.model.device
+        cache.expect(positions.masked_fill(order >= lengths[:, None], -1).to(device))
+        wanted = (lengths - 1).unique() if last else order
+        logits = self.model(
+            ids.to(device),
+            position_ids=positions.to(device),
+            past_key_values=cache,
+            logits_to_keep=wanted.to(device),
+        ).logits
+        if last:
+            places = torch.searchsorted(wanted, lengths - 1).tolist()
+            return [row[place] for row, place in zip(logits, places, strict=True)]
+        return [row[:length] for row, length in zip(logits, lengths.tolist(), strict=True)]
 
     def pieces(self, ids: list[int]) -> Iterator[list[int]]:
         """Some tokens in the portions in which they are read."""

@@ -15,7 +15,8 @@ from kvbudget.errors import UserError
 def snapshot(repo: str, revision: str, patterns: Sequence[str]) -> Path:
     """A directory of the client's cache with the files of `repo` that match `patterns`.
 
-    Only files at the top of the repository count. With `HF_HUB_OFFLINE=1` nothing is asked of the network here either.
+    Only files at the top of the repository count. With `HF_HUB_OFFLINE=1` nothing is asked of the
+    network here either.
 
     Raises:
         UserError: with the remedy; what has arrived by then is kept for the next run.

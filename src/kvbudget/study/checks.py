@@ -22,7 +22,11 @@ _SHARED = frozenset(
 #: A needle, its surroundings and the chat template take this many tokens.
 MIN_LENGTH = 200
 #: Keys of a method that the cache takes, whatever the policy.
-OF_ANY_METHOD = frozenset({"policy", "title", "prefill_chunk", "stride", "bits", "value_bits"})
+OF_ANY_METHOD = frozenset(
+    {"policy", "title", "prefill_chunk", "stride", "bits", "value_bits", "bounded"}
+)
+#: Key of a calibrated method that is measured with several seeds of its calibration.
+SEEDS = "calibration_seeds"
 #: Keys of a task that say what it is called, how much of it there is, and on which text.
 OF_ANY_TASK = frozenset({"kind", "title", "samples", "haystack"})
 
@@ -56,6 +60,12 @@ def method_options(method: Mapping[str, Any]) -> dict[str, Any]:
 def least_budget(method: Mapping[str, Any]) -> int:
     """Tokens that every head keeps: attention sinks, and as many recent ones as the method says."""
     return max(MINIMUM, SINKS + method_options(method).get("recent", 0))
+
+
+def bounded_of(method: Mapping[str, Any], kind: str) -> str:
+    """What the budget bounds of a method on a kind of task: what its entry says, or else the
+    context alone, but all of a text that is read through the cache throughout."""
+    return method.get("bounded", "always" if tasks.kind(kind).throughout else "context")
 
 
 def budget_of(where: str, budget: str | int, length: int, prompt: int, least: int) -> str | int:
@@ -93,6 +103,8 @@ def check_method(
     own = {key: value for key, value in method.items() if key not in OF_ANY_METHOD}
     if policy.calibrated and "calibration" in own:
         known(f"{where}: calibration", own.pop("calibration"), calibrations, "calibrations")
+    if policy.calibrated:
+        own.pop(SEEDS, None)
     given = options.filled(where, own, policy.options)
     if method.get("prefill_chunk") and policy.holds_context:
         raise UserError(
@@ -107,6 +119,8 @@ def check_method(
         )
     if "value_bits" in method and "bits" not in method:
         raise UserError(f"{where}: value_bits needs bits, which says how keys are stored")
+    if "bounded" in method and method["policy"] == "full":
+        raise UserError(f"{where}: policy 'full' has no budget that could be bounded; drop bounded")
 
 
 def check_task(name: str, task: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -157,6 +171,11 @@ def _check_fits(where: str, kind: str, name: str, method: Mapping[str, Any]) -> 
         raise UserError(
             f"{where}: method {name!r} needs the whole context before it evicts, and {kind} is "
             "bounded throughout; use another method"
+        )
+    if tasks.kind(kind).throughout and bounded_of(method, kind) != "always":
+        raise UserError(
+            f"{where}: method {name!r} bounds the context alone, and {kind} is bounded throughout; "
+            "drop bounded, or use another task"
         )
     if tasks.kind(kind).protocol == "translation":
         _check_streaming(where, name, method)

@@ -5,6 +5,7 @@ computed and reported cannot drift apart.
 """
 
 import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from kvbudget.policies import registry as methods
 from kvbudget.run.protocols import PROTOCOLS
 from kvbudget.sources import registry, text
 from kvbudget.study import checks, identity, provenance, titles
-from kvbudget.study.plan import DEFAULT, DEFAULT_COMMAND, Calibration, Planned, Study
+from kvbudget.study.plan import DEFAULT, DEFAULT_COMMAND, SEEDED, Calibration, Planned, Study
 from kvbudget.tasks import registry as tasks
 
-#: Keys of an entry that its cells' specs do without: what is only printed, and the name of a
-#: calibration, whose content they have.
-_NOT_IN_SPECS = frozenset({"title", "calibration"})
+#: Keys of an entry that its cells' specs do without: what is only printed, and which calibration is
+#: used, whose content they have.
+_NOT_IN_SPECS = frozenset({"title", "calibration", checks.SEEDS})
 #: What a calibration is computed by.
 _CALIBRATING = ("kvbudget.run.calibrate",)
 
@@ -101,7 +102,7 @@ class _Expansion:
 
     def __init__(self, config: Mapping[str, Any], root: Path) -> None:
         self.config, self.root = config, root
-        self.calibrations: dict[tuple[str, str], Calibration] = {}
+        self.calibrations: dict[tuple[str, str, int | None], Calibration] = {}
 
     def cells(self, experiment: Mapping[str, Any]) -> Iterable[Planned]:
         """The cells of an experiment, in order, with no experiment noted yet."""
@@ -112,8 +113,10 @@ class _Expansion:
             for task in experiment["tasks"]:
                 for length in own_lengths.get(model, experiment["lengths"]):
                     for method in experiment["methods"]:
-                        for budget in self._budgets(where, experiment, task, method, length):
-                            yield self._cell(model, task, length, method, budget)
+                        budgets = self._budgets(where, experiment, task, method, length)
+                        seeds = self.config["methods"][method].get(checks.SEEDS, [None])
+                        for budget, seed in itertools.product(budgets, seeds):
+                            yield self._cell(model, task, length, method, budget, seed)
 
     def _budgets(
         self, where: str, experiment: Mapping[str, Any], task: str, method: str, length: int
@@ -134,8 +137,15 @@ class _Expansion:
         ]
 
     def _cell(
-        self, model: str, task: str, length: int, method: str, budget: str | int | None
+        self,
+        model: str,
+        task: str,
+        length: int,
+        method: str,
+        budget: str | int | None,
+        seed: int | None,
     ) -> Planned:
+        """One cell; `seed` is that of its calibration where the method names several."""
         config = self.config
         entry, task_entry = config["methods"][method], dict(config["tasks"][task])
         samples = {**config["samples"], **task_entry.pop("samples", {})}
@@ -145,16 +155,20 @@ class _Expansion:
             "model": model,
             "dtype": config["dtype"],
             "seed": config["seed"],
+            "split": config["split"],
             "haystack": haystack,
             "task": _named(task, task_entry, tasks.options_of(task_entry["kind"])),
             "length": length,
-            "method": _named(method, entry, policy.options),
+            "method": {
+                **_named(method, entry, policy.options),
+                "bounded": checks.bounded_of(entry, task_entry["kind"]),
+            },
             "budget": budget,
             "samples": samples,
         }
         calibration = None
         if policy.calibrated:
-            calibration = self._calibration(model, entry.get("calibration", DEFAULT))
+            calibration = self._calibration(model, entry.get("calibration", DEFAULT), seed)
             spec["calibration"] = calibration.spec
         code = _code(*entry_modules(spec))
         parts = {
@@ -174,12 +188,15 @@ class _Expansion:
             experiments=(),
         )
 
-    def _calibration(self, model: str, name: str) -> Calibration:
-        if (model, name) not in self.calibrations:
-            changes = self.config["calibrations"].get(name, {})
-            spec = options.filled(
-                "calibration", {**self.config["calibration"], **changes}, CALIBRATION
-            )
+    def _calibration(self, model: str, name: str, seed: int | None) -> Calibration:
+        changes = {**self.config["calibration"], **self.config["calibrations"].get(name, {})}
+        if seed == changes.get("seed", CALIBRATION["seed"].default):
+            seed = None
+        key = (model, name, seed)
+        if key not in self.calibrations:
+            if seed is not None:
+                changes, name = {**changes, "seed": seed}, f"{name}{SEEDED}{seed}"
+            spec = options.filled("calibration", changes, CALIBRATION)
             checks.check_length("calibration", self.config, model, spec["length"])
             code = _code(*_CALIBRATING)
             parts = {
@@ -189,10 +206,10 @@ class _Expansion:
                 "text": self._text(self.config["haystack"]),
             }
             text_path = self._text_path(self.config["haystack"])
-            self.calibrations[model, name] = Calibration(
+            self.calibrations[key] = Calibration(
                 model, name, spec, code, identity.digest(parts), text_path
             )
-        return self.calibrations[model, name]
+        return self.calibrations[key]
 
     @functools.cache  # noqa: B019 lives as long as one expansion
     def _model(self, key: str) -> str:

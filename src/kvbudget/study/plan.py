@@ -16,6 +16,8 @@ FULL = "full"
 OURS = "head-aware"
 #: Name of the calibration that a method uses unless it asks for another.
 DEFAULT = "default"
+#: What stands before another seed than its own in the name of a calibration.
+SEEDED = "-seed-"
 AXES = ("model", "task", "length", "method", "budget")
 #: How Snakemake is started for the default study.
 DEFAULT_COMMAND = ("snakemake", "--cores", "1", "--resources", "gpu=1")
@@ -32,7 +34,7 @@ class Calibration:
 
     Attributes:
         model: key of the model.
-        name: its entry of `calibrations`, or `DEFAULT`.
+        name: its entry of `calibrations`, or `DEFAULT`; with another seed, `default-seed-2`.
         spec: what it is made from.
         code: digest of the code that makes it.
         identity: of spec, code, model and text; part of the path.

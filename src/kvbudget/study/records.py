@@ -23,14 +23,6 @@ class Cell:
     def samples(self) -> list[dict]:
         return self.record["samples"]
 
-    def by_context(self, metric: str) -> dict[str, float]:
-        """Mean of a metric over the questions of each context, in the record's order."""
-        groups: dict[str, list[float]] = {}
-        for sample in self.samples:
-            if sample[metric] is not None:
-                groups.setdefault(sample["context_id"], []).append(float(sample[metric]))
-        return {context: sum(values) / len(values) for context, values in groups.items()}
-
 
 @dataclass(frozen=True)
 class Problem:

@@ -22,7 +22,7 @@ from kvbudget.options import count, field
 from kvbudget.prompts import Tokenizer
 from kvbudget.tasks import depths, scoring, splits
 from kvbudget.tasks.passages import fit, passages_from, passages_within, start_passage
-from kvbudget.tasks.request import TOLERANCE, Context, Question, Request
+from kvbudget.tasks.request import TOLERANCE, Alternative, Context, Question, Request
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,8 @@ def _question(
     depth: Mapping[str, Sequence[float]],
 ) -> Question:
     references = [value for key in keys for value in hidden[key]]
-    answer = prompts.encode(tokenizer, f" {_listing(references)}")
+    answer = _answer(tokenizer, references)
+    others = [hidden[key] for key in hidden if key not in keys] if len(keys) == 1 else []
     return Question(
         id=identity,
         ids=_ask(tokenizer, keys, len(references) > 1),
@@ -236,7 +237,12 @@ def _question(
         answer_ids=answer,
         max_new_tokens=len(answer) + _SPARE_TOKENS * len(references),
         depth=tuple(share for key in keys for share in depth[key]),
+        alternatives=tuple(Alternative(list(own), _answer(tokenizer, own)) for own in others),
     )
+
+
+def _answer(tokenizer: Tokenizer, values: Sequence[str]) -> list[int]:
+    return prompts.encode(tokenizer, f" {_listing(values)}")
 
 
 def _listing(items: Sequence[str]) -> str:

@@ -43,12 +43,22 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """Another answer that a question could have had, as texts and as tokens."""
+
+    references: list[str]
+    answer_ids: list[int]
+
+
+@dataclass(frozen=True)
 class Question:
     """What follows a context: `ids` are the question, the end of the chat turn and the prefix of
     the answer; the model continues from there.
 
     `answer_ids` is the reference answer as tokens, for its negative log-likelihood. `depth` is
     where what is asked for stands, in shares of the context's tokens, if the task hides something.
+    `alternatives` are the answers to the other questions of its kind that could have been asked of
+    the context, where there are any to choose among.
     """
 
     id: str
@@ -57,6 +67,7 @@ class Question:
     answer_ids: list[int]
     max_new_tokens: int
     depth: tuple[float, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
 
     @classmethod
     def with_room(

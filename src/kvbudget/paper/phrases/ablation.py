@@ -4,41 +4,48 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from kvbudget.paper import latex
+from kvbudget.paper import latex, layout
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import ALPHA, METRIC_TITLE, count, tally
+from kvbudget.paper.phrases.words import METRIC_TITLE, gap, title
 from kvbudget.paper.source import Source
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
-    """One sentence a metric."""
+    """Which variants are clearly better or worse, by how much, and which are not."""
     yield "summary/ablation", _ablation(src)
 
 
 def _ablation(src: Source) -> Latex:
-    frame = src.comparisons
-    frame = frame[(frame["kind"] == "ablation") & frame["headline"]]
+    frame = src.table("pooled")
+    frame = frame[frame["kind"] == "ablation"]
     if frame.empty:
         return Latex("This study holds no headline comparison of a variant with Head-Aware.")
-    parts = {metric: frame[frame["metric"] == metric] for metric in METRIC_TITLE}
-    return Latex(" ".join(_changed(src, p, metric) for metric, p in parts.items() if len(p)))
+    by = ["experiment", "model", "budget", "metric"]
+    groups = frame.groupby(by, sort=False)
+    several = len(frame[by[:3]].drop_duplicates()) > 1
+    return Latex(" ".join(_group(src, part, several) for _, part in groups))
 
 
-def _changed(src: Source, frame: pd.DataFrame, metric: str) -> str:
-    """Which variants are better or worse, in how many of their comparisons, and by how much."""
-    named: dict[str, list[Latex]] = {"better": [], "worse": []}
-    for method in [m for m in src.study.methods if m in set(frame["method"])]:
-        part = frame[frame["method"] == method]
-        counts, mean = tally(part), latex.signed(float(part["difference"].mean()))
-        for verdict, names in named.items():
-            if counts[verdict]:
-                title = latex.title(src.study, "methods", method)
-                often = f"{counts[verdict]} of {counts['all']}, " if counts["all"] > 1 else ""
-                names.append(Latex(rf"\emph{{{title}}} ({often}{mean})"))
-    found = [f"{verdict}: {latex.listing(names)}" for verdict, names in named.items() if names]
-    return (
-        f"In {METRIC_TITLE[metric]}, {count(frame['method'].nunique(), 'variant')} in "
-        f"{count(len(frame), 'comparison')}: {'; '.join(found) or 'all unclear'}"
-        f"{'; the rest unclear' if found else ''} (mean differences; {tally(frame)['holm']} "
-        rf"with Holm-corrected \(p<{ALPHA}\))."
-    )
+def _group(src: Source, part: pd.DataFrame, several: bool) -> str:
+    """Sentences of one experiment, model, budget and metric."""
+    first = part.iloc[0]
+    metric = METRIC_TITLE[first["metric"]]
+    place = _place(src, first) if several else ""
+    texts = [
+        rf"\emph{{{title(src, row['method'])}}} is clearly {row['verdict']} in {metric}{place}, by "
+        f"{gap(row)}."
+        for row in part.to_dict("records")
+        if row["verdict"] != "unclear"
+    ]
+    unclear = part.loc[part["verdict"] == "unclear", "method"]
+    if not unclear.empty:
+        named = latex.listing(Latex(rf"\emph{{{title(src, method)}}}") for method in unclear)
+        texts.append(f"In {metric}{place} no clear difference shows for {named}.")
+    return " ".join(texts)
+
+
+def _place(src: Source, row: pd.Series) -> str:
+    experiment = next(e for e in src.study.experiments if e["name"] == row["experiment"])
+    model = latex.title(src.study, "models", row["model"])
+    budget = latex.budget(row["budget"], row["all_kept"])
+    return rf" (\emph{{{layout.experiment_title(experiment)}}}, {model}, {budget})"

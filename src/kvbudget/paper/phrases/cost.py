@@ -1,18 +1,19 @@
-"""What the caches cost in bytes and in time."""
+"""What the caches cost in bytes and in time, and what the bytes hold."""
 
 from collections.abc import Iterator
 
-from kvbudget.paper import latex
+from kvbudget.paper import budgets, latex, times
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import NO_OURS, span
+from kvbudget.paper.phrases.words import NO_OURS, bits, span
 from kvbudget.paper.source import Source
 from kvbudget.study.plan import FULL
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
-    """Ratios to the full cache, and how near caches come to their plan."""
+    """Ratios to the full cache, how near caches come to their plan, and tokens beside bytes."""
     yield "summary/memory", _memory(src)
     yield "summary/speed", _speed(src)
+    yield "summary/tokens", _tokens(src)
 
 
 def _memory(src: Source) -> Latex:
@@ -26,28 +27,47 @@ def _memory(src: Source) -> Latex:
     spread = float((planned.max() / planned.min() - 1).max())
     return Latex(
         f"The methods that evict allocate {span(100 * share.min(), 100 * share.max(), 0)}\\% of "
-        f"the full cache's bytes, {span(over.min(), over.max())} times what their budgets plan; "
-        f"planned bytes of methods at the same budget differ by at most "
+        f"the full cache's bytes. That is {span(over.min(), over.max())} times what their budgets "
+        f"plan. Planned bytes of methods at the same budget differ by at most "
         f"{latex.decimal(100 * spread, 1)}\\%."
     )
 
 
 def _speed(src: Source) -> Latex:
-    wide = src.wide()
-    if "decode_ms_per_token" not in wide:
+    if "decode_ms_per_token" not in set(src.cells["metric"]):
         return Latex("No task of this study tells the time of a token, so nothing is claimed here.")
     if src.study.ours is None:
         return NO_OURS
-    axes = ["model", "task", "length"]
-    full = wide[wide["policy"] == FULL].set_index(axes)
-    mine = wide[wide["method"] == src.study.ours].set_index(axes)
-    joined = mine.join(full, suffixes=("", "_full"), how="inner")
-    decode = (joined["decode_ms_per_token_full"] / joined["decode_ms_per_token"]).dropna()
-    prefill = (joined["prefill_s"] / joined["prefill_s_full"]).dropna()
-    if decode.empty:
-        return NO_OURS
+    ratios = times.ratios(src)
+    mine = ratios[ratios["method"] == src.study.ours]
+    if mine.empty:
+        return Latex(
+            "Head-Aware and the full cache were not timed on one machine, so no time is compared."
+        )
+    decode, prefill = mine["decode"], mine["prefill"].dropna()
     return Latex(
-        f"Head-Aware decodes at {span(decode.min(), decode.max())} times the full cache's speed "
-        f"and its prefill takes {span(prefill.min(), prefill.max())} times as long, over the "
-        "cells of this study (machine and noise as they were)."
+        f"Head-Aware decodes at {span(decode.min(), decode.max())} times the full cache's speed. "
+        f"Its prefill takes {span(prefill.min(), prefill.max())} times as long."
     )
+
+
+def _tokens(src: Source) -> Latex:
+    """What a budget holds in few bits, as shares of the context's tokens."""
+    wide = src.wide()
+    few = wide[~wide["bits"].isin(["16"])]
+    if few.empty:
+        return Latex("All methods of this study store numbers of sixteen bits.")
+    texts = []
+    for name, of_bits in few.groupby("bits", sort=False):
+        for budget in sorted(set(of_bits["budget"]), key=budgets.order):
+            part = of_bits[of_bits["budget"] == budget]
+            where = latex.budget(budget) + (" tokens" if budget.isdigit() else " of the bytes")
+            evicting = part[~part["all_kept"]]["kept"]
+            if evicting.empty:
+                texts.append(
+                    f"In {bits(name)} some budgets evict nothing, called \\emph{{all kept}}."
+                )
+            else:
+                held = span(100 * evicting.min(), 100 * evicting.max(), 0)
+                texts.append(f"In {bits(name)}, {where} hold {held}\\% of the tokens.")
+    return Latex(" ".join(dict.fromkeys(texts)))

@@ -22,7 +22,7 @@ def _classes(src: Source) -> Latex:
         counts = group["class"].value_counts().sort_index()
         listed = latex.listing(f"{number} {name}" for name, number in counts.items())
         title = latex.title(src.study, "models", model)
-        texts.append(f"Of the {len(group)} KV heads of {title}, the calibration classes {listed}.")
+        texts.append(f"{title} has {len(group)} KV heads. Its calibration calls {listed} heads.")
     return Latex(" ".join(texts))
 
 

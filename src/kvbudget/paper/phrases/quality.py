@@ -1,123 +1,270 @@
-"""How Head-Aware compares with the full cache and with its baselines."""
+"""How Head-Aware compares with its peers and with the full cache."""
 
 from collections.abc import Iterator
 
 import pandas as pd
 
-from kvbudget.paper import latex
+from kvbudget.paper import findings, latex, layout
+from kvbudget.paper.findings import Finding
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import ALPHA, METRIC_TITLE, NO_OURS, count, shortened, tally
+from kvbudget.paper.phrases.words import (
+    METRIC_TITLE,
+    NO_OURS,
+    SHOWN,
+    ahead,
+    at,
+    bits,
+    capital,
+    count,
+    decidable,
+    gap,
+    is_clear,
+    title,
+    worst,
+)
 from kvbudget.paper.source import Source
+from kvbudget.study.plan import AXES
+
+#: A sentence has no more numbers than these.
+MOST_NUMBERS = 3
+_SCORES = {"score": "scores", "nll": "has an NLL of", "choice": "chooses right in"}
+_SCORES_BEST = {
+    "score": "scores highest,",
+    "nll": "has the lowest NLL,",
+    "choice": "most often chooses right,",
+}
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
-    """Counts of verdicts, and sentences that say where each comparison went."""
-    for kind in ("full", "baseline"):
-        frame = _ours(src, kind)
-        for metric in METRIC_TITLE:
-            for name, number in tally(frame[frame["metric"] == metric]).items():
-                yield f"summary/{kind}/{metric}/{name}", latex.decimal(number, 0)
-    yield "summary/short", _short(src)
-    yield "summary/full", _against_each(src, "full")
-    yield "summary/baselines", _against_each(src, "baseline")
-    yield "summary/pooled", _pooled(src)
+    """Sentences that say which method is best at each budget, by how much, and where ours loses."""
+    main = findings.main_experiment(src)
+    found = list(findings.of_experiment(src, main)) if main else []
+    yield "summary/main", _named(src, main)
+    yield "summary/short", _short(src, found)
+    yield "summary/answer", _answer(src, found)
+    yield "summary/findings", _findings(src, found)
+    yield "summary/others", _others(src, main)
+    yield "summary/bits", _by_bits(src)
     yield "summary/losses", _losses(src)
 
 
-def _ours(src: Source, kind: str) -> pd.DataFrame:
-    """Headline comparisons of our method."""
-    frame = src.comparisons
-    own = (frame["method"] == src.study.ours) & (frame["kind"] == kind)
-    return frame[own & frame["headline"]]
+def _named(src: Source, main: str | None) -> Latex:
+    """The main experiment, as it stands behind a sentence."""
+    found = [layout.experiment_title(e) for e in src.study.experiments if e["name"] == main]
+    return Latex("".join(rf" (the experiment \emph{{{title}}})" for title in found))
 
 
-def _short(src: Source) -> Latex:
-    """The result in few words: against all baselines together, and against the full cache."""
-    baselines = latex.listing(latex.title(src.study, "methods", m) for m in src.study.baselines)
+def _first_metric(found: list[Finding]) -> list[Finding]:
+    """Findings in the score, or in the NLL where nothing is scored."""
+    metric = next((m for m in METRIC_TITLE if any(f.metric == m for f in found)), None)
+    return [f for f in found if f.metric == metric]
+
+
+def _short(src: Source, found: list[Finding]) -> Latex:
+    """Ours and its best peer at each budget, of the first model."""
+    if not found:
+        return NO_OURS
     texts = []
-    for kind, name in (("baseline", f"with {baselines}"), ("full", "with the full cache")):
-        frame = _ours(src, kind)
-        tallies = {m: tally(frame[frame["metric"] == m]) for m in METRIC_TITLE}
-        counts = [
-            f"in {METRIC_TITLE[metric]} better in {t['better']}, worse in {t['worse']} and unclear "
-            f"in {t['unclear']} of {t['all']}"
-            for metric, t in tallies.items()
-            if t["all"]
-        ]
-        if counts:
-            texts.append(f"In headline comparisons {name} Head-Aware is {'; '.join(counts)}.")
-    return Latex(" ".join(texts)) if texts else NO_OURS
+    for each in [f for f in _first_metric(found) if f.model == found[0].model]:
+        peer = each.peers[0]
+        texts.append(
+            f"{capital(at(each.budget, each.all_kept))}, Head-Aware {_SCORES[each.metric]} "
+            f"{latex.decimal(each.value)} and its best peer, {title(src, peer['reference'])}, "
+            f"{latex.decimal(peer['reference_value'])}, a difference {is_clear(peer)}."
+        )
+    return Latex(" ".join(texts))
 
 
-def _against_each(src: Source, kind: str) -> Latex:
-    frame = _ours(src, kind)
+def _answer(src: Source, found: list[Finding]) -> Latex:
+    """At which budgets ours is clearly better than its peers, and at which it is not."""
+    if not found:
+        return NO_OURS
+    headed = _first_metric(found)
+    outcomes: dict[tuple[str, str], list[Finding]] = {}
+    for each in headed:
+        outcomes.setdefault((each.model, _outcome(src, each)), []).append(each)
+    several = len({f.model for f in headed}) > 1
     texts = []
-    for reference in dict.fromkeys(frame["reference"]):
-        part = frame[frame["reference"] == reference]
-        sentences = [s for s in (_sentence(part, metric) for metric in METRIC_TITLE) if s]
-        title = latex.title(src.study, "methods", reference)
-        texts.append(f"Against {title}, " + "; ".join(sentences) + ".")
-    return Latex(" ".join(texts)) if texts else NO_OURS
+    for (model, outcome), same in outcomes.items():
+        where = capital(_budgets(same))
+        if several:
+            where = f"With {latex.title(src.study, 'models', model)} {_budgets(same)}"
+        texts.append(f"{where}, Head-Aware is {outcome} in {METRIC_TITLE[headed[0].metric]}.")
+    return Latex(" ".join(texts))
 
 
-def _sentence(frame: pd.DataFrame, metric: str) -> str:
-    part = frame[frame["metric"] == metric]
-    if part.empty:
-        return ""
-    t = tally(part)
-    mean = latex.signed(float(part["difference"].mean()))
+def _outcome(src: Source, finding: Finding) -> str:
+    """Whom ours is clearly better and worse than."""
+    verdicts = {peer["verdict"] for peer in finding.peers}
+    if verdicts == {"unclear"}:
+        return "not clearly better or worse than any peer"
+    if len(verdicts) == 1:
+        return f"clearly {verdicts.pop()} than every peer"
+    named = ((name, _titles_of(src, finding, name)) for name in ("better", "worse"))
+    return " and ".join(f"clearly {name} than {titles}" for name, titles in named if titles)
+
+
+def _budgets(found: list[Finding]) -> str:
+    """The budgets of some findings; many are only counted, for the sake of the reader."""
+    if len(found) == 1:
+        return at(found[0].budget, found[0].all_kept)
+    if len(found) > MOST_NUMBERS:
+        return f"at {len(found)} budgets"
+    named = (
+        f"{latex.budget(f.budget, f.all_kept)}{' tokens' if f.budget.isdigit() else ''}"
+        for f in found
+    )
+    return f"at budgets of {latex.listing(map(Latex, named))}"
+
+
+def _titles_of(src: Source, finding: Finding, verdict: str) -> Latex:
+    peers = [peer["reference"] for peer in finding.peers if peer["verdict"] == verdict]
+    return latex.listing(title(src, peer) for peer in peers)
+
+
+def _findings(src: Source, found: list[Finding]) -> Latex:
+    """A paragraph for each model and budget; nothing where `summary/answer` says why."""
+    several = len({f.model for f in found}) > 1
+    headed = _first_metric(found)
+    paragraphs: dict[str, list[str]] = {}
+    for each in found:
+        head = at(each.budget, each.all_kept)
+        if several:
+            head = Latex(f"{latex.title(src.study, 'models', each.model)} {head}")
+        said = paragraphs.setdefault(head, [])
+        if each in headed:
+            said.append(_lead(src, each))
+            said += [_best_peer(src, peer) for peer in each.best_peers()]
+        else:
+            said.append(_beside(src, each))
+    texts = [
+        rf"\paragraph{{{capital(head)}.}} {' '.join(said)}" for head, said in paragraphs.items()
+    ]
+    return Latex(" ".join(texts))
+
+
+def _lead(src: Source, finding: Finding) -> str:
+    """Which method is best, and what the full cache has."""
+    best = finding.peers[0]
+    ours, theirs = latex.decimal(finding.value), latex.decimal(best["reference_value"])
+    full = _full_value(src, finding)
+    beside = f" where the full cache comes to {full}" if full else ""
+    if ours == theirs:
+        named = f"Head-Aware and {title(src, best['reference'])}"
+        return f"{named} are level at the top with {ours}{beside and ','}{beside}."
+    if finding.leads:
+        return f"Head-Aware {_SCORES_BEST[finding.metric]} {ours}{beside and ','}{beside}."
     return (
-        f"in {METRIC_TITLE[metric]} it is better in {t['better']}, worse in {t['worse']} and "
-        f"unclear in {t['unclear']} of {count(t['all'], 'comparison')} "
-        f"(mean difference {mean}; {t['holm']} with Holm-corrected "
-        rf"\(p<{ALPHA}\))"
+        f"{capital(title(src, best['reference']))} {_SCORES_BEST[finding.metric]} {theirs}; "
+        f"Head-Aware comes to {ours}{f' and the full cache to {full}' if full else ''}."
     )
 
 
-def _pooled(src: Source) -> Latex:
-    """Our method against each reference, all headline tasks and lengths together."""
+def _full_value(src: Source, finding: Finding) -> Latex | None:
     frame = src.table("pooled")
-    frame = frame[(frame["method"] == src.study.ours) & (frame["kind"] != "ablation")]
+    frame = frame[(frame["kind"] == "full") & (frame["method"] == src.study.ours)]
+    for name in ("experiment", "model", "metric", "budget"):
+        frame = frame[frame[name] == getattr(finding, name)]
+    return None if frame.empty else latex.decimal(frame["reference_value"].iloc[0])
+
+
+def _best_peer(src: Source, row: dict) -> str:
+    """How far the best peer of some bits is behind or ahead."""
+    side = "behind" if ahead(row) else "ahead"
+    if row["difference"] == 0:
+        side = "apart"
+    return (
+        f"The best peer in {bits(row['reference_bits'])}, {title(src, row['reference'])}, is "
+        f"{gap(row)} {side}, {is_clear(row)}."
+    )
+
+
+def _beside(src: Source, finding: Finding) -> str:
+    """Ours and its best peer in a further metric."""
+    peer = finding.peers[0]
+    side = "better than" if ahead(peer) else "worse than"
+    if peer["difference"] == 0:
+        side = "from"
+    return (
+        f"In {METRIC_TITLE[finding.metric]} Head-Aware is {gap(peer)} {side} its best peer, "
+        f"{title(src, peer['reference'])}, {is_clear(peer)}."
+    )
+
+
+def _others(src: Source, main: str | None) -> Latex:
+    """Ours and its best peer in the experiments beside the main one."""
+    texts = []
+    for experiment in src.study.experiments:
+        if experiment["name"] == main:
+            continue
+        found = list(findings.of_experiment(src, experiment["name"]))
+        several = len({f.model for f in found}) > 1
+        for each in _first_metric(found):
+            peer = each.peers[0]
+            model = f" of {latex.title(src.study, 'models', each.model)}" if several else ""
+            side = "ahead of" if ahead(peer) else "behind"
+            texts.append(
+                rf"In \emph{{{layout.experiment_title(experiment)}}} the best peer{model} "
+                f"{at(each.budget, each.all_kept)} is {title(src, peer['reference'])}. "
+                f"Head-Aware is {side} it by {gap(peer)} in {METRIC_TITLE[each.metric]}, "
+                f"{is_clear(peer)}."
+            )
+    if not texts:
+        return Latex("No other experiment of this study sets Head-Aware beside a peer.")
+    more = " The appendix has the others." if len(texts) > SHOWN else ""
+    return Latex(" ".join(texts[:SHOWN]) + more)
+
+
+def _baselines(src: Source, strictest: bool) -> pd.DataFrame:
+    """Comparisons of ours with each baseline, place by place.
+
+    A pair that several experiments hold counts once: as judged in the strictest of its families, or
+    in the mildest, where a loss must not be missed.
+    """
+    frame = src.comparisons
+    frame = frame[(frame["kind"] == "baseline") & (frame["method"] == src.study.ours)]
+    frame = frame.sort_values("p_holm", ascending=not strictest, kind="stable")
+    return frame.drop_duplicates([*AXES, "reference", "metric"]).sort_index()
+
+
+def _by_bits(src: Source) -> Latex:
+    """How often a difference is clear, against peers in sixteen and in fewer bits apart."""
+    frame = _baselines(src, strictest=True)
+    frame = frame[frame["headline"]]
     if frame.empty:
-        return NO_OURS
-    texts = [
-        f"{latex.title(src.study, 'models', row['model'])} at {latex.budget(row['budget'])} "
-        f"against {latex.title(src.study, 'methods', row['reference'])}: "
-        f"{latex.signed(row['difference'])} in {METRIC_TITLE[row['metric']]} "
-        f"({row['verdict']}, \\(d\\) = {latex.signed(row['effect'])})"
-        for row in frame.to_dict("records")
-    ]
-    return Latex(f"Over all headline tasks and lengths together: {shortened(texts)}.")
+        return Latex("No comparison with a baseline counts as headline.")
+    texts = []
+    for (name, metric), part in frame.groupby(["reference_bits", "metric"], sort=False):
+        of = f"{count(len(part), 'headline comparison')} in {METRIC_TITLE[metric]}"
+        verdicts = part["verdict"].value_counts()
+        found = [f"clearly {v} in {verdicts[v]}" for v in ("better", "worse") if v in verdicts]
+        said = (
+            f"Head-Aware is {' and '.join(found)} of" if found else "no difference is clear among"
+        )
+        texts.append(f"Against peers in {bits(name)}, {said} {of}.")
+    return Latex(" ".join(texts))
 
 
 def _losses(src: Source) -> Latex:
-    frame = src.comparisons
-    mine = frame[(frame["method"] == src.study.ours) & (frame["kind"] == "baseline")]
-    if mine.empty:
+    """To whom ours loses, how often, and where most; headline or not."""
+    frame = _baselines(src, strictest=False)
+    if frame.empty:
         return NO_OURS
-    lost = mine[mine["verdict"] == "worse"]
-    compared = count(len(mine), "comparison")
+    lost = frame[frame["verdict"] == "worse"]
     if lost.empty:
-        return Latex(
-            f"In none of the {compared} with a baseline, headline or not, is the verdict that "
-            "Head-Aware is worse."
+        if not decidable(frame).any():
+            return Latex("With so few contexts no comparison could have shown a loss.")
+        return Latex("In no comparison with a baseline, headline or not, is Head-Aware worse.")
+    texts = []
+    for (reference, metric), part in lost.groupby(["reference", "metric"], sort=False):
+        same = frame[(frame["reference"] == reference) & (frame["metric"] == metric)]
+        row = worst(part)
+        texts.append(
+            f"Head-Aware loses to {title(src, reference)} in {METRIC_TITLE[metric]} in "
+            f"{len(part)} of {count(len(same), 'comparison')}. Most it loses with "
+            f"{latex.title(src.study, 'models', row['model'])} on "
+            f"{latex.title(src.study, 'tasks', row['task'])} at {row['length']:,} tokens, "
+            f"{at(row['budget'], row['all_kept'])}, by {latex.decimal(abs(row['difference']))}."
         )
-    places = []
-    axes = ["model", "task", "length", "budget"]
-    for (model, task, length, budget), group in lost.groupby(axes, sort=False):
-        against = latex.listing(
-            Latex(
-                f"{latex.title(src.study, 'methods', row['reference'])} "
-                f"({METRIC_TITLE[row['metric']]})"
-            )
-            for row in group.to_dict("records")
-        )
-        places.append(
-            f"{latex.title(src.study, 'models', model)} on "
-            f"{latex.title(src.study, 'tasks', task)}, {length:,} tokens, budget "
-            f"{latex.budget(budget)}: {against}"
-        )
-    return Latex(
-        f"Head-Aware is worse, with an interval clear of zero, in {len(lost)} of {compared} with "
-        f"a baseline: {shortened(places)}."
-    )
+    more = " The appendix has the other losses." if len(texts) > SHOWN else ""
+    return Latex(" ".join(texts[:SHOWN]) + more)

@@ -1,19 +1,34 @@
-"""What comparisons can show: which places count as headline, how small an effect is seen."""
+"""What comparisons can show: which places count as headline, how small an effect is seen, and what
+part of it calibration and guessing have."""
 
 from collections.abc import Iterator
 
-from kvbudget.analysis.statistics import RESAMPLES
-from kvbudget.paper import latex
+import pandas as pd
+
+from kvbudget.paper import budgets, findings, latex
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import ALPHA, METRIC_TITLE, NO_OURS, SHOWN, count
+from kvbudget.paper.phrases.words import (
+    METRIC_TITLE,
+    NO_OURS,
+    SHOWN,
+    at,
+    capital,
+    count,
+    decidable,
+    span,
+    title,
+)
 from kvbudget.paper.source import Source
-from kvbudget.study.plan import FULL
+from kvbudget.study.plan import AXES, FULL
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     """Sentences of the protocol and of its power."""
     yield "summary/headline", _headline_tasks(src)
     yield "summary/power", _power(src)
+    yield "summary/families", _families(src)
+    yield "summary/seeds", _seeds(src)
+    yield "summary/choice", _choice(src)
 
 
 def _headline_tasks(src: Source) -> Latex:
@@ -26,55 +41,109 @@ def _headline_tasks(src: Source) -> Latex:
     if weak.empty:
         verb = "is" if total == 1 else "are"
         return Latex(f"In this study {combinations} {verb} scored, and none fails.")
-    names = latex.listing(
-        Latex(
-            f"{latex.title(src.study, 'models', place['model'])} on "
-            f"{latex.title(src.study, 'tasks', place['task'])} at {place['length']:,} tokens"
-        )
-        for place in weak.to_dict("records")[:SHOWN]
-    )
-    more = " and others" if len(weak) > SHOWN else ""
+    named = [
+        f"{latex.title(src.study, 'models', model)} on {latex.title(src.study, 'tasks', task)}"
+        for model, task in weak[["model", "task"]].drop_duplicates().itertuples(index=False)
+    ]
+    more = " and others" if len(named) > SHOWN else ""
+    listed = latex.listing(Latex(name) for name in named[:SHOWN])
     return Latex(
-        f"In this study {len(weak)} of {combinations} fail and count for no headline: "
-        f"{names}{more}."
+        f"In this study the full cache fails in {len(weak)} of {combinations}, which count for no "
+        f"headline: {listed}{more}."
     )
+
+
+def _families(src: Source) -> Latex:
+    """What is corrected together."""
+    names = [Latex(rf"\emph{{{name}}}") for name in src.study.config["families"]]
+    return Latex(f"Comparisons that agree in {latex.listing(names)} are one family.")
 
 
 def _power(src: Source) -> Latex:
+    """What so many contexts can show, of comparisons of ours with a baseline."""
     frame = src.comparisons[src.comparisons["kind"] == "baseline"]
     if frame.empty:
         return NO_OURS
-    contexts = int(frame["n_contexts"].min())
-    if contexts < 2:
-        return Latex("With one context a cell there is no interval and no test.")
-    half = (frame["ci_high"] - frame["ci_low"]) / 2
-    widths = [
-        f"{latex.decimal(half[frame['metric'] == metric].median())} in {title}"
-        for metric, title in METRIC_TITLE.items()
-        if (frame["metric"] == metric).any()
-    ]
-    family = int(frame.groupby("metric").size().max())
-    shown = [
-        f"{latex.decimal(column.median())} in {title}"
-        for metric, title in METRIC_TITLE.items()
-        if not (column := frame.loc[frame["metric"] == metric, "detectable"].dropna()).empty
-    ]
-    visible = (
-        "At the variance observed, a comparison shows a true difference of "
-        f"{' and '.join(shown)} with 80\\% power (medians, before correction). "
-        if shown
-        else ""
-    )
-    least = max(2 / 2**contexts, 1 / (RESAMPLES + 1))
-    reach = "can" if family * least < ALPHA else "cannot"
-    return Latex(
-        f"With {contexts} contexts, half the width of the interval of a difference is in the "
-        f"median {' and '.join(widths)}. {visible}A permutation test of {contexts} pairs gives "
-        f"no \\(p\\) below {_tiny(least)}, and Holm's correction over "
-        f"{count(family, 'comparison')} asks the best of them for "
-        f"\\(p<{_tiny(ALPHA / family)}\\), which it {reach} reach."
-    )
+    reached = decidable(frame)
+    if not reached.any():
+        most = int(frame["n_contexts"].max())
+        return Latex(
+            f"With at most {count(most, 'context')} and {count(int(frame['family'].min()), 'test')}"
+            " to a family or more, no comparison of this study can be clear."
+        )
+    contexts = span(frame["n_contexts"].min(), frame["n_contexts"].max(), 0)
+    texts = [f"A comparison rests on {contexts} contexts."]
+    for metric, name in METRIC_TITLE.items():
+        found = frame.loc[frame["metric"] == metric, "detectable"].dropna()
+        if not found.empty:
+            texts.append(
+                f"In {name} it would show a true difference of {latex.decimal(found.median())}, "
+                "in the median, four times out of five."
+            )
+    if not reached.all():
+        texts.append(
+            f"In {int((~reached).sum())} of {count(len(frame), 'comparison')} the contexts are too "
+            "few for any verdict."
+        )
+    return Latex(" ".join(texts))
 
 
-def _tiny(value: float) -> str:
-    return f"{value:.2g}" if value >= 1e-4 else "0.0001"
+def _seeds(src: Source) -> Latex:
+    """How far seeds of a calibration lie apart."""
+    frame = src.cells[src.cells["seeds"] > 1].dropna(subset="seed_low")
+    if frame.empty:
+        return Latex(
+            "Each calibration has one seed in this study, so what chance does in it is not seen."
+        )
+    texts = []
+    for (method, metric), part in frame.groupby(["method", "metric"], sort=False):
+        if metric in METRIC_TITLE:
+            apart = part["seed_high"] - part["seed_low"]
+            texts.append(
+                f"The {METRIC_TITLE[metric]} of {title(src, method)}, a mean over "
+                f"{int(part['seeds'].max())} calibrations of other seeds, differs between them by "
+                f"{span(apart.median(), apart.max()).replace(' to ', ' in the median and ')} at "
+                "most."
+            )
+    return Latex(" ".join(texts[:SHOWN]))
+
+
+def _choice(src: Source) -> Latex:
+    """Of ours, in the main experiment: whether a needle comes, and whether it is the right one."""
+    main = findings.main_experiment(src)
+    cells = src.cells[(src.cells["method"] == src.study.ours) & src.cells["headline"]]
+    keys = {c.key for c in src.study.cells if main in c.experiments}
+    here = cells[list(AXES)].apply(tuple, axis=1).isin(keys) if len(cells) else []
+    means = _means(cells[here]) if len(cells) else pd.DataFrame()
+    if means.empty:
+        return Latex("No headline task of this study asks for one of several needles.")
+    texts = []
+    rows = sorted(means.to_dict("records"), key=lambda row: budgets.order(row["budget"]))
+    for row in rows[:SHOWN]:
+        texts.append(
+            f"{capital(at(row['budget'], row['all_kept']))}, {_percent(row['any'])} of "
+            "Head-Aware's answers are some needle of the context."
+        )
+        if not pd.isna(row["given_any"]):
+            texts.append(f"Of these {_percent(row['given_any'])} are the right one.")
+        texts.append(
+            f"By likelihood it prefers the right needle in {_percent(row['choice'])} of "
+            f"questions, where chance is {_percent(row['chance'])}."
+        )
+    return Latex(" ".join(texts))
+
+
+def _means(cells: pd.DataFrame) -> pd.DataFrame:
+    """Means over tasks and lengths of the first model that chooses, a row a budget."""
+    choosing = cells[cells["metric"].isin(["any", "given_any", "choice", "chance"])]
+    choosing = choosing[choosing["model"] == choosing["model"].min()]
+    if choosing.empty:
+        return choosing
+    frame = choosing.pivot_table(
+        index=["budget", "all_kept"], columns="metric", values="value", sort=False
+    )
+    return frame.reindex(columns=["any", "given_any", "choice", "chance"]).reset_index()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}\\%"

@@ -28,7 +28,8 @@ def _study(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "study/baselines", _titles(src, "methods", study.baselines)
     yield "study/lengths", latex.listing(f"{n:,}" for n in sorted({c.length for c in planned}))
     yield "study/budgets", latex.listing(latex.budget(budget) for budget in evicted)
-    yield "study/contexts", Latex(span(cells["n_contexts"].min(), cells["n_contexts"].max(), 0))
+    contexts = cells.loc[cells["metric"] == "nll", "n_contexts"]
+    yield "study/contexts", Latex(span(contexts.min(), contexts.max(), 0))
     yield "study/samples", Latex(span(cells["n_samples"].min(), cells["n_samples"].max(), 0))
     yield "study/compressed", _compressed({c.kind for c in planned})
     yield "study/seed", latex.decimal(study.seed, 0)

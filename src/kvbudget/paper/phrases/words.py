@@ -1,17 +1,24 @@
-"""What sentences share: how metrics are called, counts, verdicts."""
+"""What sentences share: how metrics, bits, budgets and verdicts are called, counts, ranges."""
+
+import math
 
 import pandas as pd
 
+from kvbudget.analysis.metrics import METRICS
+from kvbudget.analysis.statistics import ALPHA, least_p
 from kvbudget.paper import latex
+from kvbudget.paper.budgets import ALL_KEPT
 from kvbudget.paper.latex import Latex
+from kvbudget.paper.source import Source
 
-METRIC_TITLE = {"score": "score", "nll": "NLL"}
-ALPHA = 0.05
-#: A sentence names so many places; the appendix has them all.
-SHOWN = 12
+METRIC_TITLE = {"score": "score", "nll": "NLL", "choice": "forced choice"}
+#: A paragraph names so many places; the appendix has them all.
+SHOWN = 8
 NO_OURS = Latex(
-    "This study holds no such headline comparison of Head-Aware, so nothing is claimed here."
+    "This study holds no headline comparison of Head-Aware with a baseline, so nothing is claimed "
+    "here."
 )
+_BITS = {"16": "sixteen bits", "8": "eight bits", "4": "four bits", "2": "two bits"}
 
 
 def count(number: int, one: str) -> str:
@@ -25,15 +32,58 @@ def span(low: float, high: float, digits: int = 2) -> str:
     return a if a == b else f"{a} to {b}"
 
 
-def tally(frame: pd.DataFrame) -> dict[str, int]:
-    """How often each verdict is among comparisons, `all` of them, and those that pass `holm`."""
-    counts = frame["verdict"].value_counts().to_dict()
-    out = {name: int(counts.get(name, 0)) for name in ("better", "worse", "unclear")}
-    return out | {"all": len(frame), "holm": int((frame["p_holm"] < ALPHA).sum())}
+def bits(name: str) -> str:
+    """`four bits`; of keys and values that differ, `4 bits for keys and 2 for values`."""
+    if name in _BITS:
+        return _BITS[name]
+    keys, values = name.split("/")
+    return f"{keys} bits for keys and {values} for values"
 
 
-def shortened(texts: list[str]) -> str:
-    """A list of places that ends where the appendix must go on."""
-    rest = len(texts) - SHOWN
-    more = f"; and {rest} more in the appendix" if rest > 0 else ""
-    return "; ".join(texts[:SHOWN]) + more
+def at(budget: str, all_kept: bool) -> Latex:
+    """Where a budget is: `at a budget of 20\\%`."""
+    if all_kept:
+        return Latex(f"where Head-Aware evicts nothing ({ALL_KEPT})")
+    return Latex(f"at a budget of {latex.budget(budget)}{' tokens' if budget.isdigit() else ''}")
+
+
+def is_clear(row: dict) -> str:
+    """What the corrected test says of a difference."""
+    return "which is clear" if row["verdict"] != "unclear" else "which is not clear"
+
+
+def ahead(row: dict) -> bool:
+    """Whether the method is better than its reference, clearly or not."""
+    return _sign(row["metric"]) * row["difference"] > 0
+
+
+def gap(row: dict) -> str:
+    """How far the two are apart, towards the better: `0.21 (0.10 to 0.33)`, without a sign."""
+    sign = _sign(row["metric"]) * (1 if ahead(row) else -1)
+    low, high = sorted((sign * row["ci_low"], sign * row["ci_high"]))
+    interval = "" if math.isnan(low) else f" ({latex.decimal(low)} to {latex.decimal(high)})"
+    return f"{latex.decimal(abs(row['difference']))}{interval}"
+
+
+def _sign(metric: str) -> int:
+    return 1 if METRICS[metric].higher_is_better else -1
+
+
+def title(src: Source, method: str) -> Latex:
+    """A method's name in print."""
+    return latex.title(src.study, "methods", method)
+
+
+def capital(sentence: str) -> str:
+    """A sentence that begins as one."""
+    return sentence[:1].upper() + sentence[1:]
+
+
+def decidable(frame: pd.DataFrame) -> pd.Series:
+    """Whether each comparison has contexts enough for a verdict in its family."""
+    return frame["n_contexts"].map(least_p) * frame["family"] < ALPHA
+
+
+def worst(frame: pd.DataFrame) -> dict:
+    """Of clear losses in one metric, that in which the method loses most."""
+    return frame.loc[frame["difference"].abs().idxmax()].to_dict()

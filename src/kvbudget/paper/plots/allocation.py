@@ -36,7 +36,8 @@ def draw(src: Source) -> Figure | None:
     for ax, (model, length, budget, part) in zip(axes[:, 0], panels, strict=True):
         _panel(ax, part)
         title = style.title(src.study, "models", model)
-        ax.set_title(f"{title}, {length:,} tokens, budget {budgets.text(budget)}")
+        named = budgets.text(budget, part["all_kept"].all())
+        ax.set_title(f"{title}, {length:,} tokens, budget: {named}")
     axes[-1, 0].set_xlabel("layer")
     bar = figure.colorbar(
         axes[0, 0].collections[0], ax=list(axes[:, 0]), fraction=0.03, pad=0.02, aspect=25

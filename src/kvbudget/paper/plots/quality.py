@@ -1,4 +1,5 @@
-"""Quality against the bytes of the budget: score and NLL, a panel for each model and task.
+"""Quality against the bytes of the budget: score, forced choice and NLL, a panel for each model
+and task.
 
 Bytes are those planned, at which methods are equal: a cache of few bits takes less than its plan
 where a run computes in float32.
@@ -15,6 +16,9 @@ from kvbudget.study.plan import FULL, Study
 
 EMPTY = "no cell of a method that evicts"
 PANELS_A_ROW = 4
+LABELS = {"score": "score", "choice": "forced choice", "nll": "NLL (nats a token)"}
+#: Metrics that guessing among needles reaches in part, and that end at one.
+OF_CHANCE = ("score", "choice")
 
 
 def draw(src: Source) -> Figure | None:
@@ -22,7 +26,7 @@ def draw(src: Source) -> Figure | None:
     frame = src.cells[src.cells["method"].isin(src.study.main_methods)]
     places = [
         (model, task, metric)
-        for metric in ("score", "nll")
+        for metric in LABELS
         for model, task in frame[["model", "task"]].drop_duplicates().itertuples(index=False)
         if not _part(frame, model, task, metric).empty
     ]
@@ -36,6 +40,8 @@ def draw(src: Source) -> Figure | None:
         ax.remove()
     for ax, (model, task, metric) in zip(axes.flat, places, strict=False):
         _panel(ax, src.study, _part(frame, model, task, metric), (model, task, metric))
+        if metric in OF_CHANCE:
+            _draw_chance(ax, frame[(frame["model"] == model) & (frame["task"] == task)])
     style.legend(figure, 4 if width == style.PAGE else 2)
     return figure
 
@@ -89,12 +95,30 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, st
             alpha=0.9,
             label=title,
         )
+        _mark_all_kept(ax, mine[mine["all_kept"]], colour, marker)
     tokens = int(part["length"].iloc[0])
     names = style.title(study, "models", model), style.title(study, "tasks", task)
     ax.set_title("\n".join([*names, f"{tokens:,} tokens"]))
     ax.set_xlabel("budget (MiB)")
-    ax.set_ylabel({"score": "score", "nll": "NLL (nats a token)"}[metric])
+    ax.set_ylabel(LABELS[metric])
     evicting = part[part["policy"] != FULL]
     ax.set_xlim(0, 1.08 * evicting["bytes"].max() / 2**20)
-    if metric == "score":
+    if metric in OF_CHANCE:
         ax.set_ylim(-0.05, 1.05)
+
+
+def _draw_chance(ax: Axes, part: pd.DataFrame) -> None:
+    """Dotted: what guessing among the context's needles reaches."""
+    levels = part.loc[part["metric"] == "chance", "value"]
+    if not levels.empty:
+        ax.axhline(levels.mean(), color="#777777", linestyle=":", linewidth=1.0, label="chance")
+
+
+def _mark_all_kept(ax: Axes, mine: pd.DataFrame, colour: str, marker: str) -> None:
+    """Points at which nothing is evicted are open, and the first says so."""
+    places = mine["bytes"] / 2**20
+    ax.plot(places, mine["value"], color=colour, marker=marker, linestyle="", mfc="white", zorder=3)
+    for x, y in zip(places[:1], mine["value"], strict=False):
+        ax.annotate(
+            "all kept", (x, y), (0, -9), textcoords="offset points", ha="center", fontsize=7
+        )

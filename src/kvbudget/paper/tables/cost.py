@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 
+import pandas as pd
+
 from kvbudget.paper import latex, layout
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import Column, Row
 from kvbudget.paper.source import Source
+from kvbudget.study.plan import AXES
 
 COLUMNS = (
     Column("cache_bytes_allocated", Latex(r"\shortstack[r]{cache\\(MiB)}")),
@@ -17,19 +20,28 @@ COLUMNS = (
 def floats(src: Source, experiment: dict, model: str, keys: list[tuple]) -> Iterator[dict]:
     """Floats of the experiment's cells of one model, by as many lengths as fit side by side."""
     tasks = _timed(src, keys)
-    mine = [key for key in keys if key[1] in tasks]
-    if not mine:
-        return
-    part = src.cells[(src.cells["model"] == model) & src.cells["task"].isin(tasks)]
+    frame = src.cells[(src.cells["model"] == model) & src.cells["task"].isin(tasks)]
+    for machine, part in frame.groupby("machine", sort=False):
+        there = set(part[list(AXES)].itertuples(index=False, name=None))
+        mine = [key for key in keys if key in there]
+        if mine:
+            yield from _of_machine(src, experiment, str(machine), part, mine)
+
+
+def _of_machine(
+    src: Source, experiment: dict, machine: str, part: pd.DataFrame, keys: list[tuple]
+) -> Iterator[dict]:
+    """Times of two machines stand in no table together."""
     means = part.groupby(["length", "method", "budget", "metric"])["value"].mean().to_dict()
-    columns = [c for c in COLUMNS if any((*key[2:], c.metric) in means for key in mine)]
+    columns = [c for c in COLUMNS if any((*key[2:], c.metric) in means for key in keys)]
     if not columns:
         return
-    caption = _caption(src, experiment, model, tasks, mine)
-    for lengths in layout.by_width(sorted({key[2] for key in mine}), columns):
+    caption = _caption(src, experiment, machine, keys)
+    for lengths in layout.by_width(sorted({key[2] for key in keys}), columns):
         rows = []
-        for method, budget in layout.method_budget_rows(src.study, mine):
-            cells = [layout.named(src.study, "methods", method), latex.budget(budget)]
+        for method, budget in layout.method_budget_rows(src.study, keys):
+            mine = [key for key in keys if key[3:] == (method, budget)]
+            cells = [layout.named(src.study, "methods", method), layout.budget(src, mine)]
             for length in lengths:
                 for column in columns:
                     found = means.get((length, method, budget, column.metric), float("nan"))
@@ -49,11 +61,13 @@ def _timed(src: Source, keys: list[tuple]) -> list[str]:
     return [t for t in timed if kinds[t] != "perplexity"] or timed
 
 
-def _caption(src: Source, experiment: dict, model: str, tasks: list[str], keys: list[tuple]) -> str:
+def _caption(src: Source, experiment: dict, machine: str, keys: list[tuple]) -> str:
+    tasks = dict.fromkeys(key[1] for key in keys)
     titles = latex.listing(latex.title(src.study, "tasks", task) for task in tasks)
     return (
-        rf"{layout.experiment_title(experiment)}. {latex.title(src.study, 'models', model)}: "
-        rf"cost, mean over the tasks \emph{{{titles}}}. "
-        rf"{layout.sample_note(src, keys)} Cache: storage allocated. Times are of the machine in "
-        r"\cref{tab:provenance}; compare them within this table only."
+        rf"{layout.experiment_title(experiment)}. "
+        rf"{latex.title(src.study, 'models', keys[0][0])}: cost, mean over the tasks "
+        rf"\emph{{{titles}}}. {layout.sample_note(src, keys)} Cache: storage allocated. Measured "
+        rf"on {latex.escape(machine)} (\cref{{tab:provenance}}); compare times within this table "
+        "only."
     )

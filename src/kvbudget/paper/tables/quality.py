@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 
+import pandas as pd
+
 from kvbudget.paper import latex, layout
+from kvbudget.paper.budgets import ALL_KEPT
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import INTERVAL, Column, Row
 from kvbudget.paper.source import Source
-from kvbudget.study.plan import AXES
+from kvbudget.study.plan import AXES, FULL
 
 #: BLEU is of a corpus, and lagging nearly the same in every sample: they have no interval.
 COLUMNS = (
+    Column("kept", Latex("kept")),
     Column("score", Latex("score"), INTERVAL),
     Column("nll", Latex("NLL"), INTERVAL),
     Column("agreement", Latex("agreement"), INTERVAL),
@@ -21,10 +25,9 @@ COLUMNS = (
 
 def floats(src: Source, experiment: dict, model: str, keys: list[tuple]) -> Iterator[dict]:
     """Floats of the experiment's cells of one model, by as many lengths as fit side by side."""
-    table = src.cells.set_index([*AXES, "metric"])[["value", "ci_low", "ci_high"]]
-    values = table.to_dict("index")
+    values = by_metric(src)
     columns = [c for c in COLUMNS if any((*key, c.metric) in values for key in keys)]
-    if not columns:
+    if len(columns) < 2:  # nothing but what is kept
         return
     caption = _caption(src, experiment, model, keys)
     if any(column.metric == "laal" for column in columns):
@@ -32,6 +35,12 @@ def floats(src: Source, experiment: dict, model: str, keys: list[tuple]) -> Iter
     for lengths in layout.by_width(sorted({key[2] for key in keys}), columns):
         rows = _rows(src, values, model, lengths, columns, keys)
         yield from layout.floats(rows, lengths, columns, caption)
+
+
+def by_metric(src: Source) -> dict[tuple, dict]:
+    """Rows of cells.csv by (model, task, length, method, budget, metric)."""
+    rows = src.cells.to_dict("records")
+    return {tuple(row[name] for name in (*AXES, "metric")): row for row in rows}
 
 
 def _rows(
@@ -44,39 +53,67 @@ def _rows(
 ) -> list[Row]:
     rows = []
     for task in dict.fromkeys(key[1] for key in keys):
+        group = latex.title(src.study, "tasks", task)
         mine = [key for key in keys if key[1] == task]
         for method, budget in layout.method_budget_rows(src.study, mine):
-            cells = [layout.named(src.study, "methods", method), latex.budget(budget)]
-            cells += [
-                _cell(column, values.get((model, task, length, method, budget, column.metric)))
-                for length in lengths
-                for column in columns
-            ]
-            rows.append(Row(latex.title(src.study, "tasks", task), cells))
+            places = [(model, task, length, method, budget) for length in lengths]
+            cells = [values.get((*key, c.metric)) for key in places for c in columns]
+            rows.append(
+                Row(
+                    group,
+                    [
+                        layout.named(src.study, "methods", method),
+                        layout.budget(src, places),
+                        *map(_cell, columns * len(lengths), cells),
+                    ],
+                )
+            )
+            if any(found and not pd.isna(found["seed_low"]) for found in cells):
+                rows.append(Row(group, [Latex(r"\quad its seeds"), Latex(""), *map(_seeds, cells)]))
     return rows
 
 
 def _cell(column: Column, found: dict | None) -> Latex:
     if not found:
         return Latex(latex.DASH)
+    if column.metric == "kept":
+        return _kept(found)
     if column.width == INTERVAL:
-        return layout.with_interval(*found.values())
+        return layout.with_interval(found["value"], found["ci_low"], found["ci_high"])
     return latex.decimal(found["value"])
+
+
+def _kept(found: dict) -> Latex:
+    """Share of the context's tokens that a head keeps."""
+    whole = found["all_kept"] or found["policy"] == FULL
+    return Latex("all" if whole else rf"{100 * found['value']:.0f}\%")
+
+
+def _seeds(found: dict | None) -> Latex:
+    """The least and the most over seeds of a calibration."""
+    if not found or pd.isna(found["seed_low"]):
+        return Latex("")
+    return Latex(f"{latex.decimal(found['seed_low'])} to {latex.decimal(found['seed_high'])}")
 
 
 def _caption(src: Source, experiment: dict, model: str, keys: list[tuple]) -> str:
     return (
         rf"{layout.experiment_title(experiment)}. {latex.title(src.study, 'models', model)}: "
-        rf"quality at equal bytes. {layout.sample_note(src, keys)} In brackets: 95\% bootstrap "
-        r"interval over contexts. Higher scores and lower NLL are better."
-        + _notes_on_rows(src, keys)
+        rf"quality at equal bytes. {layout.sample_note(src, keys)} In brackets: 95\% "
+        r"intervals over contexts. \emph{Kept} is the share of the context's tokens that a KV head "
+        rf"keeps in the mean; a budget at which nothing is evicted is called \emph{{{ALL_KEPT}}}. "
+        r"Higher scores and lower NLL are better." + _notes_on_rows(src, keys)
     )
 
 
 def _notes_on_rows(src: Source, keys: list[tuple]) -> str:
     methods = src.study.config["methods"]
+    seeded = [m for m in dict.fromkeys(k[3] for k in keys) if "calibration_seeds" in methods[m]]
     chunked = [m for m in dict.fromkeys(k[3] for k in keys) if methods[m].get("prefill_chunk")]
     note = ""
+    if seeded:
+        titles = latex.listing(latex.title(src.study, "methods", m) for m in seeded)
+        note += f" Means over seeds of the calibration, whose range stands below: {titles}."
     if chunked:
         titles = latex.listing(latex.title(src.study, "methods", m) for m in chunked)
         note += f" Prefilled in chunks, unlike the rest: {titles}."
@@ -86,7 +123,10 @@ def _notes_on_rows(src: Source, keys: list[tuple]) -> str:
             Latex(f"{latex.title(src.study, 'tasks', task)} ({_spoken(lengths)})")
             for task, lengths in weak.items()
         )
-        note += f" The full cache scores below one half, so there is no headline, in {named}."
+        note += (
+            " The full cache, chance taken off, scores below one half, so there is no headline, in "
+            f"{named}."
+        )
     return note
 
 

@@ -1,0 +1,258 @@
+"""What stands on top of a compressed context: questions and answers, a row each, that share it.
+
+The keys of a context are read once a step for all rows: the queries of all rows, and of the query
+heads of a KV head, are rows of one product, as in Hydragen (Juravsky et al., 2024). Beside the
+context each row sees the tokens of its own. They are stored as the model gives them, and none is
+evicted. Rows may be of unequal length: each token says where it stands, and padding is hidden.
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvbudget.cache.attention import capped
+from kvbudget.cache.quantize import Coding
+from kvbudget.cache.slots import Slots
+from kvbudget.errors import UserError
+
+#: Logits of one head that are held at once. More were slower on CPU, where they leave its caches.
+BLOCK = 2**18
+#: Tokens of a row that there is room for before its storage grows, by half of what it holds.
+ROOM = 16
+
+
+class Tail:
+    """Keys and values of one layer that stand on top of its context.
+
+    Attributes:
+        keys, values: `(rows, kv_heads, room, head_dim)`, of which the first `length` are filled;
+            None before the first token.
+        positions: `(rows, room)`, where a token stands in its sequence; -1 for padding.
+        length: tokens of each row, padding included.
+        expected: positions of the tokens of the next forward pass, `(rows, new)`; None if they
+            follow what was read.
+    """
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.positions: Tensor | None = None
+        self.length = 0
+        self.expected: Tensor | None = None
+        self._shared = False  # with a snapshot, so that it must not be written to
+
+    def append(self, key: Tensor, value: Tensor, seen: int) -> None:
+        """Add new tokens, `(rows, kv_heads, new, head_dim)`, of each row after `seen` others.
+
+        Raises:
+            UserError: they are of another number of rows.
+        """
+        rows, new = key.shape[0], key.shape[2]
+        positions, self.expected = self.expected, None
+        if positions is None:
+            positions = torch.arange(seen, seen + new, device=key.device).expand(rows, new)
+        if self.keys is not None and rows != self.keys.shape[0]:
+            raise UserError(
+                f"{rows} rows follow a context with {self.keys.shape[0]} rows on top; go on with "
+                "as many, or choose rows with batch_select_indices"
+            )
+        end = self.length + new
+        if self.keys is None or self._shared or end > self.keys.shape[2]:
+            self._make_room(key, end + max(ROOM, end // 2))
+        self.keys[:, :, self.length : end] = key
+        self.values[:, :, self.length : end] = value
+        self.positions[:, self.length : end] = positions
+        self.length = end
+
+    def _make_room(self, like: Tensor, room: int) -> None:
+        held = None if self.keys is None else self.held()
+        rows, kv_heads, _, head_dim = like.shape
+        self.keys = like.new_empty(rows, kv_heads, room, head_dim)
+        self.values = torch.empty_like(self.keys)
+        self.positions = torch.empty(rows, room, dtype=torch.long, device=like.device)
+        self._shared = False
+        if held is not None:
+            for mine, theirs in zip((self.keys, self.values), held[:2], strict=True):
+                mine[:, :, : self.length] = theirs
+            self.positions[:, : self.length] = held[2]
+
+    def held(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and positions of the tokens that it holds, as views."""
+        length = self.length
+        return self.keys[:, :, :length], self.values[:, :, :length], self.positions[:, :length]
+
+    def select(self, rows: Tensor) -> None:
+        """Become these rows, some of which may be the same: several answers to one question."""
+        if self.keys is not None:
+            self.keys, self.values, self.positions = (each[rows] for each in self.held())
+            self._shared = False
+
+    def snapshot(self) -> "Tail":
+        """A twin that stays as it is. They share what they hold until one of them grows."""
+        self._shared = True
+        return copy.copy(self)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What rows share of a context: some KV heads of a layer, all with equally many tokens.
+
+    Attributes:
+        heads: KV head indices.
+        keys, values: `(contexts, heads, tokens, head_dim)`, or rows of bytes.
+        coding: how they are stored; None as they are.
+    """
+
+    heads: tuple[int, ...]
+    keys: Tensor
+    values: Tensor
+    coding: Coding | None = None
+
+    def logits(self, query: Tensor) -> Tensor:
+        """Products of scaled queries `(contexts, heads, n, head_dim)` with all keys, `(…, n,
+        tokens)` float32."""
+        if self.coding is None:
+            return (query @ self.keys.mT).float()
+        return self.coding.products(self.coding.codec.turn(query), self.keys, list(self.heads))
+
+    def combined(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """Sums of values by weights `(contexts, heads, n, tokens)`, `(…, n, head_dim)`."""
+        if self.coding is None:
+            return weights.to(dtype) @ self.values
+        codec = self.coding.codec
+        return codec.turn_back(codec.values.combine(weights, self.values)).to(dtype)
+
+
+def shared_slots(slots: Slots) -> list[Shared]:
+    """What rows share of a layer's slots, a segment each."""
+    parts = ((segment, segment.stored()) for segment in slots.segments)
+    return [
+        Shared(segment.heads, held.keys, held.values, segment.coding) for segment, held in parts
+    ]
+
+
+def attend_on_top(
+    query: Tensor,
+    shared: Iterable[Shared],
+    tail: Tail,
+    *,
+    scaling: float,
+    softcap: float | None,
+    window: int | None = None,
+    context_positions: Tensor | None = None,
+) -> Tensor:
+    """Attention from the last tokens of a tail to the context and to their rows.
+
+    Args:
+        query: `(rows, query_heads, new, head_dim)`; the rows of one context stand together.
+        shared: the context, all KV heads of it.
+        tail: the new tokens at its end.
+        scaling, softcap: as in `kvbudget.cache.attention`.
+        window: of a layer that sees the last so many positions alone.
+        context_positions: of the context's tokens, `(tokens,)`, where there is a window.
+
+    Returns the output, shaped like `query`.
+    """
+    keys, values, positions = tail.held()
+    kv_heads, new = keys.shape[1], query.shape[2]
+    by_head = query.unflatten(1, (kv_heads, -1))
+    now = positions[:, -new:, None]
+    hidden = (positions < 0)[:, None] | (positions[:, None] > now)
+    far = None
+    if window is not None:
+        hidden = hidden | (positions[:, None] <= now - window)
+        far = context_positions <= now - window
+    output = torch.empty_like(by_head)
+    for part in shared:
+        heads = slice(None) if part.heads == tuple(range(kv_heads)) else list(part.heads)
+        own = by_head[:, heads] * scaling, keys[:, heads], values[:, heads]
+        each = query.shape[0] * by_head.shape[2] * (part.keys.shape[2] + tail.length)
+        step = max(1, BLOCK // each)
+        for block in (slice(start, start + step) for start in range(0, new, step)):
+            masks = hidden[:, block], None if far is None else far[:, block]
+            attended = _attended(part, own[0][:, :, :, block], *own[1:], softcap, *masks)
+            output[:, heads, :, block] = attended
+    return output.flatten(1, 2)
+
+
+def _attended(
+    shared: Shared,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    softcap: float | None,
+    hidden: Tensor,
+    far: Tensor | None,
+) -> Tensor:
+    """Attention of some heads: `query` is `(rows, heads, group, new, head_dim)`, scaled; `hidden`
+    says which tokens of its row a new token does not see, `far` which of the context's."""
+    rows, heads, group, new, _ = query.shape
+    contexts = shared.keys.shape[0]
+    folded = query.unflatten(0, (contexts, -1)).transpose(1, 2)  # rows beside the query heads
+    shape = folded.shape[:-1]  # (contexts, heads, rows of a context, group, new)
+    above = shared.logits(folded.flatten(2, 4)).unflatten(2, shape[2:])
+    beside = (query.flatten(2, 3) @ keys.mT).float().view(rows, heads, group, new, -1)
+    beside = beside.unflatten(0, (contexts, -1)).transpose(1, 2)
+    # Not -inf: padding may see nothing, and would be NaN.
+    least = torch.finfo(torch.float32).min
+    above, beside = capped(above, softcap), capped(beside, softcap)
+    beside = beside.masked_fill(_of_rows(hidden, contexts), least)
+    if far is not None:
+        above = above.masked_fill(_of_rows(far, contexts), least)
+    tokens = above.shape[-1]
+    weights = torch.cat((above, beside), dim=-1).softmax(dim=-1)
+    above, beside = weights[..., :tokens].flatten(2, 4), weights[..., tokens:]
+    output = shared.combined(above, query.dtype).unflatten(2, shape[2:]).transpose(1, 2)
+    beside = beside.transpose(1, 2).reshape(rows, heads, group * new, -1).to(values.dtype)
+    return output.flatten(0, 1) + (beside @ values).view_as(query)
+
+
+def _of_rows(hidden: Tensor, contexts: int) -> Tensor:
+    """`(rows, new, tokens)` as `(contexts, 1, rows of a context, 1, new, tokens)`."""
+    return hidden.unflatten(0, (contexts, -1))[:, None, :, None]
+
+
+class SlidingTail:
+    """What stands on top of a layer with a sliding window.
+
+    It attends for itself, as the masks that models make for windows count padding, too.
+
+    Args:
+        keys, values: the end of the context, `(contexts, kv_heads, tokens, head_dim)`.
+        seen: tokens of the context.
+        window: positions that a token sees, its own among them.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, seen: int, window: int) -> None:
+        self._shared = Shared(tuple(range(keys.shape[1])), keys, values)
+        self._positions = torch.arange(seen - keys.shape[2], seen, device=keys.device)
+        self._seen, self._window = seen, window
+        self.tail = Tail()
+
+    def update(self, key: Tensor, value: Tensor) -> tuple["SlidingTail", "SlidingTail"]:
+        """Take new keys and values, `(rows, kv_heads, new, head_dim)`; return what attends."""
+        self.tail.append(key, value, self._seen + self.tail.length)
+        return self, self
+
+    def attend(
+        self, query: Tensor, scaling: float, softcap: float | None, mask: Tensor | None
+    ) -> Tensor:
+        """Attention of the new tokens, shaped like `query`; positions stand for the mask."""
+        return attend_on_top(
+            query,
+            [self._shared],
+            self.tail,
+            scaling=scaling,
+            softcap=softcap,
+            window=self._window,
+            context_positions=self._positions,
+        )
+
+    def snapshot(self) -> "SlidingTail":
+        """A twin that stays as it is."""
+        twin = copy.copy(self)
+        twin.tail = self.tail.snapshot()
+        return twin

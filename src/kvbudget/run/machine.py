@@ -1,0 +1,31 @@
+"""What measures: the device, its processor and how much of it. Times of two are never mixed."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a time was taken on: a GPU's name or `cpu`, the CPU's name, threads to compute with."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": cpu_model(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def cpu_model() -> str:
+    """Name of the processor."""
+    return cpuinfo("model name", "Model") or platform.processor() or platform.machine()
+
+
+def cpuinfo(*names: str) -> str:
+    """The first processor's entry of one of these names in /proc/cpuinfo, or ''."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else []:
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            return value.strip()
+    return ""

@@ -1,0 +1,374 @@
+"""Every sentence that says how something came out: printed where it is true, and only there.
+
+A study is made once; its CSV files are then edited so that a sentence must be true or must not.
+"""
+
+import dataclasses
+import re
+
+import pandas as pd
+import pytest
+import rendering
+import synthetic
+
+from kvbudget.paper import check, numbers, registry, source
+from kvbudget.paper.phrases import ablation, cost, heads, quality, rigour, words
+
+PARTS = (quality, ablation, rigour, cost, heads)
+OURS = "head-aware"
+
+
+class Told(source.Source):
+    """A source of which some CSV files are others."""
+
+    frames: dict
+
+    def table(self, name):
+        return self.frames[name] if name in self.frames else super().table(name)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two budgets at which H2O is measured in sixteen and in four bits, and an ablation."""
+    settings = synthetic.config()
+    settings["methods"] = settings["methods"] | {
+        "h2o-4bit": {"policy": "h2o", "title": "Quantised H2O", "bits": 4}
+    }
+    settings["tasks"]["needles"] = {"kind": "niah", "needles": 4, "title": "One of several"}
+    lengths, budgets, parts = settings["experiments"]
+    settings["experiments"] = [
+        lengths | {"tasks": ["needles"], "lengths": [500], "title": "By length"},
+        budgets
+        | {
+            "tasks": ["needles", "perplexity"],
+            "methods": [*synthetic.MAIN, "h2o-4bit"],
+            "budgets": ["10%", "40%"],
+            "title": "By budget",
+        },
+        parts | {"tasks": ["needles"], "title": "Parts"},
+    ]
+    src, _ = rendering.build(tmp_path_factory.mktemp("phrases"), settings)
+    return src
+
+
+def told(src, **frames):
+    """What is said of a study with other CSV files, by key."""
+    own = Told(src.study, src.directory, src.tables)
+    object.__setattr__(own, "frames", frames)
+    pairs = [pair for part in PARTS for pair in part.derived(own)]
+    return {key: plain(text) for key, text in pairs if key.startswith("summary/")}
+
+
+def plain(tex):
+    """LaTeX as it reads."""
+    tex = re.sub(r"\\(?:emph|ensuremath|allowbreak)\{([^{}]*)\}", r"\1", tex)
+    tex = re.sub(r"\\paragraph\{([^{}]*)\}", r" \1 ", tex)
+    return re.sub(r"\s+", " ", tex.replace("\\%", "%")).strip()
+
+
+def judged(frame, where="kind == 'baseline'", **columns):
+    """The same comparisons with another outcome."""
+    frame = frame.copy()
+    rows = frame.query(where).index
+    for name, value in columns.items():
+        frame.loc[rows, name] = value
+    clear = frame["verdict"] != "unclear"
+    frame["p_holm"] = frame["p_holm"].where(~clear, 0.01).where(clear, 0.5)
+    return frame
+
+
+def outcome(verdict, metric="score"):
+    """A difference of .2 with its interval and verdict, in favour of ours or of the other."""
+    sign = {"better": 1, "unclear": 1, "worse": -1}[verdict] * (-1 if metric == "nll" else 1)
+    low, high = sorted((0.1 * sign, 0.3 * sign))
+    values = {"difference": 0.2 * sign, "ci_low": low, "ci_high": high, "verdict": verdict}
+    return values | {"value": 0.5, "reference_value": 0.5 - 0.2 * sign}
+
+
+def all_of(frame, verdict, where="kind == 'baseline'"):
+    """All comparisons of ours with a baseline come out in one way."""
+    for metric in words.METRIC_TITLE:
+        frame = judged(frame, f"{where} and metric == '{metric}'", **outcome(verdict, metric))
+    return frame
+
+
+def everywhere(src, verdict):
+    """Both tables of comparisons, all alike."""
+    return {
+        "pooled": all_of(src.table("pooled"), verdict),
+        "comparisons": all_of(src.comparisons, verdict),
+    }
+
+
+# --- better and worse
+
+
+def test_all_peers_are_beaten(study):
+    said = told(study, **everywhere(study, "better"))
+    assert said["summary/answer"] == (
+        "At budgets of 10% and 40%, Head-Aware is clearly better than every peer in score."
+    )
+    assert "At a budget of 10%, Head-Aware scores 0.50 and its best peer" in said["summary/short"]
+    assert "0.30, a difference which is clear" in said["summary/short"]
+    assert "Head-Aware scores highest, 0.50" in said["summary/findings"]
+    assert "is 0.20 (0.10 to 0.30) behind, which is clear." in said["summary/findings"]
+    assert "In NLL Head-Aware is 0.20 (0.10 to 0.30) better than" in said["summary/findings"]
+    assert "ahead" not in said["summary/findings"] and "worse" not in said["summary/findings"]
+    assert "Head-Aware is ahead of it by 0.20 (0.10 to 0.30)" in said["summary/others"]
+    assert said["summary/losses"].startswith("In no comparison with a baseline")
+    assert "worse" not in said["summary/bits"] and "no difference" not in said["summary/bits"]
+
+
+def test_all_peers_beat_it(study):
+    said = told(study, **everywhere(study, "worse"))
+    assert said["summary/answer"] == (
+        "At budgets of 10% and 40%, Head-Aware is clearly worse than every peer in score."
+    )
+    assert "scores highest, 0.70; Head-Aware comes to 0.50" in said["summary/findings"]
+    assert "Head-Aware scores highest" not in said["summary/findings"]
+    assert "is 0.20 (0.10 to 0.30) ahead, which is clear." in said["summary/findings"]
+    assert "In NLL Head-Aware is 0.20 (0.10 to 0.30) worse than" in said["summary/findings"]
+    assert "Head-Aware is behind it by 0.20 (0.10 to 0.30)" in said["summary/others"]
+    assert "In no comparison" not in said["summary/losses"]
+    for reference in ("H2O", "StreamingLLM", "Quantised H2O"):
+        assert f"Head-Aware loses to {reference} in score in" in said["summary/losses"]
+        assert f"Head-Aware loses to {reference} in NLL in" in said["summary/losses"]
+    assert "better" not in said["summary/bits"] + said["summary/answer"]
+
+
+def test_nothing_is_clear(study):
+    said = told(study, **everywhere(study, "unclear"))
+    assert said["summary/answer"] == (
+        "At budgets of 10% and 40%, Head-Aware is not clearly better or worse than any peer in "
+        "score."
+    )
+    assert "which is not clear" in said["summary/findings"]
+    assert "which is clear" not in said["summary/findings"] + said["summary/others"]
+    assert "clearly" not in said["summary/bits"]
+    assert said["summary/bits"].count("no difference is clear among") == 6  # metrics, bits
+    assert "loses" not in said["summary/losses"]
+
+
+def test_one_loss_is_named_with_its_place_and_size(study):
+    frames = everywhere(study, "better")
+    where = "experiment == 'budgets' and task == 'needles' and reference == 'h2o-4bit'"
+    where += " and budget == '10p' and metric == 'score' and kind == 'baseline'"
+    frames["comparisons"] = judged(frames["comparisons"], where, **outcome("worse"))
+    said = told(study, **frames)
+    assert said["summary/losses"] == (
+        "Head-Aware loses to Quantised H2O in score in 1 of 2 comparisons. Most it loses with "
+        "Tiny-A on One of several at 1,000 tokens, at a budget of 10%, by 0.20."
+    )
+    assert (
+        "Against peers in four bits, Head-Aware is clearly better in 1 and clearly worse in 1"
+        in (said["summary/bits"])
+    )
+    assert (
+        "Against peers in sixteen bits, Head-Aware is clearly better in 6 of 6"
+        in (said["summary/bits"])
+    )
+
+
+def test_a_peer_that_beats_it_at_one_budget_is_named(study):
+    frames = everywhere(study, "better")
+    where = "experiment == 'budgets' and reference == 'h2o' and budget == '40p'"
+    where += " and metric == 'score' and kind == 'baseline'"
+    frames["pooled"] = judged(frames["pooled"], where, **outcome("worse"))
+    said = told(study, **frames)
+    assert said["summary/answer"] == (
+        "At a budget of 10%, Head-Aware is clearly better than every peer in score. "
+        "At a budget of 40%, Head-Aware is clearly better than StreamingLLM and Quantised H2O and "
+        "clearly worse than H2O in score."
+    )
+    assert "H2O scores highest, 0.70; Head-Aware comes to 0.50" in said["summary/findings"]
+    assert (
+        "The best peer in sixteen bits, H2O, is 0.20 (0.10 to 0.30) ahead"
+        in (said["summary/findings"])
+    )
+    assert (
+        "The best peer in four bits, Quantised H2O, is 0.20 (0.10 to 0.30) behind"
+        in (said["summary/findings"])
+    )
+
+
+def test_level_at_the_top(study):
+    level = {"difference": 0.0, "ci_low": -0.1, "ci_high": 0.1, "verdict": "unclear"}
+    level |= {"value": 0.5, "reference_value": 0.5}
+    said = told(study, pooled=judged(study.table("pooled"), **level))["summary/findings"]
+    assert "are level at the top with 0.50" in said
+    assert "highest" not in said and "behind" not in said and "ahead" not in said
+    assert "is 0.00 (-0.10 to 0.10) apart, which is not clear" in said
+
+
+def test_no_interval_no_brackets(study):
+    frames = everywhere(study, "better")
+    frames["pooled"] = judged(frames["pooled"], ci_low=float("nan"), ci_high=float("nan"))
+    assert "is 0.20 behind, which is clear." in told(study, **frames)["summary/findings"]
+
+
+def test_a_budget_that_evicts_nothing_is_not_called_by_its_share(study):
+    frames = everywhere(study, "better")
+    for name in frames:
+        frames[name] = judged(frames[name], "budget == '40p'", all_kept=True)
+    said = told(study, **frames)
+    for key in ("short", "answer", "findings", "losses"):
+        assert "40%" not in said[f"summary/{key}"]
+    for key in ("short", "findings"):
+        assert "Where Head-Aware evicts nothing (all kept)" in said[f"summary/{key}"]
+
+
+@pytest.mark.parametrize("kind", ["baseline", "ablation"])
+def test_what_is_not_compared_is_not_claimed(study, kind):
+    frames = {name: study.table(name) for name in ("pooled", "comparisons")}
+    said = told(study, **{name: f[f["kind"] != kind] for name, f in frames.items()})
+    if kind == "ablation":
+        assert "holds no headline comparison of a variant" in said["summary/ablation"]
+        return
+    for key in ("short", "answer", "losses", "power"):
+        assert said[f"summary/{key}"] == words.NO_OURS
+    assert said["summary/findings"] == ""
+    assert said["summary/bits"] == "No comparison with a baseline counts as headline."
+
+
+def test_a_pair_of_two_experiments_counts_once(study):
+    frames = everywhere(study, "better")
+    again = frames["comparisons"].query("experiment == 'budgets'").assign(experiment="again")
+    milder = all_of(again, "worse").assign(p_holm=0.001)
+    strict = all_of(again, "unclear")
+    told_once = told(study, **frames)["summary/bits"]
+    frames["comparisons"] = pd.concat([frames["comparisons"], milder], ignore_index=True)
+    said = told(study, **frames)
+    assert said["summary/bits"] == told_once
+    assert "loses to H2O in score in 2 of 3 comparisons." in said["summary/losses"]
+    frames["comparisons"] = pd.concat([frames["comparisons"], strict], ignore_index=True)
+    said = told(study, **frames)["summary/bits"]
+    assert "Against peers in four bits, no difference is clear among 2" in said
+
+
+# --- the ablation
+
+
+def test_variants_are_named_by_what_they_do(study):
+    where = "kind == 'ablation' and method == 'uniform' and metric == 'score'"
+    frame = all_of(study.table("pooled"), "unclear", "kind == 'ablation'")
+    assert "clearly" not in told(study, pooled=frame)["summary/ablation"]
+    for verdict, other in (("worse", "better"), ("better", "worse")):
+        said = told(study, pooled=judged(frame, where, **outcome(verdict)))["summary/ablation"]
+        assert f"uniform budgets is clearly {verdict} in score, by 0.20 (0.10 to 0.30)." in said
+        assert other not in said
+        assert "In score no clear difference shows for without groups." in said
+
+
+# --- power, headline, families, seeds
+
+
+def test_power_says_what_can_be_shown(study):
+    said = told(study)["summary/power"]
+    assert "rests on 12 contexts" in said and "four times out of five" in said
+    assert "too few" not in said and "no comparison" not in said
+
+
+def test_power_says_where_contexts_are_too_few(study):
+    frame = study.comparisons.assign(n_contexts=5)
+    frames = {"comparisons": all_of(frame, "unclear")}
+    said = told(study, **frames)
+    assert "With at most 5 contexts" in said["summary/power"]
+    assert "no comparison of this study can be clear" in said["summary/power"]
+    assert said["summary/losses"] == "With so few contexts no comparison could have shown a loss."
+    some = frame.assign(n_contexts=frame["task"].map({"needles": 5, "perplexity": 12}))
+    said = told(study, comparisons=some)["summary/power"]
+    few = some.loc[some["kind"] == "baseline", "n_contexts"] == 5
+    assert f"In {few.sum()} of {len(few)} comparisons" in said
+
+
+def test_places_that_fail_are_named(study):
+    assert "none fails" in told(study)["summary/headline"]
+    cells = study.cells.copy()
+    cells.loc[(cells["task"] == "needles") & (cells["length"] == 500), "headline"] = False
+    said = told(study, cells=cells)["summary/headline"]
+    assert (
+        "the full cache fails in 1 of 2 combinations" in said and "Tiny-A on One of several" in said
+    )
+    assert "none fails" not in said
+
+
+def test_families_are_those_of_the_config(study):
+    assert told(study)["summary/families"] == (
+        "Comparisons that agree in experiment, metric and reference are one family."
+    )
+
+
+def test_seeds_say_how_far_they_lie_apart(study):
+    assert "has one seed" in told(study)["summary/seeds"]
+    cells = study.cells.copy()
+    mine = (cells["method"] == OURS) & (cells["metric"] == "score")
+    cells.loc[mine, "seeds"] = 3
+    cells.loc[mine, "seed_low"], cells.loc[mine, "seed_high"] = 0.4, 0.5
+    said = told(study, cells=cells)["summary/seeds"]
+    assert "The score of Head-Aware + groups, a mean over 3 calibrations" in said
+    assert "differs between them by 0.10 at most" in said and "one seed" not in said
+
+
+# --- needles, tokens, times
+
+
+def test_needles_are_told_only_where_one_of_several_is_asked_for(study):
+    said = told(study)["summary/choice"]
+    assert said.index("At a budget of 10%") < said.index("At a budget of 40%")
+    assert "chance is 25%" in said and "are the right one" in said
+    without = study.cells[study.cells["task"] == "perplexity"]
+    said = told(study, cells=without)["summary/choice"]
+    assert said == "No headline task of this study asks for one of several needles."
+
+
+def test_tokens_stand_beside_bytes(study):
+    said = told(study)["summary/tokens"]
+    assert "In four bits, 10% of the bytes hold 40% of the tokens." in said
+    assert "evict nothing, called all kept" in said and "40% of the bytes" not in said
+    sixteen = study.cells[study.cells["bits"] == "16"]
+    said = told(study, cells=sixteen)["summary/tokens"]
+    assert said == "All methods of this study store numbers of sixteen bits."
+
+
+def test_times_of_two_machines_stand_in_no_ratio(study):
+    assert "times the full cache's speed" in told(study)["summary/speed"]
+    cells = study.cells.copy()
+    cells.loc[cells["policy"] == "full", "machine"] = "another"
+    said = told(study, cells=cells)["summary/speed"]
+    assert "were not timed on one machine" in said and "speed" not in said
+
+
+# --- as a whole
+
+
+@pytest.mark.parametrize("verdict", ["better", "worse", "unclear"])
+def test_no_sentence_has_more_than_three_numbers(study, verdict):
+    frames = everywhere(study, verdict)
+    frames["pooled"] = all_of(frames["pooled"], verdict, "kind == 'ablation'")
+    titles = [study.study.title("methods", method) for method in study.study.methods]
+    for key, text in told(study, **frames).items():
+        for title in titles:
+            text = text.replace(title, "X")
+        for sentence in re.split(r"(?<=[.;]) ", text):
+            assert len(check.NUMBER.findall(sentence)) <= 3, (key, sentence)
+
+
+def test_each_sentence_has_its_key_once_and_ends(study):
+    for key, text in told(study).items():
+        if key != "summary/main":
+            assert text.endswith("."), (key, text)
+            assert "nan" not in text and "None" not in text and "  " not in text, (key, text)
+
+
+def test_a_sentence_reads_only_what_is_declared(study):
+    own = dataclasses.replace(study, tables=registry.NUMBERS.csv)
+    assert "summary/findings" in numbers.text(own, synthetic.ENVIRONMENT)
+
+
+def test_a_study_of_several_models_names_them(study):
+    pooled = all_of(study.table("pooled"), "better")
+    other = pooled.assign(model="other")
+    said = told(study, pooled=pd.concat([pooled, other]))
+    assert "With Tiny-A at budgets of 10% and 40%, Head-Aware" in said["summary/answer"]
+    assert "With other at budgets of 10% and 40%, Head-Aware" in said["summary/answer"]
+    assert "Tiny-A at a budget of 10%. " in said["summary/findings"]

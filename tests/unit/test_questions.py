@@ -1,0 +1,250 @@
+"""Questions of a context together: what they give one by one, and what is measured of them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import tiny_calibration, tiny_model
+
+from kvbudget import UserError, attach
+from kvbudget.cache.cache import geometry_of
+from kvbudget.run import one_by_one, questions, together
+from kvbudget.run.answer import Answer
+from kvbudget.run.contexts import read_context
+from kvbudget.run.runner import Runner
+from kvbudget.sources.random import byte_tokenizer
+from kvbudget.tasks import niah
+from kvbudget.tasks.request import Alternative, Context, Question
+
+KINDS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
+TOKENIZER = byte_tokenizer()
+CONTEXT = TOKENIZER.encode("In the beginning God created the heaven and the earth. And the earth")
+METHODS = {
+    "full": {"policy": "full"},
+    "h2o": {"policy": "h2o"},
+    "streaming": {"policy": "streaming-llm", "positions": "cache"},
+    "streaming-absolute": {"policy": "streaming-llm", "positions": "absolute"},
+    "snapkv": {"policy": "snapkv", "safeguard": 0.2},
+    "pyramidkv": {"policy": "pyramidkv"},
+    "tova": {"policy": "tova"},
+    "expected-attention": {"policy": "expected-attention"},
+    "keydiff": {"policy": "keydiff"},
+    "kvzip": {"policy": "kvzip"},
+    "head-aware": {"policy": "head-aware", "safeguard": 0.5},
+}
+
+
+def model_of(kind: str = "llama") -> torch.nn.Module:
+    model = tiny_model(kind)
+    torch.manual_seed(1)
+    model.resize_token_embeddings(len(TOKENIZER), mean_resizing=False)
+    return attach(model.requires_grad_(False))
+
+
+def runner_of(model, method: str, bits: int | None = None, bounded: str = "context") -> Runner:
+    entry = {"name": method, "bounded": bounded, **METHODS[method]}
+    if bits:
+        entry["bits"] = bits
+    calibration = None
+    if method == "head-aware":
+        geometry = geometry_of(model)
+        calibration = tiny_calibration(
+            len(geometry.layers), geometry.kv_heads, geometry.query_heads
+        )
+    budget = None if method == "full" else 16
+    return Runner(model, TOKENIZER, niah, entry, budget, calibration, None)
+
+
+def asked(text: str, answer: str, others: tuple[str, ...] = (), room: int = 8) -> Question:
+    def encode(text: str) -> list[int]:
+        return TOKENIZER.encode(text, add_special_tokens=False)
+
+    alternatives = tuple(Alternative([each], encode(each)) for each in others)
+    return Question(text, encode(text), [answer], encode(answer), room, (), alternatives)
+
+
+#: Of unlike lengths, with answers of unlike lengths, and more or less room to write.
+QUESTIONS = [
+    asked("Who?", " God", (" man", " the sea")),
+    asked("What did God create in the beginning?", " heaven and earth", room=3),
+    asked("When?", " first", (" last", " never"), room=12),
+]
+
+
+def both_ways(runner: Runner, asked: list[Question]) -> tuple[list[Answer], list[Answer]]:
+    """Answers one by one and together, from the same compressed context."""
+    with torch.inference_mode():
+        read = read_context(runner, CONTEXT)
+        state = read.cache.snapshot()
+        alone, _ = one_by_one.ask(runner, read, asked)
+        read.cache.restore(state)
+        return alone, together.ask(runner, read, asked)[0]
+
+
+def assert_equal(alone: list[Answer], joint: list[Answer], asked: list[Question]) -> None:
+    """Token for token, and likelihoods a token to 1e-5."""
+    for one, other, question in zip(alone, joint, asked, strict=True):
+        assert other.tokens == one.tokens
+        assert len(one.log_likelihoods) == 1 + len(question.alternatives)
+        lengths = [question.answer_ids, *(each.answer_ids for each in question.alternatives)]
+        means = [
+            [value / len(ids) for value, ids in zip(each.log_likelihoods, lengths, strict=True)]
+            for each in (one, other)
+        ]
+        assert means[1] == pytest.approx(means[0], abs=1e-5, rel=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", [None, 4])
+def test_together_they_are_answered_as_one_by_one(kind, method, bits):
+    if bits and method == "streaming":
+        bits, method = 4, "streaming-absolute"  # keys that move are not to be had in few bits
+    runner = runner_of(model_of(kind), method, bits)
+    assert_equal(*both_ways(runner, QUESTIONS), QUESTIONS)
+
+
+def test_each_answer_ends_where_the_model_ends_it():
+    model = model_of()
+    before, _ = both_ways(runner_of(model, "h2o"), QUESTIONS)
+    ending = before[2].tokens[4]  # of the longest answer
+    model.generation_config.eos_token_id = [ending]
+    alone, joint = both_ways(runner_of(model, "h2o"), QUESTIONS)
+    assert_equal(alone, joint, QUESTIONS)
+    for whole, cut in zip(before, joint, strict=True):
+        stop = whole.tokens.index(ending) if ending in whole.tokens else len(whole.tokens)
+        assert cut.tokens == whole.tokens[:stop]
+
+
+def test_many_given_answers_are_read_in_parts(monkeypatch):
+    runner = runner_of(model_of(), "h2o")
+    alone, _ = both_ways(runner, QUESTIONS)
+    monkeypatch.setattr(together, "_AT_ONCE", 20)
+    passes = []
+    read_rows = Runner.read_rows
+
+    def counted(self, cache, rows, *args, **kwargs):
+        passes.append(len(rows))
+        return read_rows(self, cache, rows, *args, **kwargs)
+
+    monkeypatch.setattr(Runner, "read_rows", counted)
+    assert_equal(*both_ways(runner, QUESTIONS), QUESTIONS)
+    assert_equal(alone, both_ways(runner, QUESTIONS)[1], QUESTIONS)
+    assert passes[:8] == [3, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_step_that_is_timed_is_one_of_a_sequence_alone(monkeypatch):
+    runner, rows_timed = runner_of(model_of(), "h2o"), []
+    rows_of = {}
+
+    class Watch:
+        def __init__(self) -> None:
+            rows_of.clear()
+
+        def seconds(self) -> float:
+            rows_timed.append(rows_of["rows"])
+            return 1.0
+
+    read_rows = Runner.read_rows
+
+    def seen(self, cache, rows, *args, **kwargs):
+        rows_of["rows"] = len(rows)
+        return read_rows(self, cache, rows, *args, **kwargs)
+
+    monkeypatch.setattr(together, "Stopwatch", Watch)
+    monkeypatch.setattr(Runner, "read_rows", seen)
+    with torch.inference_mode():
+        result = questions.run(runner, Context("c", CONTEXT, QUESTIONS))
+    assert result["timing"]["decode_s"] == [1.0, 1.0]
+    assert rows_timed == [1, 1]
+
+
+# What is measured.
+
+
+@torch.inference_mode()
+def test_what_stands_on_top_is_reported_and_no_part_of_the_budget():
+    model = model_of()
+    context = Context("c", CONTEXT, QUESTIONS)
+    result = questions.run(runner_of(model, "h2o"), context)
+    _, joint = both_ways(runner_of(model, "h2o"), QUESTIONS)
+    pairs = zip(QUESTIONS, joint, strict=True)
+    tokens = sum(len(each.ids) + len(answer.tokens) for each, answer in pairs) / len(QUESTIONS)
+    memory = result["memory"]
+    assert memory["cache_tokens_on_top"] == pytest.approx(tokens)
+    heads = 4 * 3  # layers, KV heads
+    assert memory["cache_bytes_on_top"] == pytest.approx(tokens * heads * 2 * 16 * 4)
+    assert memory["cache_bytes_planned"] == 16 * heads * 2 * 16 * 4
+    assert [sample["id"] for sample in result["samples"]] == [each.id for each in QUESTIONS]
+    bounded = questions.run(runner_of(model, "h2o", bounded="always"), context)
+    assert memory.keys() - bounded["memory"].keys() == {"cache_tokens_on_top", "cache_bytes_on_top"}
+    planned, allocated = ("cache_bytes_planned", "cache_bytes_allocated")
+    assert (memory[planned], memory[allocated]) == (
+        bounded["memory"][planned],
+        bounded["memory"][allocated],
+    )
+
+
+def test_a_question_evicts_what_it_asks_about_only_where_all_is_bounded():
+    model = model_of()
+    losses = {}
+    for bounded in ("context", "always"):
+        with torch.inference_mode():
+            context = Context("c", CONTEXT, QUESTIONS[1:2])
+            (sample,) = questions.run(runner_of(model, "h2o", bounded=bounded), context)["samples"]
+        losses[bounded] = sample["nll"]
+    assert abs(losses["context"] - losses["always"]) > 1e-3
+
+
+def test_kvzip_needs_no_window_for_what_follows():
+    """All heads but the sinks compete for the whole budget where it is the context's."""
+    model = model_of()
+    kept = {}
+    for bounded in ("context", "always"):
+        with torch.inference_mode():
+            read = read_context(runner_of(model, "kvzip", bounded=bounded), CONTEXT)
+        kept[bounded] = [count for layer in read.slots for count in layer]
+    assert sum(kept["context"]) == sum(kept["always"]) == 16 * 12
+    assert min(kept["always"]) >= 4 + 8
+    assert 4 <= min(kept["context"]) < 4 + 8
+
+
+def sample_of(output: str, likelihoods: list[float], others: tuple[str, ...] = ("222", "333")):
+    """What is noted of an answer to a question whose reference is 111."""
+    runner = SimpleNamespace(
+        tokenizer=SimpleNamespace(decode=lambda tokens, skip_special_tokens: output),
+        task=niah,
+        finite=Runner.finite.__get__(SimpleNamespace(model=SimpleNamespace(dtype="float32"))),
+    )
+    question = asked("Which?", "111", others)
+    return questions._measured(runner, question, Answer([], likelihoods))
+
+
+def test_any_needle_the_right_needle_and_none():
+    right, wrong, none = (
+        sample_of(output, [-1.0, -2.0, -3.0]) for output in ("is 111.", "is 222.", "is 123.")
+    )
+    assert (right["score"], right["any"]) == (1.0, True)
+    assert (wrong["score"], wrong["any"]) == (0.0, True)
+    assert (none["score"], none["any"]) == (0.0, False)
+    assert {sample["choices"] for sample in (right, wrong, none)} == {3}
+
+
+@pytest.mark.parametrize(
+    ("likelihoods", "chosen"),
+    [([-1.0, -2.0, -3.0], 1.0), ([-2.0, -1.0, -3.0], 0.0), ([-2.0, -3.0, -2.0], 0.0)],
+)
+def test_a_choice_goes_to_the_likeliest_and_a_tie_is_lost(likelihoods, chosen):
+    sample = sample_of("", likelihoods)
+    assert sample["choice"] == chosen
+    assert sample["nll"] == -likelihoods[0] / len("111")
+
+
+def test_without_alternatives_there_is_no_choice():
+    sample = sample_of("is 111.", [-1.0], others=())
+    assert (sample["any"], sample["choice"], sample["choices"]) == (None, None, None)
+
+
+def test_a_likelihood_that_is_no_number_is_named():
+    with pytest.raises(UserError, match=r"answer to Which\? is nan in float32"):
+        sample_of("", [-1.0, float("nan"), -1.0])
