@@ -10,8 +10,10 @@ from snakemake.utils import update_config
 from transformers import AutoTokenizer
 
 from kvbudget import attach, make_cache
+from kvbudget.cache.prefill import Prefill, difference, record
 from kvbudget.cache.streaming import StreamingCache
 from kvbudget.calibration.prompts import mixture
+from kvbudget.policies.make import signal_class
 from kvbudget.run.cell import samples_of
 from kvbudget.run.translation import Translator
 from kvbudget.sources import integrity
@@ -149,3 +151,28 @@ def test_the_full_cache_finds_single_needles(directory):
         losses.append(-first[question.answer_ids[0]].item())
     assert sum(scores) / len(scores) >= 0.75
     assert all(math.isfinite(loss) for loss in losses)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("method", "bits"), [("h2o", None), ("streaming-llm", None), ("snapkv", 4)]
+)
+def test_a_context_that_is_adopted_is_the_one_that_is_read(directory, tmp_path, method, bits):
+    """To the last bit, on a model of the usual size."""
+    model, tokenizer = load(directory, "float32", "cpu")
+    attach(model)
+    request = Request(tokenizer, PASSAGES, LENGTH, contexts=1, questions=1, seed=1, split="test")
+    ((ids, question),) = ((c.ids, c.questions[0].ids) for c in niah.make(request, niah.Options()))
+    signals = [signal_class(name) for name in ("received:Attention", "received:Window")]
+    record(model, ids, signals, tmp_path / "0.safetensors", {})
+    read, adopted = (
+        make_cache(model, method, "20%", bits=bits, prompt_tokens=len(ids)) for _ in range(2)
+    )
+    last = model(torch.tensor([ids]), past_key_values=read, logits_to_keep=1).logits[0, -1]
+    prefill = Prefill(tmp_path / "0.safetensors", {})
+    assert torch.equal(prefill.adopt(adopted, ids, model.device), last)
+    assert difference(read, adopted) is None
+    one, other = (
+        model(torch.tensor([question]), past_key_values=cache).logits for cache in (read, adopted)
+    )
+    assert torch.equal(one, other)

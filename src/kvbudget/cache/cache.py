@@ -69,7 +69,7 @@ class SlidingLayer(DynamicSlidingWindowLayer):
     def adopt(self, keys: Tensor, values: Tensor, seen: int) -> None:
         """Take the window after `seen` tokens that were read elsewhere, as if read here."""
         self.lazy_initialization(keys, values)
-        self.restore((keys, values, seen, None))
+        self.keys, self.values, self.cumulative_length = keys, values, seen
 
     def snapshot(self) -> tuple[Tensor, Tensor, int, SlidingTail | None]:
         """The state to come back to. It shares the tensors, which are replaced, not written to."""

@@ -1,6 +1,7 @@
 """Record the contexts of a place for all its cells: a model, a text and a spec in; a folder out."""
 
-import itertools
+import json
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from kvbudget.errors import UserError
 from kvbudget.policies.make import signal_class
 from kvbudget.run import prefills
 from kvbudget.run.cell import samples_of
-from kvbudget.run.record import write_json
+from kvbudget.run.record import replace_text
 from kvbudget.sources.load import load
 from kvbudget.sources.verified import read as read_verified
 
@@ -69,7 +70,8 @@ def run_prefills(job: Prefills) -> None:
             print(f"no room for more than {index} of {len(contexts)} contexts; cells read the rest")
             contexts = contexts[:index]
             break
-    write_json(job.out / prefills.MANIFEST, {"contexts": len(contexts)})
+    # Into the folder only if it is there still: a run that outlived its workflow leaves nothing.
+    replace_text(job.out / prefills.MANIFEST, json.dumps({"contexts": len(contexts)}))
 
 
 def _possible(model: PreTrainedModel, signals: Iterable[type[Signal]]) -> Sequence[type[Signal]]:
@@ -87,8 +89,9 @@ def _possible(model: PreTrainedModel, signals: Iterable[type[Signal]]) -> Sequen
 def _fits(newest: Path, job: Prefills) -> bool:
     """Whether the places together keep within their bound, and leave the disk room for as much as
     the newest file again."""
-    files = itertools.chain(job.store.rglob("*.safetensors"), job.store.rglob("*.part"))
-    used = sum(_size(file) for file in files)
+    used = sum(
+        _size(Path(folder, name)) for folder, _, names in os.walk(job.store) for name in names
+    )
     return used <= job.disk_gb * 1e9 and shutil.disk_usage(job.out).free > _size(newest)
 
 
