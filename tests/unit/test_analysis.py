@@ -605,9 +605,9 @@ def test_one_head_that_loses_a_token_is_not_all_kept(study):
 @pytest.mark.parametrize(
     "place, named",
     [
-        ({}, "cpu, 2 threads"),
+        ({}, "cpu, Some CPU, 2 threads"),
         ({"cpu": "a node"}, "cpu, a node, 2 threads"),
-        ({"device": "H100", "threads": 1}, "H100, 1 thread"),
+        ({"device": "H100", "threads": 1}, "H100, Some CPU, 1 thread"),
     ],
 )
 def test_each_row_says_where_it_was_timed(study, place, named):
@@ -617,7 +617,7 @@ def test_each_row_says_where_it_was_timed(study, place, named):
         f"task == 'niah_single' and length == {cell.length} and budget == '{cell.budget}'"
     )
     assert set(frame.query("method == 'h2o'")["machine"]) == {named}
-    assert set(frame.query("method == 'head-aware'")["machine"]) == {"cpu, 2 threads"}
+    assert set(frame.query("method == 'head-aware'")["machine"]) == {"cpu, Some CPU, 2 threads"}
 
 
 # --- seeds of calibrations
@@ -662,7 +662,7 @@ def test_seeds_of_a_calibration_are_one_method(seeded):
 def test_times_of_seeds_on_two_machines_are_those_of_no_machine(seeded):
     edit(seeded, of_seed(seeded, 2), lambda r: r["provenance"].update(cpu="a node"))
     machines = schema.read(run(seeded), "cells").groupby("method")["machine"].unique()
-    assert machines["head-aware"].tolist() == ["cpu, 2 threads; cpu, a node, 2 threads"]
+    assert machines["head-aware"].tolist() == ["cpu, Some CPU, 2 threads; cpu, a node, 2 threads"]
 
 
 def test_a_draft_may_lack_a_seed(seeded):

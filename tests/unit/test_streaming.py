@@ -314,6 +314,7 @@ def cell(home: Path, out: Path, method: dict, budget, **options) -> dict:
         "model": "tiny",
         "dtype": "float32",
         "seed": 1,
+        "split": "test",
         "haystack": "parallel",
         "task": task("wait_3", "streaming", **options),
         "length": 300,
