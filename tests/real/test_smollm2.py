@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from snakemake.utils import update_config
 from transformers import AutoTokenizer
 
 from kvbudget import attach, make_cache
@@ -20,7 +19,8 @@ from kvbudget.sources import integrity
 from kvbudget.sources.download import download
 from kvbudget.sources.load import load
 from kvbudget.sources.registry import parse
-from kvbudget.study import expand as study
+from kvbudget.study.config import read
+from kvbudget.study.expand import expand
 from kvbudget.tasks import niah, streaming
 from kvbudget.tasks import registry as tasks
 from kvbudget.tasks.request import Request
@@ -69,15 +69,10 @@ def test_it_is_the_model_of_the_lock_file_and_works(directory):
 
 
 @pytest.mark.parametrize(
-    "overlay", [None, *sorted(p.stem for p in (ROOT / "workflow" / "studies").glob("*.yaml"))]
+    "overlay", ["default", *sorted(p.stem for p in (ROOT / "workflow" / "studies").glob("*.yaml"))]
 )
 def test_every_task_fits_the_lengths_that_a_study_gives_it(overlay, directory, tmp_path):
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    if overlay:
-        laid_over = (ROOT / "workflow" / "studies" / f"{overlay}.yaml").read_text()
-        update_config(config, yaml.safe_load(laid_over))
-    schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
-    planned = study.expand(study.validate(config, schema))
+    planned = expand(read(overlay, ROOT), ROOT)
     text = tmp_path / "text.txt"
     verses = [f"{passage}\tLe jour {i}.\n" for i, passage in enumerate(4 * PASSAGES)]
     text.write_text("".join(verses))
@@ -91,8 +86,8 @@ def test_every_task_fits_the_lengths_that_a_study_gives_it(overlay, directory, t
         for question in context.questions:
             tokens = len(context.ids) + len(question.ids)
             assert abs(tokens - wanted) <= 0.01 * wanted, spec["task"]
-    for spec in planned.calibrations.values():
-        asked = {name: spec[name] for name in ("tasks", "length", "seed")}
+    for each in planned.calibrations:
+        asked = {name: each.spec[name] for name in ("tasks", "length", "seed")}
         assert mixture(tokenizer, verses, **asked, contexts=1)
 
 
