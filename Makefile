@@ -13,7 +13,8 @@ endif
 BIN := .venv/bin
 # The code that runs is the code beside this file, whatever else is installed.
 KVBUDGET := PYTHONPATH=src $(BIN)/python -m kvbudget
-OVERLAY := $(if $(filter-out default,$(STUDY)),--configfile workflow/studies/$(STUDY).yaml)
+# STUDY names a file in workflow/studies/, or is the path of one of your own.
+OVERLAY := $(if $(filter-out default,$(STUDY)),--configfile $(if $(filter %.yaml,$(STUDY)),$(STUDY),workflow/studies/$(STUDY).yaml))
 SNAKEMAKE := $(BIN)/snakemake $(OVERLAY) --cores all --resources gpu=1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
