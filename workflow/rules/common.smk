@@ -283,7 +283,7 @@ def give_back():
 
 
 def tidy():
-    """After a good end, remove what only a run that stops in the middle needs, and older plans."""
+    """After a good end, remove what only a run that stops in the middle needs."""
     for path in CELLS:
         if Path(path).exists():
             Path(path).with_suffix(".contexts.jsonl").unlink(missing_ok=True)

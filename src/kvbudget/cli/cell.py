@@ -1,23 +1,19 @@
 """Measure one cell: a model, a method, a task, a length and a budget in; one record out."""
 
 import argparse
-import json
 from pathlib import Path
 
+from kvbudget.cli import of_model
 from kvbudget.run.cell import Cell, run_cell
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("--spec", required=True, type=json.loads, help="the cell, as JSON")
+    of_model.arguments(parser, "the cell")
     parser.add_argument("--code", required=True, help="digest of the code that it runs")
     parser.add_argument(
         "--identity", required=True, help="digest of all that the result depends on"
     )
-    parser.add_argument("--model-identity", required=True, help="of the model that is meant")
-    parser.add_argument("--model-dir", required=True, type=Path)
-    parser.add_argument("--verified", required=True, type=Path, help="of the model")
-    parser.add_argument("--text", required=True, type=Path, help="the haystack")
     parser.add_argument("--calibration", type=Path, help="of the model's heads")
     parser.add_argument("--prefills", type=Path, help="folder of contexts that were read before")
     parser.add_argument(
