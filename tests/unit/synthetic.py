@@ -18,7 +18,7 @@ METHODS = {
     "streaming-llm": {"policy": "streaming-llm", "title": "StreamingLLM"},
     "head-aware": {"policy": "head-aware", "title": "Head-Aware + groups"},
     "uniform": {"policy": "head-aware", "title": "uniform budgets", "allocation": "uniform"},
-    "independent": {"policy": "head-aware", "title": "without groups", "group_mix": 0.0},
+    "independent": {"policy": "head-aware", "title": "without groups", "safeguard": 0.5},
 }
 MAIN = ["full", "h2o", "streaming-llm", "head-aware"]
 SKILL = {"full": 0.9, "head-aware": 0.7, "uniform": 0.4, "independent": 0.6}

@@ -23,12 +23,12 @@ METHODS = {
     "streaming": {"method": "streaming-llm"},
     "streaming-stride": {"method": "streaming-llm", "stride": 4},
     "streaming-absolute": {"method": "streaming-llm", "positions": "absolute"},
-    "head-aware": {"method": "head-aware", "group_mix": 0.0, "safeguard": 1.0},
-    "head-aware-groups": {
+    "head-aware": {"method": "head-aware"},
+    "head-aware-pooled": {
         "method": "head-aware",
+        "allocation": "curves",
         "loss": "output",
-        "rule": "per-head",
-        "group_mix": 0.5,
+        "rule": "window",
         "safeguard": 0.4,
         "recent": 4,
         "stride": 2,
@@ -385,7 +385,6 @@ def test_gpe_auto_equals_ordinary_positions_and_an_integer_phi_moves_the_target(
         ({"method": "h2o"}, "needs a budget"),
         ({"method": "full", "budget": 64}, "has no budget"),
         ({"method": "h2o", "budget": 64, "lamda": 1}, "unknown option 'lamda'"),
-        ({"method": "head-aware", "budget": 64, "rule": "per-head"}, "needs a calibration"),
         ({"method": "h2o", "budget": 64, "stride": 0}, "stride must be 1 or more"),
     ],
 )

@@ -28,6 +28,17 @@ OPTIONS: dict[str, Option] = {
         "Scoring rules under which it is measured what the answer loses by each head.",
         RULES,
     ),
+    "scorer_lengths": Option(
+        [500, 1000, 2000],
+        "Tokens of the contexts that are repeated to fit the scorer.",
+        {
+            "type": "array",
+            "minItems": 1,
+            "uniqueItems": True,
+            "items": {"type": "integer", "minimum": 200},
+        },
+    ),
+    "scorer_contexts": count(4, "Contexts of each of these lengths; one more is held out."),
     "recent": count(8, "Last tokens that a head keeps in loss curves."),
     "thresholds": Option(
         {"retrieval": 0.1, "induction": 0.3},
