@@ -1,5 +1,5 @@
-"""Several compressed contexts side by side, and rows on top of each: weights are read once a forward
-pass for all of them.
+"""Several compressed contexts side by side, and rows on top of each: weights are read once a
+forward pass for all of them.
 
 Contexts keep unequally many tokens, and so do their heads. Here they lie in one tensor a layer,
 padded to the longest, as one product over all is faster than one for each by far. It is a working
@@ -183,14 +183,17 @@ def _side_by_side(contexts: Sequence[Sequence[Tokens]]) -> Shared:
     """Contexts, each of segments of one sequence, in one tensor."""
     like = contexts[0][0].keys
     heads = sum(len(tokens.heads) for tokens in contexts[0])
-    longest = max(tokens.count for segments in contexts for tokens in segments)
+    counts = [tokens.count for segments in contexts for tokens in segments]
+    longest, least = max(counts), min(counts)
     keys = like.new_zeros(len(contexts), heads, longest, like.shape[-1])
     values = torch.zeros_like(keys)
     absent = torch.ones(keys.shape[:3], dtype=torch.bool, device=keys.device)
     for context, segments in enumerate(contexts):
         for tokens in segments:
-            for head, key, value in zip(tokens.heads, tokens.keys[0], tokens.values[0], strict=True):
-                keys[context, head, : tokens.count] = key
-                values[context, head, : tokens.count] = value
+            for place, head in enumerate(tokens.heads):
+                keys[context, head, : tokens.count] = tokens.keys[0, place]
+                values[context, head, : tokens.count] = tokens.values[0, place]
                 absent[context, head, : tokens.count] = False
-    return Shared(tuple(range(heads)), keys, values, absent=absent if bool(absent.any()) else None)
+    return Shared(
+        tuple(range(heads)), keys, values, absent=absent[..., least:] if least < longest else None
+    )

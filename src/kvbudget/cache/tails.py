@@ -104,8 +104,8 @@ class Shared:
         heads: KV head indices.
         keys, values: `(contexts, heads, tokens, head_dim)`, or rows of bytes.
         coding: how they are stored; None as they are.
-        absent: which are padding of contexts or heads that hold fewer, `(contexts, heads, tokens)`;
-            None if none is.
+        absent: which of the last tokens are padding of contexts or heads that hold fewer,
+            `(contexts, heads, last)`; None if none is.
     """
 
     heads: tuple[int, ...]
@@ -266,11 +266,12 @@ def _attended(
     # Not -inf: padding may see nothing, and would be NaN.
     least = torch.finfo(torch.float32).min
     above, beside = capped(above, softcap), capped(beside, softcap)
-    beside = beside.masked_fill(hidden[:, None, None], least)
-    if shared.absent is not None:
-        above = above.masked_fill(shared.absent[:, :, None, None, None], least)
+    beside.masked_fill_(hidden[:, None, None], least)
+    if (absent := shared.absent) is not None:
+        last = above[..., -absent.shape[-1] :]
+        last.masked_fill_(absent[:, :, None, None, None], least)
     if far is not None:
-        above = above.masked_fill(seats.fold(far)[:, None, :, None], least)
+        above.masked_fill_(seats.fold(far)[:, None, :, None], least)
     tokens = above.shape[-1]
     weights = torch.cat((above, seats.fold(beside).transpose(1, 2)), dim=-1).softmax(dim=-1)
     above, beside = weights[..., :tokens].flatten(2, 4), weights[..., tokens:]

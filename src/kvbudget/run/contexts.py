@@ -13,7 +13,6 @@ from kvbudget.run.prefills import Shared
 from kvbudget.run.runner import Runner
 from kvbudget.run.stopwatch import Stopwatch
 
-
 _NO_PEAKS = {"peak_rss_bytes": None, "peak_cuda_bytes": None}
 
 
@@ -83,8 +82,8 @@ def _adopted(runner: Runner, ids: list[int], prefill: Prefill) -> ReadContext:
     cache = runner.cache(len(ids))
     last = prefill.adopt(cache, ids, runner.model.device)
     cache.plan.policy.finish(runner.model, runner.tokenizer, cache, ids)
-    memory = runner.cache_bytes(cache, len(ids)) | _NO_PEAKS
-    return ReadContext(cache, last, None, memory, _slots(cache))
+    held = runner.cache_bytes(cache, len(ids)) | _NO_PEAKS
+    return ReadContext(cache, last, None, held, _slots(cache))
 
 
 def _slots(cache: BudgetedCache) -> list[list[int]]:

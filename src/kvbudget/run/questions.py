@@ -34,9 +34,7 @@ def at_once(runner: Runner, contexts: Sequence[Context]) -> int:
     return max(1, min(_ROWS // rows, _BYTES // held))
 
 
-def run(
-    runner: Runner, contexts: Sequence[Context], shared: Sequence[Shared | None]
-) -> list[dict]:
+def run(runner: Runner, contexts: Sequence[Context], shared: Sequence[Shared | None]) -> list[dict]:
     """Read contexts and ask their questions: samples, memory and timing of each context.
 
     Args:
@@ -62,9 +60,7 @@ def run(
     else:
         (answered, steps[0]) = one_by_one.ask(runner, reads[0], questions[0])
         answers = [answered]
-    return [
-        _result(runner, *each) for each in zip(contexts, reads, answers, steps, strict=True)
-    ]
+    return [_result(runner, *each) for each in zip(contexts, reads, answers, steps, strict=True)]
 
 
 def _result(

@@ -13,7 +13,7 @@ from kvbudget.run.stopwatch import Stopwatch
 from kvbudget.tasks.request import Question
 
 #: Tokens of given answers that are read at once: logits of all of them are held.
-_AT_ONCE = 256
+_AT_ONCE = 512
 #: Steps of one row alone that are timed in each context.
 _TIMED = 4
 
@@ -53,8 +53,14 @@ def _given(
     """Rows, answers that their questions could have, the reference first, and the logits after each
     token of those, `(tokens, vocab)`."""
     state = cache.snapshot()
-    given = [(row, ids) for row, each in enumerate(questions) for ids in given_answers(each)]
-    for part in _parts(given):
+    given = [
+        (place, row, ids)
+        for row, each in enumerate(questions)
+        for place, ids in enumerate(given_answers(each))
+    ]
+    # The first of all questions, then the second: so each part has rows on all contexts alike.
+    given.sort(key=lambda each: each[0])
+    for part in _parts([(row, ids) for _, row, ids in given]):
         rows = [row for row, _ in part]
         cache.restore(state)
         cache.batch_select_indices(torch.tensor(rows, device=runner.model.device))
