@@ -9,7 +9,7 @@ from tiny import tiny_calibration, tiny_model
 from kvbudget import UserError, attach
 from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.joined import join
-from kvbudget.run import one_by_one, questions, together
+from kvbudget.run import grouping, one_by_one, questions, together
 from kvbudget.run.answer import Answer
 from kvbudget.run.contexts import read_context
 from kvbudget.run.runner import Runner
@@ -219,9 +219,9 @@ def test_how_many_contexts_are_taken_together(monkeypatch):
     assert questions.at_once(runner_of(model, "h2o", bounded="always"), contexts) == 1
     assert questions.at_once(runner_of(model, "h2o"), contexts) == 64 // 3
     held = len(CONTEXT) * 4 * 3 * 2 * 16 * 4  # layers, KV heads, keys and values in float32
-    monkeypatch.setattr(questions, "_BYTES", 2 * held)
+    monkeypatch.setattr(grouping, "BYTES", 2 * held)
     assert questions.at_once(runner_of(model, "h2o"), contexts) == 2
-    monkeypatch.setattr(questions, "_BYTES", held - 1)
+    monkeypatch.setattr(grouping, "BYTES", held - 1)
     assert questions.at_once(runner_of(model, "h2o"), contexts) == 1
 
 

@@ -12,14 +12,10 @@ from collections.abc import Sequence
 from kvbudget.run import one_by_one, together
 from kvbudget.run.answer import Answer
 from kvbudget.run.contexts import ReadContext, read_context
+from kvbudget.run.grouping import contexts_at_once
 from kvbudget.run.prefills import Shared
 from kvbudget.run.runner import Runner
 from kvbudget.tasks.request import Context, Question
-
-#: Questions that are asked together. Beyond, a step takes as much longer as they are more.
-_ROWS = 64
-#: Bytes of keys and values that contexts asked together may have, were nothing evicted.
-_BYTES = 2**29
 
 
 def at_once(runner: Runner, contexts: Sequence[Context]) -> int:
@@ -30,8 +26,7 @@ def at_once(runner: Runner, contexts: Sequence[Context]) -> int:
     if cache.plan.bounded == "always":
         return 1
     held = cache.planned_bytes(runner.model.dtype.itemsize, tokens=longest)
-    rows = max(len(each.questions) for each in contexts)
-    return max(1, min(_ROWS // rows, _BYTES // held))
+    return contexts_at_once(max(len(each.questions) for each in contexts), held)
 
 
 def run(runner: Runner, contexts: Sequence[Context], shared: Sequence[Shared | None]) -> list[dict]:
