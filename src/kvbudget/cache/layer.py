@@ -310,7 +310,7 @@ class BudgetedLayer(AttendingLayer):
         return attend_on_top(query, shared, self.tail, seats, scaling=scaling, softcap=softcap)
 
     def _settle(self) -> None:
-        """Move what follows the context's end: it does not move any more."""
+        """Move the sinks to where they stay, now that the context is at its end."""
         if self.sinks is not None:
             self.sinks.follow(self.store, self.seen - self.tail.length)
 
