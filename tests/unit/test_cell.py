@@ -16,7 +16,7 @@ from kvbudget import UserError, attach
 from kvbudget.cache import prefill
 from kvbudget.calibration.calibrate import calibrate
 from kvbudget.run import cell as cells
-from kvbudget.run import protocols
+from kvbudget.run import grouping, protocols, questions
 from kvbudget.run.cell import Cell, Runner, finished, run_cell
 from kvbudget.run.prefill import Prefills, run_prefills
 from kvbudget.sources import integrity
@@ -228,6 +228,32 @@ def test_a_cell_goes_on_where_it_was_killed(home, tmp_path):
     assert outcome(record) == outcome(whole)
 
 
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_contexts_that_are_asked_together_are_so_again(home, tmp_path, monkeypatch, done):
+    """A cell that was killed gives the same record to the bit, and keeps what it has."""
+    monkeypatch.setattr(grouping, "ROWS", 4)
+    samples = {"contexts": 5, "questions": 2}
+    method = {"name": "h2o", "policy": "h2o", "bounded": "context"}
+    args = arguments(home, tmp_path / "cell.json", method=method, samples=samples)
+    groups = []
+    run = questions.run
+
+    def noted(runner, contexts, shared):
+        groups.append([context.id[-1] for context in contexts])
+        return run(runner, contexts, shared)
+
+    monkeypatch.setattr(questions, "run", noted)
+    whole = run_cell(args)
+    assert groups == [["0", "1"], ["2", "3"], ["4"]]
+    side = args.out.with_suffix(".contexts.jsonl")
+    kept = side.read_text().splitlines(keepends=True)[: 1 + done]
+    side.write_text("".join(kept))
+    groups.clear()
+    assert outcome(run_cell(args)) == outcome(whole)
+    assert groups == [["0", "1"], ["2", "3"], ["4"]][done // 2 :]
+    assert side.read_text().startswith("".join(kept))
+
+
 @pytest.mark.parametrize("other", ["identity", "cpu", "calibration_sha256"])
 def test_side_files_of_another_cell_machine_or_calibration_are_not_taken(tmp_path, capsys, other):
     side = tmp_path / "cell.contexts.jsonl"
@@ -342,7 +368,16 @@ def adopting(home: Path, out: Path, store: Path, **changes) -> Cell:
 
 @pytest.mark.parametrize("own", [1, 3])
 @pytest.mark.parametrize(
-    ("policy", "more"), [("h2o", {}), ("streaming-llm", {}), ("kvzip", {}), ("snapkv", {"bits": 4})]
+    ("policy", "more"),
+    [
+        ("h2o", {}),
+        ("h2o", {"bounded": "context"}),
+        ("streaming-llm", {"bounded": "context"}),
+        ("streaming-llm", {}),
+        ("kvzip", {}),
+        ("snapkv", {"bits": 4}),
+        ("snapkv", {"bits": 4, "bounded": "context"}),
+    ],
 )
 def test_a_cell_that_adopts_gives_the_record_of_one_that_reads(
     home, store, tmp_path, policy, more, own

@@ -330,6 +330,13 @@ def test_tokens_stand_beside_bytes(study):
     assert said == "All methods of this study store numbers of sixteen bits."
 
 
+def test_what_stands_on_top_of_a_budget_is_told_where_something_does(study):
+    said = told(study)["summary/memory"]
+    assert "stands on top of the context's budget: 45 tokens, at most 9% of the full cache" in said
+    rest = study.cells[~study.cells["metric"].str.endswith("_on_top")]
+    assert "on top" not in told(study, cells=rest)["summary/memory"]
+
+
 def test_times_of_two_machines_stand_in_no_ratio(study):
     assert "times the full cache's speed" in told(study)["summary/speed"]
     cells = study.cells.copy()

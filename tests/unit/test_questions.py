@@ -8,7 +8,8 @@ from tiny import tiny_calibration, tiny_model
 
 from kvbudget import UserError, attach
 from kvbudget.cache.cache import geometry_of
-from kvbudget.run import one_by_one, questions, together
+from kvbudget.cache.joined import join
+from kvbudget.run import grouping, one_by_one, questions, together
 from kvbudget.run.answer import Answer
 from kvbudget.run.contexts import read_context
 from kvbudget.run.runner import Runner
@@ -78,7 +79,7 @@ def both_ways(runner: Runner, asked: list[Question]) -> tuple[list[Answer], list
         state = read.cache.snapshot()
         alone, _ = one_by_one.ask(runner, read, asked)
         read.cache.restore(state)
-        return alone, together.ask(runner, read, asked)[0]
+        return alone, together.ask(runner, [read.cache], [asked])[0]
 
 
 def assert_equal(alone: list[Answer], joint: list[Answer], asked: list[Question]) -> None:
@@ -133,30 +134,129 @@ def test_many_given_answers_are_read_in_parts(monkeypatch):
     assert passes[:8] == [3, 1, 1, 1, 1, 1, 1, 1]
 
 
-def test_a_step_that_is_timed_is_one_of_a_sequence_alone(monkeypatch):
-    runner, rows_timed = runner_of(model_of(), "h2o"), []
-    rows_of = {}
+#: Beginnings of unlike lengths, so that heads of several contexts keep unequally many tokens.
+CONTEXTS = [CONTEXT, CONTEXT[:50], CONTEXT[:61], CONTEXT[3:]]
+#: Unequally many of each context.
+ASKED = [QUESTIONS, QUESTIONS[1:], QUESTIONS[:1], QUESTIONS[::2]]
 
-    class Watch:
-        def __init__(self) -> None:
-            rows_of.clear()
 
-        def seconds(self) -> float:
-            rows_timed.append(rows_of["rows"])
-            return 1.0
+def several(runner: Runner) -> tuple[list[Answer], list[Answer]]:
+    """Answers of all contexts, asked one by one and all at once."""
+    with torch.inference_mode():
+        reads = [read_context(runner, ids) for ids in CONTEXTS]
+        states = [read.cache.snapshot() for read in reads]
+        alone = [
+            one_by_one.ask(runner, read, own)[0] for read, own in zip(reads, ASKED, strict=True)
+        ]
+        for read, state in zip(reads, states, strict=True):
+            read.cache.restore(state)
+        joint = together.ask(runner, [read.cache for read in reads], ASKED)
+    assert list(map(len, joint)) == list(map(len, ASKED))
+    return [each for own in alone for each in own], [each for own in joint for each in own]
 
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", [None, 4])
+def test_so_are_those_of_several_contexts(kind, method, bits):
+    if bits and method == "streaming":
+        bits, method = 4, "streaming-absolute"
+    runner = runner_of(model_of(kind), method, bits)
+    runner.budget = None if method == "full" else "30%"
+    assert_equal(*several(runner), [each for own in ASKED for each in own])
+
+
+def test_so_are_those_of_a_target_that_is_numbered_anew():
+    runner = runner_of(model_of(), "full")
+    runner.method["phi"] = 9
+    assert_equal(*several(runner), [each for own in ASKED for each in own])
+
+
+def test_what_a_given_answer_foretells_is_not_decoded_again(monkeypatch):
+    """A model that answers as given needs one step: for what comes after the answer."""
+    runner = runner_of(model_of(), "h2o")
+    question = QUESTIONS[0]
+    ((answer,), _) = both_ways(runner, [question])
+    text = TOKENIZER.decode(answer.tokens[:-1])
+    likely = Question(**vars(question) | {"answer_ids": answer.tokens[:-1], "references": [text]})
+    passes = []
     read_rows = Runner.read_rows
 
-    def seen(self, cache, rows, *args, **kwargs):
-        rows_of["rows"] = len(rows)
+    def counted(self, cache, rows, *args, **kwargs):
+        passes.append([len(row) for row in rows])
         return read_rows(self, cache, rows, *args, **kwargs)
 
-    monkeypatch.setattr(together, "Stopwatch", Watch)
-    monkeypatch.setattr(Runner, "read_rows", seen)
+    monkeypatch.setattr(Runner, "read_rows", counted)
+    alone, joint = both_ways(runner, [likely])
+    assert joint[0].tokens == alone[0].tokens == answer.tokens
+    room = likely.max_new_tokens
+    lengths = [len(likely.answer_ids), *(len(each.answer_ids) for each in likely.alternatives)]
+    assert passes == [[len(likely.ids)], lengths, [room]]
+
+
+def test_a_context_is_joined_alone_compressed_and_with_nothing_on_top():
+    runner = runner_of(model_of(), "h2o")
     with torch.inference_mode():
-        result = questions.run(runner, Context("c", CONTEXT, QUESTIONS))
-    assert result["timing"]["decode_s"] == [1.0, 1.0]
-    assert rows_timed == [1, 1]
+        cache = read_context(runner, CONTEXT).cache
+        runner.read(cache, QUESTIONS[0].ids)
+        always = read_context(runner_of(runner.model, "h2o", bounded="always"), CONTEXT).cache
+        for refused in (cache, always, runner.cache(10)):
+            with pytest.raises(UserError, match="read and compressed, alone in a cache made with"):
+                join([refused], [0], torch.float32)
+
+
+def test_contexts_that_are_joined_are_held_once():
+    runner = runner_of(model_of(), "h2o")
+    with torch.inference_mode():
+        cache = read_context(runner, CONTEXT).cache
+        join([cache], [0], torch.float32)
+    assert cache.allocated_bytes() == 0
+
+
+def test_how_many_contexts_are_taken_together(monkeypatch):
+    model = model_of()
+    contexts = [Context(str(place), CONTEXT, QUESTIONS) for place in range(5)]
+    assert questions.at_once(runner_of(model, "h2o", bounded="always"), contexts) == 1
+    assert questions.at_once(runner_of(model, "h2o"), contexts) == 64 // 3
+    held = len(CONTEXT) * 4 * 3 * 2 * 16 * 4  # layers, KV heads, keys and values in float32
+    monkeypatch.setattr(grouping, "BYTES", 2 * held)
+    assert questions.at_once(runner_of(model, "h2o"), contexts) == 2
+    monkeypatch.setattr(grouping, "BYTES", held - 1)
+    assert questions.at_once(runner_of(model, "h2o"), contexts) == 1
+
+
+def test_a_step_that_is_timed_is_one_of_a_sequence_alone(monkeypatch):
+    """And it leaves no trace."""
+    runner, timed = runner_of(model_of(), "h2o"), []
+
+    class Watch:
+        def seconds(self) -> float:
+            return 1.0
+
+    def seen(self, cache, ids):
+        timed.append(len(ids))
+        return read(self, cache, ids)
+
+    read = Runner.read
+    with torch.inference_mode():
+        cache = read_context(runner, CONTEXT).cache
+        monkeypatch.setattr(together, "Stopwatch", Watch)
+        monkeypatch.setattr(Runner, "read", seen)
+        assert together.timed(runner, cache, QUESTIONS[1]) == [1.0] * 4
+    assert timed == [len(QUESTIONS[1].ids), 1, 1, 1, 1]
+    assert cache.holds_context
+
+
+@torch.inference_mode()
+def test_a_peak_is_one_of_a_context_alone():
+    runner = runner_of(model_of(), "h2o")
+    contexts = [Context("first", CONTEXT, QUESTIONS), Context("second", CONTEXT, QUESTIONS)]
+    first, second = questions.run(runner, contexts, [None, None])
+    assert first["memory"]["peak_rss_bytes"] > 0
+    assert second["memory"]["peak_rss_bytes"] is None
+    assert min(each["timing"]["prefill_s"] for each in (first, second)) > 0
+    assert [len(each["timing"]["decode_s"]) for each in (first, second)] == [4, 4]
+    assert first["samples"][0]["nll"] == pytest.approx(second["samples"][0]["nll"])
 
 
 # What is measured.
@@ -166,7 +266,7 @@ def test_a_step_that_is_timed_is_one_of_a_sequence_alone(monkeypatch):
 def test_what_stands_on_top_is_reported_and_no_part_of_the_budget():
     model = model_of()
     context = Context("c", CONTEXT, QUESTIONS)
-    result = questions.run(runner_of(model, "h2o"), context)
+    (result,) = questions.run(runner_of(model, "h2o"), [context], [None])
     _, joint = both_ways(runner_of(model, "h2o"), QUESTIONS)
     pairs = zip(QUESTIONS, joint, strict=True)
     tokens = sum(len(each.ids) + len(answer.tokens) for each, answer in pairs) / len(QUESTIONS)
@@ -176,7 +276,7 @@ def test_what_stands_on_top_is_reported_and_no_part_of_the_budget():
     assert memory["cache_bytes_on_top"] == pytest.approx(tokens * heads * 2 * 16 * 4)
     assert memory["cache_bytes_planned"] == 16 * heads * 2 * 16 * 4
     assert [sample["id"] for sample in result["samples"]] == [each.id for each in QUESTIONS]
-    bounded = questions.run(runner_of(model, "h2o", bounded="always"), context)
+    (bounded,) = questions.run(runner_of(model, "h2o", bounded="always"), [context], [None])
     assert memory.keys() - bounded["memory"].keys() == {"cache_tokens_on_top", "cache_bytes_on_top"}
     planned, allocated = ("cache_bytes_planned", "cache_bytes_allocated")
     assert (memory[planned], memory[allocated]) == (
@@ -191,8 +291,9 @@ def test_a_question_evicts_what_it_asks_about_only_where_all_is_bounded():
     for bounded in ("context", "always"):
         with torch.inference_mode():
             context = Context("c", CONTEXT, QUESTIONS[1:2])
-            (sample,) = questions.run(runner_of(model, "h2o", bounded=bounded), context)["samples"]
-        losses[bounded] = sample["nll"]
+            runner = runner_of(model, "h2o", bounded=bounded)
+            (result,) = questions.run(runner, [context], [None])
+        losses[bounded] = result["samples"][0]["nll"]
     assert abs(losses["context"] - losses["always"]) > 1e-3
 
 

@@ -12,7 +12,7 @@ from kvbudget.cache import tails
 from kvbudget.cache.budget import SINKS
 from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.quantize import Codec, Coding
-from kvbudget.cache.tails import Shared, Tail, attend_on_top
+from kvbudget.cache.tails import Seats, Shared, Tail, Window, attend_on_top
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
 METHODS = {
@@ -232,8 +232,11 @@ def test_rows_of_several_contexts_and_ragged_heads(monkeypatch, block, softcap, 
     tail.expected = positions
     tail.append(*torch.randn(2, rows, heads, new, dim), seen=20)
     places = torch.arange(12, 20)
-    terms = {"window": window, "context_positions": places} if window else {}
-    output = attend_on_top(query, shared, tail, scaling=0.5, softcap=softcap, **terms)
+    terms = {"scaling": 0.5, "softcap": softcap}
+    if window is not None:
+        terms["window"] = Window(window, places.expand(contexts, -1))
+    seats = Seats.even(contexts, rows, query.device)
+    output = attend_on_top(query, shared, tail, seats, **terms)
     for row, head, i in torch.cartesian_prod(*map(torch.arange, (rows, heads * group, new))):
         if (now := positions[row, i]) < 0:
             assert output[row, head, i].isfinite().all()

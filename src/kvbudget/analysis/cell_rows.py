@@ -14,6 +14,8 @@ MEMORY = (
     "cache_bytes_full",
     "cache_bytes_sliding",
     "cache_bytes_target",
+    "cache_tokens_on_top",
+    "cache_bytes_on_top",
     "peak_rss_bytes",
     "peak_cuda_bytes",
 )

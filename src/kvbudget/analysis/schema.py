@@ -120,12 +120,14 @@ TABLES: dict[str, DataFrameSchema] = {
             "machine": _text("device and machine: times of two never stand in one ratio"),
             "metric": _text(
                 "score, nll, kept (share of the context's tokens that a head keeps in the mean), or"
-                " a cost in bytes, seconds, milliseconds or tokens; where one of several needles is"
-                " asked for also any (the answer is some needle of the context), given_any (score"
-                " of those answers), choice (the asked needle has the highest likelihood) and"
-                " chance (of score and choice); of streamed translations also bleu (0 to 100), al"
-                " and laal (lagging in words) and agreement (share of the reference's tokens for"
-                " which the method, given all before, would write what the full cache would)"
+                " a cost in bytes, seconds, milliseconds or tokens (cache_tokens_on_top and"
+                " cache_bytes_on_top: of a question and its answer, where the budget is the"
+                " context's alone); where one of several needles is asked for also any (the answer"
+                " is some needle of the context), given_any (score of those answers), choice (the"
+                " asked needle has the highest likelihood) and chance (of score and choice); of"
+                " streamed translations also bleu (0 to 100), al and laal (lagging in words) and"
+                " agreement (share of the reference's tokens for which the method, given all"
+                " before, would write what the full cache would)"
             ),
             "value": _number(
                 "mean over contexts of the mean over their questions; bleu of all contexts together"

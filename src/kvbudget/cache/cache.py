@@ -16,6 +16,7 @@ from transformers.cache_utils import (
 from kvbudget.cache.budget import Geometry
 from kvbudget.cache.layer import BudgetedLayer, LayerSnapshot
 from kvbudget.cache.plan import Plan
+from kvbudget.cache.slots import Tokens
 from kvbudget.cache.tails import SlidingTail
 from kvbudget.errors import UserError
 
@@ -70,6 +71,14 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         """Take the window after `seen` tokens that were read elsewhere, as if read here."""
         self.lazy_initialization(keys, values)
         self.keys, self.values, self.cumulative_length = keys, values, seen
+
+    def window(self) -> Tokens:
+        """The tokens that it holds."""
+        batch, kv_heads, count, _ = self.keys.shape
+        end = self.cumulative_length
+        positions = torch.arange(end - count, end, dtype=torch.int32, device=self.keys.device)
+        positions = positions.expand(batch, kv_heads, count)
+        return Tokens(tuple(range(kv_heads)), self.keys, self.values, positions, {})
 
     def snapshot(self) -> tuple[Tensor, Tensor, int, SlidingTail | None]:
         """The state to come back to. It shares the tensors, which are replaced, not written to."""
@@ -172,6 +181,11 @@ class BudgetedCache(Cache):
                 layer.expect(positions)
             else:
                 layer.tail.expected = positions
+
+    @property
+    def holds_context(self) -> bool:
+        """Whether it holds one context, compressed, and nothing on top of it."""
+        return all(layer.holds_context for layer in self.budgeted)
 
     def awaits(self, tokens: int) -> bool:
         """Whether it holds a context of so many tokens, one sequence, until it is compressed."""

@@ -141,10 +141,14 @@ class Store:
         """Whether a context is held until it is compressed."""
         return self.plan.policy.holds_context and min(self.budgets) == UNBOUNDED
 
+    @property
+    def holds_one(self) -> bool:
+        """Whether it holds one sequence alone, without padding."""
+        return not self.padded and self.slots.keys.shape[0] == 1
+
     def awaits(self, tokens: int) -> bool:
         """Whether it holds so many tokens of one sequence until they are compressed."""
-        alone = not self.padded and self.slots.keys.shape[0] == 1
-        return self.waits and self.holds_all(tokens) and alone
+        return self.waits and self.holds_all(tokens) and self.holds_one
 
     def _scores(self, everything: list[Tokens], seen: int) -> list[Tensor]:
         """Scores of the tokens of each KV head, `(batch, tokens)` each."""

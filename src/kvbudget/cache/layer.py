@@ -16,7 +16,7 @@ from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.signals import Arrival, Reading, Signal
 from kvbudget.cache.sinks import Sinks
 from kvbudget.cache.slots import Tokens
-from kvbudget.cache.tails import Tail, attend_on_top, shared_slots
+from kvbudget.cache.tails import Seats, Tail, attend_on_top, shared_slots
 from kvbudget.errors import UserError
 
 
@@ -80,13 +80,14 @@ class BudgetedLayer(AttendingLayer):
         self.signals: list[Signal] = []
         self.repeated: slice | None = None
         self.tail = Tail()
-        self.sinks = Sinks(self._rotation) if self.policy.relative_positions else None
+        self.sinks = Sinks(self.rotation) if self.policy.relative_positions else None
         self.is_initialized = False
         self._pending = None
         self._visible: Tensor | None = None  # who sees whom, where that is not causality alone
 
     @property
-    def _rotation(self) -> Rotation | None:
+    def rotation(self) -> Rotation | None:
+        """How the layer turns queries and keys, where the policy needs it."""
         rotations = self.options.rotations
         return None if rotations is None else rotations[self.index]
 
@@ -105,6 +106,11 @@ class BudgetedLayer(AttendingLayer):
         plan, store = self.options.plan, self.store
         over = plan.bounded == "context" and store is not None and self.seen >= plan.prompt_tokens
         return over and not store.waits
+
+    @property
+    def holds_context(self) -> bool:
+        """Whether it holds one sequence, a compressed context, and nothing on top of it."""
+        return self.on_top and not self.tail.length and self.store.holds_one
 
     # Attention.
 
@@ -154,7 +160,7 @@ class BudgetedLayer(AttendingLayer):
         source = max(0, plan.prompt_tokens - self.seen)
         if not (shift := plan.target_shift()) or source >= x.shape[2]:
             return x
-        target = self._rotation.move(x[:, :, source:], shift)
+        target = self.rotation.move(x[:, :, source:], shift)
         return torch.cat((x[:, :, :source], target), dim=2)
 
     def _own_mask(self, mask: Tensor, new: int) -> Tensor | None:
@@ -296,12 +302,17 @@ class BudgetedLayer(AttendingLayer):
                 f"{contexts} contexts cannot be shared by {query.shape[0]} rows; give as many rows "
                 "to each"
             )
-        if self.sinks is not None:
-            self.sinks.follow(self.store, self.seen - self.tail.length)
+        self._settle()
         self.tail.append(key, value, self.seen)
         self.seen += key.shape[2]
         shared = shared_slots(self.store.slots)
-        return attend_on_top(query, shared, self.tail, scaling=scaling, softcap=softcap)
+        seats = Seats.even(contexts, query.shape[0], query.device)
+        return attend_on_top(query, shared, self.tail, seats, scaling=scaling, softcap=softcap)
+
+    def _settle(self) -> None:
+        """Move the sinks to where they stay, now that the context is at its end."""
+        if self.sinks is not None:
+            self.sinks.follow(self.store, self.seen - self.tail.length)
 
     # Signals.
 
@@ -310,7 +321,7 @@ class BudgetedLayer(AttendingLayer):
     ) -> dict[str, Tensor]:
         """The numbers that new tokens come with."""
         in_prompt = self.seen < self.options.plan.prompt_tokens
-        arrival = Arrival(query, key, value, positions, in_prompt, self._rotation)
+        arrival = Arrival(query, key, value, positions, in_prompt, self.rotation)
         numbers = {
             name: torch.zeros(positions.shape, device=key.device)
             for name in self.store.slots.signals
@@ -345,7 +356,7 @@ class BudgetedLayer(AttendingLayer):
             in_prompt=self.seen - new < plan.prompt_tokens,
             prompt_read=self.seen >= plan.prompt_tokens,
             repeated=self.repeated,
-            rotation=self._rotation,
+            rotation=self.rotation,
             codec=plan.codec,
             known={} if received is None else {new: received},
         )
@@ -460,6 +471,11 @@ class BudgetedLayer(AttendingLayer):
             )
             for each in held
         ]
+
+    def context(self, dtype: torch.dtype) -> list[Tokens]:
+        """The tokens kept of a compressed context, as what stands on top of it sees them."""
+        self._settle()
+        return self.kept(dtype)
 
     def kept_positions(self) -> list[Tensor]:
         """Positions kept by each KV head, ascending: `(tokens,)`, in a batch `(batch, tokens)`.

@@ -104,12 +104,15 @@ class Shared:
         heads: KV head indices.
         keys, values: `(contexts, heads, tokens, head_dim)`, or rows of bytes.
         coding: how they are stored; None as they are.
+        absent: which of the last tokens are padding of contexts or heads that hold fewer,
+            `(contexts, heads, last)`; None if none is.
     """
 
     heads: tuple[int, ...]
     keys: Tensor
     values: Tensor
     coding: Coding | None = None
+    absent: Tensor | None = None
 
     def logits(self, query: Tensor) -> Tensor:
         """Products of scaled queries `(contexts, heads, n, head_dim)` with all keys, `(…, n,
@@ -134,25 +137,90 @@ def shared_slots(slots: Slots) -> list[Shared]:
     ]
 
 
+@dataclass(frozen=True)
+class Seats:
+    """Which context each row stands on. Contexts have equally many seats, some of which may be
+    free, so that one product serves all.
+
+    Attributes:
+        contexts: how many there are.
+        contexts_of_rows: index of each row's context, `(rows,)`.
+        each: seats of a context.
+        of_rows: the seat of each row among those of all contexts, `(rows,)`; None if rows fill all
+            seats in order.
+    """
+
+    contexts: int
+    contexts_of_rows: Tensor
+    each: int
+    of_rows: Tensor | None
+
+    @classmethod
+    def even(cls, contexts: int, rows: int, device: torch.device) -> "Seats":
+        """Equally many rows of each context, those of one context together."""
+        each = rows // contexts
+        order = torch.arange(contexts, device=device).repeat_interleave(each)
+        return cls(contexts, order, each, None)
+
+    @classmethod
+    def of(cls, contexts: int, contexts_of_rows: Tensor) -> "Seats":
+        """Any rows, by the index of each one's context."""
+        same = contexts_of_rows[:, None] == torch.arange(contexts, device=contexts_of_rows.device)
+        before = same.cumsum(dim=0) - 1  # rows of the same context
+        each = int(before.max()) + 1
+        of_rows = contexts_of_rows * each + before.gather(1, contexts_of_rows[:, None])[:, 0]
+        order = torch.arange(contexts * each, device=of_rows.device)
+        return cls(contexts, contexts_of_rows, each, None if of_rows.equal(order) else of_rows)
+
+    def select(self, rows: Tensor) -> "Seats":
+        """Seats for these of the rows, some of which may be the same."""
+        return self.of(self.contexts, self.contexts_of_rows[rows])
+
+    def fold(self, x: Tensor) -> Tensor:
+        """What rows have, `(rows, …)`, by seats: `(contexts, each, …)`, 0 at free ones."""
+        if self.of_rows is not None:
+            free = x.new_zeros(self.contexts * self.each, *x.shape[1:])
+            x = free.index_copy_(0, self.of_rows, x)
+        return x.unflatten(0, (self.contexts, self.each))
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """What seats have, `(contexts, each, …)`, by rows."""
+        x = x.flatten(0, 1)
+        return x if self.of_rows is None else x[self.of_rows]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Of a layer that sees the last so many positions alone.
+
+    Attributes:
+        size: positions that a token sees, its own among them.
+        positions: where the contexts' tokens stand, `(contexts, tokens)`.
+    """
+
+    size: int
+    positions: Tensor
+
+
 def attend_on_top(
     query: Tensor,
     shared: Iterable[Shared],
     tail: Tail,
+    seats: Seats,
     *,
     scaling: float,
     softcap: float | None,
-    window: int | None = None,
-    context_positions: Tensor | None = None,
+    window: Window | None = None,
 ) -> Tensor:
     """Attention from the last tokens of a tail to the context and to their rows.
 
     Args:
-        query: `(rows, query_heads, new, head_dim)`; the rows of one context stand together.
-        shared: the context, all KV heads of it.
+        query: `(rows, query_heads, new, head_dim)`.
+        shared: the contexts, all KV heads of them.
         tail: the new tokens at its end.
+        seats: which context each row stands on.
         scaling, softcap: as in `kvbudget.cache.attention`.
-        window: of a layer that sees the last so many positions alone.
-        context_positions: of the context's tokens, `(tokens,)`, where there is a window.
+        window: of a layer that has one.
 
     Returns the output, shaped like `query`.
     """
@@ -163,8 +231,8 @@ def attend_on_top(
     hidden = (positions < 0)[:, None] | (positions[:, None] > now)
     far = None
     if window is not None:
-        hidden = hidden | (positions[:, None] <= now - window)
-        far = context_positions <= now - window
+        hidden = hidden | (positions[:, None] <= now - window.size)
+        far = window.positions[seats.contexts_of_rows, None] <= now - window.size
     output = torch.empty_like(by_head)
     for part in shared:
         heads = slice(None) if part.heads == tuple(range(kv_heads)) else list(part.heads)
@@ -173,13 +241,14 @@ def attend_on_top(
         step = max(1, BLOCK // each)
         for block in (slice(start, start + step) for start in range(0, new, step)):
             masks = hidden[:, block], None if far is None else far[:, block]
-            attended = _attended(part, own[0][:, :, :, block], *own[1:], softcap, *masks)
+            attended = _attended(part, seats, own[0][:, :, :, block], *own[1:], softcap, *masks)
             output[:, heads, :, block] = attended
     return output.flatten(1, 2)
 
 
 def _attended(
     shared: Shared,
+    seats: Seats,
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -190,29 +259,25 @@ def _attended(
     """Attention of some heads: `query` is `(rows, heads, group, new, head_dim)`, scaled; `hidden`
     says which tokens of its row a new token does not see, `far` which of the context's."""
     rows, heads, group, new, _ = query.shape
-    contexts = shared.keys.shape[0]
-    folded = query.unflatten(0, (contexts, -1)).transpose(1, 2)  # rows beside the query heads
+    folded = seats.fold(query).transpose(1, 2)  # rows beside the query heads
     shape = folded.shape[:-1]  # (contexts, heads, rows of a context, group, new)
     above = shared.logits(folded.flatten(2, 4)).unflatten(2, shape[2:])
     beside = (query.flatten(2, 3) @ keys.mT).float().view(rows, heads, group, new, -1)
-    beside = beside.unflatten(0, (contexts, -1)).transpose(1, 2)
     # Not -inf: padding may see nothing, and would be NaN.
     least = torch.finfo(torch.float32).min
     above, beside = capped(above, softcap), capped(beside, softcap)
-    beside = beside.masked_fill(_of_rows(hidden, contexts), least)
+    beside.masked_fill_(hidden[:, None, None], least)
+    if (absent := shared.absent) is not None:
+        last = above[..., -absent.shape[-1] :]
+        last.masked_fill_(absent[:, :, None, None, None], least)
     if far is not None:
-        above = above.masked_fill(_of_rows(far, contexts), least)
+        above.masked_fill_(seats.fold(far)[:, None, :, None], least)
     tokens = above.shape[-1]
-    weights = torch.cat((above, beside), dim=-1).softmax(dim=-1)
+    weights = torch.cat((above, seats.fold(beside).transpose(1, 2)), dim=-1).softmax(dim=-1)
     above, beside = weights[..., :tokens].flatten(2, 4), weights[..., tokens:]
     output = shared.combined(above, query.dtype).unflatten(2, shape[2:]).transpose(1, 2)
-    beside = beside.transpose(1, 2).reshape(rows, heads, group * new, -1).to(values.dtype)
-    return output.flatten(0, 1) + (beside @ values).view_as(query)
-
-
-def _of_rows(hidden: Tensor, contexts: int) -> Tensor:
-    """`(rows, new, tokens)` as `(contexts, 1, rows of a context, 1, new, tokens)`."""
-    return hidden.unflatten(0, (contexts, -1))[:, None, :, None]
+    beside = seats.unfold(beside.transpose(1, 2)).flatten(2, 3).to(values.dtype)
+    return seats.unfold(output) + (beside @ values).view_as(query)
 
 
 class SlidingTail:
@@ -228,9 +293,9 @@ class SlidingTail:
 
     def __init__(self, keys: Tensor, values: Tensor, seen: int, window: int) -> None:
         self._shared = Shared(tuple(range(keys.shape[1])), keys, values)
-        self._positions = torch.arange(seen - keys.shape[2], seen, device=keys.device)
-        self._seen, self._window = seen, window
-        self.tail = Tail()
+        positions = torch.arange(seen - keys.shape[2], seen, device=keys.device)
+        self._window = Window(window, positions.expand(keys.shape[0], -1))
+        self._seen, self.tail = seen, Tail()
 
     def update(self, key: Tensor, value: Tensor) -> tuple["SlidingTail", "SlidingTail"]:
         """Take new keys and values, `(rows, kv_heads, new, head_dim)`; return what attends."""
@@ -241,15 +306,10 @@ class SlidingTail:
         self, query: Tensor, scaling: float, softcap: float | None, mask: Tensor | None
     ) -> Tensor:
         """Attention of the new tokens, shaped like `query`; positions stand for the mask."""
-        return attend_on_top(
-            query,
-            [self._shared],
-            self.tail,
-            scaling=scaling,
-            softcap=softcap,
-            window=self._window,
-            context_positions=self._positions,
-        )
+        contexts = self._shared.keys.shape[0]
+        seats = Seats.even(contexts, query.shape[0], query.device)
+        terms = {"scaling": scaling, "softcap": softcap, "window": self._window}
+        return attend_on_top(query, [self._shared], self.tail, seats, **terms)
 
     def snapshot(self) -> "SlidingTail":
         """A twin that stays as it is."""

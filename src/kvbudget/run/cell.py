@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -91,26 +91,34 @@ def results(
     basis: dict,
     store: Store | None,
 ) -> Iterator[dict]:
-    """Results of all contexts in order; those in the side file are not computed again, if they rest
-    on the same (`basis`)."""
+    """Results of all contexts in order; those in the side file are not taken again, if they rest on
+    the same (`basis`).
+
+    Contexts that are measured together are so again where some of them are missing: what comes of
+    one does not depend on the others but for rounding, and a record is to be the same to the bit.
+    """
     done = finished(side, basis)
-    with side.open("a", encoding="utf-8") as log:
-        for index, context in enumerate(tqdm(contexts, unit="context")):
-            if index < len(done):
-                yield done[index]
-                continue
-            shared = store.context(index) if store else None
-            result = protocol.run(replace(runner, shared=shared), context)
-            log.write(json.dumps(result) + "\n")
-            log.flush()
-            yield result
+    step = protocol.at_once(runner, contexts)
+    with side.open("a", encoding="utf-8") as log, tqdm(total=len(contexts), unit="context") as bar:
+        for start in range(0, len(contexts), step):
+            group = range(start, min(start + step, len(contexts)))
+            parts = done[start : group.stop]
+            if len(parts) < len(group):
+                shared = [store.context(index) if store else None for index in group]
+                measured = protocol.run(runner, [contexts[index] for index in group], shared)
+                new = measured[len(parts) :]
+                log.write("".join(json.dumps(each) + "\n" for each in new))
+                log.flush()
+                parts += new
+            bar.update(len(parts))
+            yield from parts
 
 
 def summarise(parts: list[dict]) -> dict:
     """The record's measures: means of bytes, highest peaks, medians of times.
 
     A decode step is one of a sequence alone, also where questions were answered together. A context
-    that was adopted has no peak and no time of reading.
+    that was adopted has no times and no peak, one that was read beside others no peak.
     """
 
     def column(group: str, key: str) -> list:

@@ -1,6 +1,6 @@
 """A context on its way into a cache: read as its method reads it, or adopted, and compressed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,8 +9,11 @@ from kvbudget.cache.cache import BudgetedCache
 from kvbudget.cache.prefill import Prefill, difference
 from kvbudget.errors import UserError
 from kvbudget.run import memory
+from kvbudget.run.prefills import Shared
 from kvbudget.run.runner import Runner
 from kvbudget.run.stopwatch import Stopwatch
+
+_NO_PEAKS = {"peak_rss_bytes": None, "peak_cuda_bytes": None}
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class ReadContext:
         last: logits of its last token, `(vocab,)`.
         seconds: of reading and compressing; None where it was adopted.
         memory: bytes of the cache, and peaks of the process and the device, None where it was
-            adopted.
+            adopted or not read alone.
         slots: tokens that each KV head of each full-attention layer keeps.
     """
 
@@ -33,16 +36,25 @@ class ReadContext:
     slots: list[list[int]]
 
 
-def read_context(runner: Runner, ids: list[int]) -> ReadContext:
+def read_context(
+    runner: Runner, ids: list[int], shared: Shared | None = None, *, alone: bool = True
+) -> ReadContext:
     """Fill an empty cache of the runner's method with the tokens of a context.
+
+    Args:
+        runner: has the model and the method.
+        ids: the tokens.
+        shared: what was recorded of the context; None if nothing was.
+        alone: whether no other context is held, so that peaks are this one's.
 
     Raises:
         UserError: what was read and what was recorded of it are not the same.
     """
-    shared = runner.shared
     if shared is not None and not shared.own:
         return _adopted(runner, ids, shared.prefill)
     read = _read(runner, ids)
+    if not alone:
+        read = replace(read, memory=read.memory | _NO_PEAKS)
     if shared is not None:
         _compare(read, _adopted(runner, ids, shared.prefill), runner, shared.prefill)
     return read
@@ -70,10 +82,8 @@ def _adopted(runner: Runner, ids: list[int], prefill: Prefill) -> ReadContext:
     cache = runner.cache(len(ids))
     last = prefill.adopt(cache, ids, runner.model.device)
     cache.plan.policy.finish(runner.model, runner.tokenizer, cache, ids)
-    peaks = {"peak_rss_bytes": None, "peak_cuda_bytes": None}
-    return ReadContext(
-        cache, last, None, {**runner.cache_bytes(cache, len(ids)), **peaks}, _slots(cache)
-    )
+    held = runner.cache_bytes(cache, len(ids)) | _NO_PEAKS
+    return ReadContext(cache, last, None, held, _slots(cache))
 
 
 def _slots(cache: BudgetedCache) -> list[list[int]]:

@@ -3,8 +3,9 @@
 import importlib
 from types import ModuleType
 
-#: Modules with `run(runner, context)`, which measures one context. Named, not imported: a cell
-#: depends on the code of its own protocol alone.
+#: Modules with `run(runner, contexts, shared)`, which measures some contexts, of each of which
+#: something may have been recorded, and `at_once(runner, contexts)`, how many it takes together.
+#: Named, not imported: a cell depends on the code of its own protocol alone.
 PROTOCOLS = {
     "questions": "kvbudget.run.questions",
     "translation": "kvbudget.run.streaming",

@@ -1,30 +1,68 @@
-"""A context is read and compressed before any question arrives; each question is asked of the same
+"""Contexts are read and compressed before any question arrives; each question is asked of the same
 compressed context.
 
-Where the budget is the context's (`bounded: context`), questions are asked together; where it
-bounds what follows, too, each evicts tokens of its own, and they are asked one by one.
+Where the budget is the context's (`bounded: context`), questions are asked together, those of
+several contexts too; where it bounds what follows, too, each evicts tokens of its own, and they are
+asked one by one.
 """
 
 import statistics
+from collections.abc import Sequence
 
 from kvbudget.run import one_by_one, together
 from kvbudget.run.answer import Answer
-from kvbudget.run.contexts import read_context
+from kvbudget.run.contexts import ReadContext, read_context
+from kvbudget.run.grouping import contexts_at_once
+from kvbudget.run.prefills import Shared
 from kvbudget.run.runner import Runner
 from kvbudget.tasks.request import Context, Question
 
 
-def run(runner: Runner, context: Context) -> dict:
-    """Read a context and ask its questions: samples, memory and timing of one context.
+def at_once(runner: Runner, contexts: Sequence[Context]) -> int:
+    """How many contexts `run` may take together: it follows from the cell alone, so that a cell
+    that was interrupted goes on as it would have."""
+    longest = max(len(each.ids) for each in contexts)
+    cache = runner.cache(longest)
+    if cache.plan.bounded == "always":
+        return 1
+    held = cache.planned_bytes(runner.model.dtype.itemsize, tokens=longest)
+    return contexts_at_once(max(len(each.questions) for each in contexts), held)
 
-    `decode_s` are steps of one sequence alone, in either way of asking. What stands on top of the
-    context's budget, a question and its answer, counts as mean tokens and bytes of a question.
+
+def run(runner: Runner, contexts: Sequence[Context], shared: Sequence[Shared | None]) -> list[dict]:
+    """Read contexts and ask their questions: samples, memory and timing of each context.
+
+    Args:
+        runner: reads them.
+        contexts: one, or as many as `at_once` allows.
+        shared: of each context, what was recorded of it.
+
+    Peaks are those of a context alone: those after the first of `contexts`, which are held beside
+    it, have none. `decode_s` are steps of one sequence alone, in either way of asking, of contexts
+    that were read. What stands on top of the context's budget, a question and its answer, counts as
+    mean tokens and bytes of a question.
     """
-    read = read_context(runner, context.ids)
+    reads, steps = [], []
+    for context, own in zip(contexts, shared, strict=True):
+        read = read_context(runner, context.ids, own, alone=not reads)
+        reads.append(read)
+        on_top = read.cache.plan.bounded == "context"
+        time = on_top and read.seconds is not None
+        steps.append(together.timed(runner, read.cache, context.questions[0]) if time else [])
+    questions = [context.questions for context in contexts]
+    if on_top:
+        answers = together.ask(runner, [read.cache for read in reads], questions)
+    else:
+        (answered, steps[0]) = one_by_one.ask(runner, reads[0], questions[0])
+        answers = [answered]
+    return [_result(runner, *each) for each in zip(contexts, reads, answers, steps, strict=True)]
+
+
+def _result(
+    runner: Runner, context: Context, read: ReadContext, answers: list[Answer], steps: list[float]
+) -> dict:
     plan, on_top = read.cache.plan, {}
-    bounded = plan.bounded == "always"
-    answers, steps = (one_by_one if bounded else together).ask(runner, read, context.questions)
-    if not bounded:
+    if plan.bounded == "context":
         pairs = zip(context.questions, answers, strict=True)
         tokens = statistics.mean(len(each.ids) + len(answer.tokens) for each, answer in pairs)
         token_bytes = plan.geometry.planned_bytes(1, runner.model.dtype.itemsize)

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbudget.api import make_cache
 from kvbudget.cache.cache import BudgetedCache
+from kvbudget.cache.joined import JoinedCache
 from kvbudget.errors import UserError
-from kvbudget.run.prefills import Shared
 
 
 @dataclass
@@ -28,7 +28,6 @@ class Runner:
         calibration: of the model's heads, for policies that use one.
         chunk: tokens of a context and of a reference answer that are read at once; None reads
             each whole.
-        shared: the context to read next, as it was recorded; None if it was not.
     """
 
     model: PreTrainedModel
@@ -38,7 +37,6 @@ class Runner:
     budget: int | str | None
     calibration: dict | None
     chunk: int | None
-    shared: Shared | None = None
 
     def cache(self, prompt_tokens: int | None = None) -> BudgetedCache:
         """An empty cache of the method, for a prompt of that length (by default: what comes)."""
@@ -83,16 +81,16 @@ class Runner:
 
     def read_rows(
         self,
-        cache: BudgetedCache,
+        cache: BudgetedCache | JoinedCache,
         rows: Sequence[Sequence[int]],
         starts: Sequence[int],
         *,
         last: bool = False,
     ) -> list[Tensor]:
-        """Read tokens of several rows that share a compressed context, in one forward pass.
+        """Read tokens of several rows on top of compressed contexts, in one forward pass.
 
         Args:
-            cache: holds the context; its rows, if it has any yet, are those.
+            cache: holds the contexts; its rows, if it has any yet, are those.
             rows: tokens of each, one or more of the longest; they need not be equally many.
             starts: the position of the first token of each.
             last: whether the logits after the last token of each row will do.

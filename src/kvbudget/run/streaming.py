@@ -1,5 +1,7 @@
 """A passage is translated while it is read: with the reference, then in the model's own words."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -19,8 +21,18 @@ ROOM = 1.2
 _BLANKS = ("Ġ", "Ċ", "▁", " ", "\n")
 
 
-def run(runner: Runner, passage: Passage) -> dict:
-    """Translate a passage: samples, memory and timing, as `questions.run` gives them.
+def at_once(runner: Runner, passages: Sequence[Passage]) -> int:
+    """Passages that are translated together: one, as its source is read meanwhile."""
+    return 1
+
+
+def run(runner: Runner, passages: Sequence[Passage], shared: Sequence[None]) -> list[dict]:
+    """Translate passages, of which nothing is recorded: `questions.run` says what it gives."""
+    return [_translate(runner, passage) for passage in passages]
+
+
+def _translate(runner: Runner, passage: Passage) -> dict:
+    """Samples, memory and timing of a passage.
 
     Memory is that of the source where nothing else is said. `prefill_s` is the time to the first
     word. A token has no time of its own, as most of a step waits for, or reads, the source.

@@ -1,67 +1,72 @@
-"""Questions of a context all at once: they share the compressed context, whose keys are read once a
-step, and each has a row of its own on top of it."""
+"""Questions of several contexts all at once: those of a context share it, compressed, and each has
+a row of its own on top of it. Weights are read once a forward pass for all rows."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from kvbudget.cache.cache import BudgetedCache
+from kvbudget.cache.joined import JoinedCache, join
 from kvbudget.run.answer import Answer, given_answers, is_over, log_likelihood
-from kvbudget.run.contexts import ReadContext
 from kvbudget.run.runner import Runner
 from kvbudget.run.stopwatch import Stopwatch
 from kvbudget.tasks.request import Question
 
 #: Tokens of given answers that are read at once: logits of all of them are held.
-_AT_ONCE = 256
+_AT_ONCE = 512
 #: Steps of one row alone that are timed in each context.
-_TIMED = 2
+_TIMED = 4
+
+#: What the model says next, by the part of an answer that it has read.
+Known = dict[tuple[int, ...], int]
 
 
 def ask(
-    runner: Runner, read: ReadContext, questions: list[Question]
-) -> tuple[list[Answer], list[float]]:
-    """The answers to questions, each of one token or more, and the seconds of a few decode steps.
+    runner: Runner, caches: Sequence[BudgetedCache], questions: Sequence[Sequence[Question]]
+) -> list[list[Answer]]:
+    """The answers to the questions of each context, each question of one token or more.
 
-    The cache is one of `bounded: context`. A step that is timed is one of a sequence alone, however
-    many are decoded together: the first question's first tokens are decoded once more for it.
+    The caches are of `bounded: context`, one for each context, and are emptied.
     """
-    cache, start = read.cache, read.cache.get_seq_length()
-    first = runner.read_rows(
-        cache, [each.ids for each in questions], [start] * len(questions), last=True
-    )
-    starts = [start + len(each.ids) for each in questions]
-    asked = cache.snapshot()
-    likelihoods = _likelihoods(runner, cache, questions, first, starts)
-    cache.restore(asked)
-    written = _written(runner, cache, questions, first, starts)
-    cache.restore(asked)
-    steps = _timed(runner, cache, written[0], starts[0])
-    answers = [Answer(*each) for each in zip(written, likelihoods, strict=True)]
-    return answers, steps
+    asked = [question for each in questions for question in each]
+    contexts = [index for index, each in enumerate(questions) for _ in each]
+    before = [caches[index].get_seq_length() for index in contexts]
+    cache = join(caches, contexts, runner.model.dtype)
+    first = runner.read_rows(cache, [each.ids for each in asked], before, last=True)
+    starts = [start + len(each.ids) for start, each in zip(before, asked, strict=True)]
+    state = cache.snapshot()
+    likelihoods: list[list[float]] = [[] for _ in asked]
+    known: list[Known] = [{(): int(logits.argmax())} for logits in first]
+    for row, ids, logits in _given(runner, cache, asked, starts):
+        likelihoods[row].append(log_likelihood(first[row], [logits], ids))
+        following = logits.argmax(dim=-1).tolist()
+        known[row] |= {tuple(ids[: end + 1]): token for end, token in enumerate(following)}
+    cache.restore(state)
+    written = _written(runner, cache, asked, starts, known)
+    answers = iter(map(Answer, written, likelihoods))
+    return [[next(answers) for _ in each] for each in questions]
 
 
-def _likelihoods(
-    runner: Runner,
-    cache: BudgetedCache,
-    questions: list[Question],
-    first: Sequence[Tensor],
-    starts: Sequence[int],
-) -> list[list[float]]:
-    """Log-likelihoods of the answers that each question could have, the reference first."""
-    asked = cache.snapshot()
-    found: list[list[float]] = [[] for _ in questions]
-    given = [(row, ids) for row, each in enumerate(questions) for ids in given_answers(each)]
-    for part in _parts(given):
+def _given(
+    runner: Runner, cache: JoinedCache, questions: list[Question], starts: Sequence[int]
+) -> Iterator[tuple[int, list[int], torch.Tensor]]:
+    """Rows, answers that their questions could have, the reference first, and the logits after each
+    token of those, `(tokens, vocab)`."""
+    state = cache.snapshot()
+    given = [
+        (place, row, ids)
+        for row, each in enumerate(questions)
+        for place, ids in enumerate(given_answers(each))
+    ]
+    # The first of all questions, then the second: so each part has rows on all contexts alike.
+    given.sort(key=lambda each: each[0])
+    for part in _parts([(row, ids) for _, row, ids in given]):
         rows = [row for row, _ in part]
-        cache.restore(asked)
+        cache.restore(state)
         cache.batch_select_indices(torch.tensor(rows, device=runner.model.device))
         answers = [ids for _, ids in part]
         after = runner.read_rows(cache, answers, [starts[row] for row in rows])
-        for row, ids, logits in zip(rows, answers, after, strict=True):
-            found[row].append(log_likelihood(first[row], [logits], ids))
-    return found
+        yield from zip(rows, answers, after, strict=True)
 
 
 def _parts(given: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[int]]]]:
@@ -72,37 +77,53 @@ def _parts(given: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[
 
 def _written(
     runner: Runner,
-    cache: BudgetedCache,
+    cache: JoinedCache,
     questions: list[Question],
-    first: Sequence[Tensor],
     starts: Sequence[int],
+    known: Sequence[Known],
 ) -> list[list[int]]:
-    """Greedy answers. Rows go on until all are over; what one writes past its end is dropped."""
+    """Greedy answers.
+
+    As far as one goes along with a given answer, what follows is known already: those tokens are
+    read at once. Rows whose answers are over leave the others.
+    """
     written: list[list[int]] = [[] for _ in questions]
-    open_rows = set(range(len(questions)))
-    last, step = first, 0
-    while True:
-        following = [int(logits.argmax()) for logits in last]
-        open_rows -= {
-            row
-            for row in open_rows
-            if is_over(runner, questions[row], written[row], following[row])
-        }
-        if not open_rows:
-            return written
-        for row in open_rows:
-            written[row].append(following[row])
-        at = [start + step for start in starts]
-        last = runner.read_rows(cache, [[token] for token in following], at, last=True)
-        step += 1
+
+    def goes_on(row: int, following: int) -> bool:
+        """Whether the answer of a row takes one token more, and if so, take it."""
+        if is_over(runner, questions[row], written[row], following):
+            return False
+        written[row].append(following)
+        return True
+
+    rows, unread = list(range(len(questions))), {}
+    for row in rows:
+        while (following := known[row].get(tuple(written[row]))) is not None:
+            if not goes_on(row, following):
+                break
+        else:
+            unread[row] = list(written[row])
+    while unread:
+        if (left := list(unread)) != rows:
+            places = [rows.index(row) for row in left]
+            cache.batch_select_indices(torch.tensor(places, device=runner.model.device))
+            rows = left
+        at = [starts[row] + len(written[row]) - len(unread[row]) for row in rows]
+        last = runner.read_rows(cache, list(unread.values()), at, last=True)
+        following = dict(zip(rows, (int(logits.argmax()) for logits in last), strict=True))
+        unread = {row: [token] for row, token in following.items() if goes_on(row, token)}
+    return written
 
 
-def _timed(runner: Runner, cache: BudgetedCache, tokens: list[int], start: int) -> list[float]:
-    """Seconds of the first decode steps of the first row, alone on the context."""
-    cache.batch_select_indices(torch.tensor([0], device=runner.model.device))
+def timed(runner: Runner, cache: BudgetedCache, question: Question) -> list[float]:
+    """Seconds of decode steps after a question, of a sequence alone on a compressed context, which
+    is as it was afterwards. What is decoded is the reference's first tokens."""
+    state = cache.snapshot()
+    runner.read(cache, question.ids)
     seconds = []
-    for place, token in enumerate(tokens[:_TIMED]):
+    for token in question.answer_ids[:_TIMED]:
         watch = Stopwatch()
-        runner.read_rows(cache, [[token]], [start + place], last=True)
+        runner.read(cache, [token])
         seconds.append(watch.seconds())
+    cache.restore(state)
     return seconds

@@ -8,6 +8,7 @@ those, so it is one of the machine that measured them.
 import datetime
 import json
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from kvbudget.policies import registry as methods
+from kvbudget.run.grouping import contexts_at_once
 from kvbudget.sources import registry
 from kvbudget.sources.registry import Size
 from kvbudget.study.plan import Planned, Study
@@ -25,6 +27,8 @@ GB = 1e9
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 #: Fewer finished cells than these tell too little about the terms of the cost.
 LEAST_CELLS = 4
+#: Tokens, about, of a question.
+QUESTION = 40
 UNKNOWN = "unknown"
 
 
@@ -41,8 +45,9 @@ class Costs:
 
 
 def work(cell: Planned, size: Size, read: int) -> np.ndarray:
-    """What a cell does, `(4,)`: one start, and in units of 10¹⁵ multiplications the weights and
-    the attention of its prompts and the weights of its answers, once for each forward pass.
+    """What a cell does, `(4,)`: one start, and in units of 10¹⁵ multiplications the weights of all
+    tokens, the attention of its prompts, and the weights once for each forward pass of answers,
+    which takes as long to read them as to multiply by them.
 
     It reads `read` of its contexts and adopts the others, which takes next to no time.
     """
@@ -51,8 +56,9 @@ def work(cell: Planned, size: Size, read: int) -> np.ndarray:
     if methods.method(cell.policy).holds_context:
         # Each is read again, each token with all of the first reading.
         tokens, pairs = read + contexts, read + 3 * contexts
-    answers = contexts * passes(cell) * size.parameters / 1e15
-    return np.array([1.0, *_reading(size, cell.length, tokens, pairs), answers])
+    weights, attention = _reading(size, cell.length, tokens, pairs)
+    weights += contexts * tokens_on_top(cell) * size.parameters / 1e15
+    return np.array([1.0, weights, attention, passes(cell, size) * size.parameters / 1e15])
 
 
 def recording(place: Prefills, size: Size) -> np.ndarray:
@@ -71,15 +77,28 @@ def _reading(size: Size, length: int, tokens: float, pairs: float) -> tuple[floa
     )
 
 
-def passes(cell: Planned) -> int:
-    """Forward passes, about, that a cell makes for a context after its prompt is read.
-
-    A translation is written while its source is read, whatever the number of questions.
-    """
+def tokens_on_top(cell: Planned) -> int:
+    """Tokens, about, that a cell reads on top of a context: questions, the answers that they could
+    have, and those that are written."""
     kind = tasks.kind(cell.kind)
+    if kind.throughout:
+        return 0
+    return cell.spec["samples"]["questions"] * (QUESTION + 3 * kind.passes)
+
+
+def passes(cell: Planned, size: Size) -> int:
+    """Forward passes, about, that a cell makes after its prompts are read.
+
+    A translation is written while its source is read, whatever the number of questions; questions
+    are asked together where the budget is the context's.
+    """
+    kind, samples = tasks.kind(cell.kind), cell.spec["samples"]
     if kind.protocol == "translation":
-        return kind.passes * cell.length
-    return cell.spec["samples"]["questions"] * kind.passes
+        return samples["contexts"] * kind.passes * cell.length
+    if cell.spec["method"].get("bounded") == "always":
+        return samples["contexts"] * samples["questions"] * kind.passes
+    held = cache_bytes(size, cell.length, ITEMSIZE[cell.spec["dtype"]])
+    return ceil(samples["contexts"] / contexts_at_once(samples["questions"], held)) * kind.passes
 
 
 def cache_bytes(size: Size, tokens: int, itemsize: int) -> int:

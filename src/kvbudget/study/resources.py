@@ -12,7 +12,8 @@ def memory_mb(verified: Path, dtype: str, length: int) -> int:
 
     Generous on purpose, as what does not fit is killed: 1.25 times the weights, as tensors are
     converted while they are loaded, and four times the full cache, for snapshots and activations
-    (3.6 times it was measured on SmolLM2-135M without a GPU).
+    (3.6 times it was measured on SmolLM2-135M without a GPU). What contexts that are asked together
+    hold beside each other (`kvbudget.run.grouping`) fits into the libraries' share.
 
     Raises:
         FileNotFoundError: the model, which `verified` describes, is not here yet.

@@ -24,7 +24,8 @@ class Kind:
         protocol: how contexts are read and measured, an entry of `kvbudget.run.protocols`.
         throughout: whether the cache is bounded from the first token on, not by a whole prompt.
         prompt_share: share of the length that is the prompt; the rest is the answer.
-        passes: forward passes, about, for each answer, or for each token of a translation's source.
+        passes: forward passes, about, for answers that are written together, or for each token of a
+            translation's source.
     """
 
     module: str

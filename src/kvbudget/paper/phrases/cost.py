@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import pandas as pd
+
 from kvbudget.paper import budgets, latex, times
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import NO_OURS, bits, span
@@ -29,7 +31,21 @@ def _memory(src: Source) -> Latex:
         f"The methods that evict allocate {span(100 * share.min(), 100 * share.max(), 0)}\\% of "
         f"the full cache's bytes. That is {span(over.min(), over.max())} times what their budgets "
         f"plan. Planned bytes of methods at the same budget differ by at most "
-        f"{latex.decimal(100 * spread, 1)}\\%."
+        f"{latex.decimal(100 * spread, 1)}\\%.{_on_top(wide)}"
+    )
+
+
+def _on_top(wide: pd.DataFrame) -> str:
+    """What the budget is not for, where it is the context's alone."""
+    if "cache_tokens_on_top" not in wide:
+        return ""
+    wide = wide.dropna(subset="cache_tokens_on_top")
+    tokens = wide["cache_tokens_on_top"]
+    share = 100 * (wide["cache_bytes_on_top"] / wide["cache_bytes_full"]).max()
+    return (
+        " A question with its answer stands on top of the context's budget: "
+        f"{span(tokens.min(), tokens.max(), 0)} tokens, at most {latex.decimal(share, 0)}\\% of "
+        "the full cache's bytes."
     )
 
 
