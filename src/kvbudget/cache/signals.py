@@ -138,8 +138,8 @@ class Reading:
 class Signal:
     """A number for each token of one layer, kept in float32.
 
-    What else a signal holds for itself are attributes that are replaced, never written to, so that
-    a shallow copy is a snapshot. Tensors among them count as bytes of the cache; what is the
+    What else a signal holds for itself are tensors or None, attributes that are replaced, never
+    written to, so that a shallow copy is a snapshot. They count as bytes of the cache; what is the
     method's, such as weights, belongs to the policy.
 
     Attributes:
@@ -168,7 +168,10 @@ class Signal:
             if (grown := self.observe(reading, numbers)) is not numbers:
                 numbers.copy_(grown)
 
+    def held(self) -> dict[str, Tensor]:
+        """What it holds beside the numbers, by attribute."""
+        return {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
+
     def held_bytes(self) -> int:
         """Bytes that it holds beside the numbers."""
-        tensors = [each for each in vars(self).values() if isinstance(each, Tensor)]
-        return sum(each.numel() * each.element_size() for each in tensors)
+        return sum(each.numel() * each.element_size() for each in self.held().values())
