@@ -39,6 +39,7 @@ VARIANTS = {
     "expected-attention": {},
     "pyramidkv": {},
     "kvzip": {},
+    "kvzip-plus": {},
     "head-aware": {},
     "head-aware-rules": {"method": "head-aware", "loss": "output", "rule": "per-head"},
     "head-aware-groups": {
@@ -48,8 +49,11 @@ VARIANTS = {
 }  # fmt: skip
 VARIANTS |= {
     f"{name}-{bits}bit": {"method": name, "bits": bits}
-    for name, bits in [("h2o", 8), ("keydiff", 4), ("kvzip", 4), ("head-aware", 4), ("snapkv", 2)]
-}
+    for name, bits in [
+        ("h2o", 8), ("keydiff", 4), ("kvzip", 4), ("kvzip-plus", 4), ("head-aware", 4),
+        ("snapkv", 2),
+    ]
+}  # fmt: skip
 VARIANTS["keydiff-4bit-all"] = {"method": "keydiff", "bits": 4, "budget": 60}
 
 

@@ -28,7 +28,7 @@ def reconstruct(
     cache: BudgetedCache,
     ids: list[int],
 ) -> None:
-    """Compress a cache of method `"kvzip"` that holds a context, by repeating the context.
+    """Compress a cache of KVzip or KVzip+ that holds a context, by repeating the context.
 
     Args:
         model: attached.
@@ -41,15 +41,18 @@ def reconstruct(
             before; the model's context is too short to repeat.
     """
     _check(model, cache, ids)
-    for chunk, repetition in repetitions(tokenizer, ids):
-        with cache.repeating(chunk):
-            read_aside(model, cache, repetition, logits=1)
+    with cache.plan.policy.watching(model):
+        for chunk, repetition in repetitions(tokenizer, ids):
+            with cache.repeating(chunk):
+                read_aside(model, cache, repetition, logits=1)
     cache.compress()
 
 
 def _check(model: PreTrainedModel, cache: BudgetedCache, ids: list[int]) -> None:
     if not cache.plan.policy.holds_context:
-        raise UserError("only a cache of method 'kvzip' is compressed by repeating its context")
+        raise UserError(
+            "only a cache of method 'kvzip' or 'kvzip-plus' is compressed by repeating its context"
+        )
     if not cache.awaits(len(ids)):
         raise UserError(
             f"the cache does not hold these {len(ids)} tokens and nothing else, one sequence "
