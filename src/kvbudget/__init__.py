@@ -4,11 +4,13 @@ import importlib
 
 from kvbudget.errors import UserError
 
-__all__ = ["UserError", "attach", "make_cache"]
+__all__ = ["UserError", "attach", "load_cache", "make_cache"]
 
 
 def __getattr__(name: str):
-    """`attach` and `make_cache` on demand, so that planning a study does not import torch."""
+    """What needs torch on demand, so that planning a study does not import it."""
     if name in ("attach", "make_cache"):
         return getattr(importlib.import_module("kvbudget.api"), name)
+    if name == "load_cache":
+        return importlib.import_module("kvbudget.loading").load_cache
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

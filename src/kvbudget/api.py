@@ -1,10 +1,12 @@
 """What a user calls: `attach(model)`, then `make_cache(model, …)`: knows cache and policies."""
 
+import weakref
+
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvbudget.cache import attention
 from kvbudget.cache.budget import BOUNDED
-from kvbudget.cache.cache import BudgetedCache, geometry_of, layers_of, text_config
+from kvbudget.cache.cache import BudgetedCache, Made, geometry_of, layers_of, text_config
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.positions import rotations_of
@@ -95,6 +97,18 @@ def make_cache(
     Raises:
         UserError: for an unknown method or option and an impossible budget.
     """
+    arguments = {
+        "method": method,
+        "budget": budget,
+        "calibration": calibration,
+        "prefill_chunk": prefill_chunk,
+        "stride": stride,
+        "bits": bits,
+        "value_bits": value_bits,
+        "prompt_tokens": prompt_tokens,
+        "bounded": bounded,
+        **options,
+    }
     if text_config(model)._attn_implementation != attention.NAME:
         raise UserError("the model attends by its own attention; call attach(model) first")
     for name, value in (("stride", stride), ("prefill_chunk", prefill_chunk)):
@@ -130,4 +144,4 @@ def make_cache(
     rotations = rotations_of(model, geometry.layers) if turns else None
     shared = LayerOptions(plan, stride, prefill_chunk, rotations)
     layers = layers_of(model, lambda index: BudgetedLayer(index, plan.geometry.kv_heads, shared))
-    return BudgetedCache(layers, plan)
+    return BudgetedCache(layers, plan, Made(weakref.ref(model), arguments))

@@ -13,7 +13,7 @@ import torch
 from specs import task
 
 from kvbudget import UserError, attach
-from kvbudget.cache import prefill
+from kvbudget.cache import files
 from kvbudget.calibration.calibrate import calibrate
 from kvbudget.run import cell as cells
 from kvbudget.run import grouping, protocols, questions
@@ -187,7 +187,7 @@ def test_methods_of_equal_budget_plan_equal_bytes(home, tmp_path):
     sha = json.loads((home / "tiny.verified.json").read_text())["sha256"]
     (tmp_path / "calibration.json").write_text(json.dumps({**calibration, "model_sha256": sha}))
     planned = set()
-    for policy in ("h2o", "streaming-llm", "kvzip", "head-aware"):
+    for policy in ("h2o", "streaming-llm", "kvzip", "kvzip-plus", "head-aware"):
         method = {"name": policy, "policy": policy}
         known = tmp_path / "calibration.json" if policy == "head-aware" else None
         args = arguments(home, tmp_path / f"{policy}.json", method=method, calibration=known)
@@ -375,6 +375,7 @@ def adopting(home: Path, out: Path, store: Path, **changes) -> Cell:
         ("streaming-llm", {"bounded": "context"}),
         ("streaming-llm", {}),
         ("kvzip", {}),
+        ("kvzip-plus", {}),
         ("snapkv", {"bits": 4}),
         ("snapkv", {"bits": 4, "bounded": "context"}),
     ],
@@ -421,13 +422,13 @@ def test_a_difference_between_reading_and_adopting_is_an_error_that_names_both(
     home, tmp_path, monkeypatch
 ):
     """Here the values of a layer were written wrongly."""
-    write = prefill.save_file
+    write = files.save_file
 
     def spoilt(tensors, path, metadata):
         write(tensors | {"1.values": tensors["1.values"] + 1e-4}, path, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prefill, "save_file", spoilt)
+        patch.setattr(files, "save_file", spoilt)
         store = recorded(home, tmp_path / "store/place")
     cell = adopting(home, tmp_path / "cell.json", store)
     message = r"method 'h2o' that reads .* adopts .*0.safetensors differ in the values of layer 1"

@@ -39,14 +39,18 @@ VARIANTS = {
     "expected-attention": {},
     "pyramidkv": {},
     "kvzip": {},
+    "kvzip-plus": {},
     "head-aware": {},
     "head-aware-window": {"method": "head-aware", "rule": "window"},
     "head-aware-pooled": {"method": "head-aware", "safeguard": 0.5},
 }
 VARIANTS |= {
     f"{name}-{bits}bit": {"method": name, "bits": bits}
-    for name, bits in [("h2o", 8), ("keydiff", 4), ("kvzip", 4), ("head-aware", 4), ("snapkv", 2)]
-}
+    for name, bits in [
+        ("h2o", 8), ("keydiff", 4), ("kvzip", 4), ("kvzip-plus", 4), ("head-aware", 4),
+        ("snapkv", 2),
+    ]
+}  # fmt: skip
 VARIANTS["keydiff-4bit-all"] = {"method": "keydiff", "bits": 4, "budget": 60}
 
 

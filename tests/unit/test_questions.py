@@ -31,6 +31,7 @@ METHODS = {
     "expected-attention": {"policy": "expected-attention"},
     "keydiff": {"policy": "keydiff"},
     "kvzip": {"policy": "kvzip"},
+    "kvzip-plus": {"policy": "kvzip-plus"},
     "head-aware": {"policy": "head-aware", "safeguard": 0.5},
 }
 

@@ -95,8 +95,11 @@ def test_the_most_that_any_query_attends():
     key = torch.randn(1, 3, 20, 8, generator=generator)
     logits = query @ key.repeat_interleave(2, dim=1).mT
     hidden = torch.ones(5, 20, dtype=torch.bool).triu(16)
-    wanted = logits.masked_fill(hidden, -torch.inf).softmax(-1).unflatten(1, (3, 2)).amax((2, 3))
-    assert_close(attention_maxima(query, key, scaling=1.0), wanted)
+    weights = logits.masked_fill(hidden, -torch.inf).softmax(-1).unflatten(1, (3, 2))
+    assert_close(attention_maxima(query, key, scaling=1.0), weights.amax(dim=3))
+    worth = torch.rand(1, 5, generator=generator)
+    wanted = (weights * worth[0, :, None]).amax(dim=3)
+    assert_close(attention_maxima(query, key, scaling=1.0, worth=worth), wanted)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text"])

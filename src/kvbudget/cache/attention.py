@@ -220,16 +220,25 @@ def attention_sums(
 
 
 def attention_maxima(
-    query: Tensor, key: Tensor, scaling: float, softcap: float | None = None
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    worth: Tensor | None = None,
 ) -> Tensor:
-    """The most that any query attends to each token, over the query heads of a KV head, too.
+    """The most that any query of each query head attends to each token.
 
-    In float32 and O(tokens) memory, without padding. Returns `(batch, kv_heads, tokens)`.
+    In float32 and O(tokens) memory, without padding. `worth`, `(batch, queries)`, is what the
+    attention of each query counts; None is 1. Returns `(batch, kv_heads, group, tokens)`.
     """
-    most = torch.zeros(key.shape[:3], dtype=torch.float32, device=key.device)
-    for _, end, weights in attention_blocks(query, key, scaling=scaling, softcap=softcap):
-        seen = most[:, :, :end]
-        torch.maximum(seen, weights.amax(dim=(2, 3)), out=seen)
+    batch, kv_heads, tokens, _ = key.shape
+    group = query.shape[1] // kv_heads
+    most = torch.zeros(batch, kv_heads, group, tokens, device=key.device)
+    for rows, end, weights in attention_blocks(query, key, scaling=scaling, softcap=softcap):
+        if worth is not None:
+            weights = weights * worth[:, None, None, rows, None]
+        seen = most[..., :end]
+        torch.maximum(seen, weights.amax(dim=3), out=seen)
     return most
 
 

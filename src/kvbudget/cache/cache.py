@@ -1,8 +1,12 @@
 """The cache that plugs into transformers, layer by layer."""
 
-from collections.abc import Callable, Iterator, Sequence
+import importlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,6 +119,19 @@ class Snapshot:
     layers: list[LayerSnapshot | tuple]
 
 
+@dataclass(frozen=True)
+class Made:
+    """How a cache was made, so that one like it can be.
+
+    Attributes:
+        model: for which model, of which it holds on to nothing.
+        arguments: of `make_cache`, beside the model.
+    """
+
+    model: weakref.ref[PreTrainedModel]
+    arguments: Mapping[str, Any]
+
+
 class BudgetedCache(Cache):
     """A `transformers.Cache` that keeps a budget of tokens per KV head.
 
@@ -122,11 +139,12 @@ class BudgetedCache(Cache):
 
     Attributes:
         plan: budgets of all heads, and the policy.
+        made: how it was made; None if not by `make_cache`.
     """
 
-    def __init__(self, layers: list, plan: Plan) -> None:
+    def __init__(self, layers: list, plan: Plan, made: Made | None = None) -> None:
         super().__init__(layers=layers)
-        self.plan = plan
+        self.plan, self.made = plan, made
 
     @property
     def budgeted(self) -> list[BudgetedLayer]:
@@ -155,6 +173,20 @@ class BudgetedCache(Cache):
     def planned_bytes(self, itemsize: int, tokens: int | None = None) -> int:
         """Bytes of keys and values of one sequence at the budget, or at `tokens` per KV head."""
         return self.plan.geometry.planned_bytes(tokens or self.plan.tokens(), itemsize)
+
+    def save(self, file: str | Path) -> None:
+        """Keep what has been read in a file, from which `kvbudget.load_cache` goes on.
+
+        Logits of the last token are no part of a cache, so a question has to follow. The file is
+        of safetensors and as large as the cache; it is written in one step.
+
+        Raises:
+            UserError: the cache is empty, or holds a context that is still to be compressed; or
+                the model is gone, the folder is not there, or an argument of `make_cache` cannot
+                be written as JSON.
+        """
+        # Named, not imported: no measurement depends on how files are laid out.
+        importlib.import_module("kvbudget.cache.saved").save(self, Path(file))
 
     def reset(self) -> None:
         """Forget everything, the prompt's length included."""

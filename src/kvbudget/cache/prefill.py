@@ -7,18 +7,16 @@ everything, and a cache of any method, budget and width in bits takes them and g
 read the prompt: the same code stores what was read and what is adopted.
 """
 
-import contextlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvbudget.cache import files
 from kvbudget.cache.cache import BudgetedCache, SlidingLayer, geometry_of, layers_of
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
@@ -76,7 +74,7 @@ def record(
     for index, layer in enumerate(cache.layers):
         own = _of_full(layer) if isinstance(layer, BudgetedLayer) else _of_sliding(layer)
         tensors |= {f"{index}.{name}": tensor for name, tensor in own.items()}
-    _write(path, tensors, facts)
+    files.write(path, tensors, facts)
 
 
 def _of_full(layer: BudgetedLayer) -> dict[str, Tensor]:
@@ -93,15 +91,6 @@ def _of_full(layer: BudgetedLayer) -> dict[str, Tensor]:
 
 def _of_sliding(layer: SlidingLayer) -> dict[str, Tensor]:
     return {"keys": layer.keys, "values": layer.values}
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        save_file({name: own.contiguous() for name, own in tensors.items()}, part, dict(facts))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -132,13 +121,13 @@ class Prefill:
                 machine made of it; or the cache is not to read the prompt as a whole.
         """
         _check_whole(cache, len(ids))
-        with self._opened() as file:
+        with files.opened(self.path, f"the prefill {self.path}", self._remedy) as file:
             self._check(file, ids)
             names = list(file.keys())
             for index, layer in enumerate(cache.layers):
                 prefix = f"{index}."
                 own = {
-                    name.removeprefix(prefix): _copy(file, name, device)
+                    name.removeprefix(prefix): files.read(file, name, device)
                     for name in names
                     if name.startswith(prefix)
                 }
@@ -147,19 +136,7 @@ class Prefill:
                     layer.adopt(_tokens(keys, values, own))
                 else:
                     layer.adopt(keys, values, len(ids))
-            return _copy(file, "last", device)
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[safe_open]:
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                yield file
-        except FileNotFoundError:
-            raise UserError(f"the prefill {self.path} is not there; {self._remedy}") from None
-        except SafetensorError as error:
-            raise UserError(
-                f"the prefill {self.path} is cut short or damaged ({error}); {self._remedy}"
-            ) from None
+            return files.read(file, "last", device)
 
     def _check(self, file: safe_open, ids: list[int]) -> None:
         found = file.metadata() or {}
@@ -189,12 +166,6 @@ def _check_whole(cache: BudgetedCache, tokens: int) -> None:
             f"the cache expects a prompt of {cache.plan.prompt_tokens} tokens, and the prefill has "
             f"{tokens}; read it"
         )
-
-
-def _copy(file: safe_open, name: str, device: torch.device) -> Tensor:
-    """A tensor of a file. Not as it is mapped: that cannot be written to, and lies where the file
-    has it, while sums may depend on how memory is aligned."""
-    return file.get_tensor(name).to(device, copy=True)
 
 
 def _tokens(keys: Tensor, values: Tensor, numbers: dict[str, Tensor]) -> Tokens:

@@ -100,6 +100,12 @@ class Reading:
         keys = self.tokens.keys.float()
         return keys if self.codec is None else self.codec.turn_back(keys)
 
+    @property
+    def values(self) -> Tensor:
+        """Values in the basis of the model, `(batch, heads, tokens, head_dim)` float32."""
+        values = self.tokens.values.float()
+        return values if self.codec is None else self.codec.turn_back(values)
+
     def attended(self) -> Tensor:
         """The attention output of the new tokens, shaped like `query`."""
         keys, values = (x.to(self.query.dtype) for x in (self.tokens.keys, self.tokens.values))
@@ -119,22 +125,22 @@ class Reading:
     def _terms(self) -> dict:
         return {"scaling": self.scaling, "softcap": self.softcap, "valid": self.valid}
 
-    def most_received(self, sinks: int) -> Tensor:
-        """The most attention from any new token and query head to each of the `repeated` tokens,
-        shared out among them, the first `sinks` and the new ones alone: `(batch, heads, repeated)`
-        float32."""
+    def most_received(self, sinks: int, worth: Tensor | None = None) -> Tensor:
+        """The most attention from any new token to each of the `repeated` tokens, shared out among
+        them, the first `sinks` and the new ones alone, for each query head of a KV head: `(batch,
+        heads, group, repeated)` float32. `worth` as in `attention_maxima`."""
         held, part = self.tokens.keys, self.repeated
         first, new = held[:, :, : min(sinks, part.start)], held[:, :, -self.new :]
         keys = torch.cat((first, held[:, :, part], new), dim=2)
-        most = attention_maxima(self.query, keys, self.scaling, self.softcap)
-        return most[:, :, first.shape[2] : -self.new]
+        most = attention_maxima(self.query, keys, self.scaling, self.softcap, worth)
+        return most[..., first.shape[2] : -self.new]
 
 
 class Signal:
     """A number for each token of one layer, kept in float32.
 
-    What else a signal holds for itself are attributes that are replaced, never written to, so that
-    a shallow copy is a snapshot. Tensors among them count as bytes of the cache; what is the
+    What else a signal holds for itself are tensors or None, attributes that are replaced, never
+    written to, so that a shallow copy is a snapshot. They count as bytes of the cache; what is the
     method's, such as weights, belongs to the policy.
 
     Attributes:
@@ -166,7 +172,10 @@ class Signal:
             if (grown := self.observe(reading, numbers)) is not numbers:
                 numbers.copy_(grown)
 
+    def held(self) -> dict[str, Tensor]:
+        """What it holds beside the numbers, by attribute."""
+        return {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
+
     def held_bytes(self) -> int:
         """Bytes that it holds beside the numbers."""
-        tensors = [each for each in vars(self).values() if isinstance(each, Tensor)]
-        return sum(each.numel() * each.element_size() for each in tensors)
+        return sum(each.numel() * each.element_size() for each in self.held().values())

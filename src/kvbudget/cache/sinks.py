@@ -16,26 +16,31 @@ class Sinks:
 
     Args:
         rotation: how the layer turns keys.
+
+    Attributes:
+        first: keys of the sinks at their first positions, `(batch, kv_heads, sinks, head_dim)`;
+            None before they have moved.
+        shift: positions that they have moved by.
     """
 
     def __init__(self, rotation: Rotation) -> None:
         self.rotation = rotation
-        self._first: Tensor | None = None  # keys at their first positions
-        self._shift = 0
+        self.first: Tensor | None = None
+        self.shift = 0
 
     def follow(self, store: Store, seen: int) -> None:
         """Move the sinks of a store in which all heads hold equally many of `seen` tokens."""
         (segment,) = store.slots.segments
         evicted = seen - segment.length
-        if evicted == self._shift:
+        if evicted == self.shift:
             return
-        if self._first is None:
-            self._first = segment.room.keys[:, :, :SINKS].clone()
+        if self.first is None:
+            self.first = segment.room.keys[:, :, :SINKS].clone()
         store.own_slots()
         sinks = store.slots.segments[0].room.keys[:, :, :SINKS]
-        sinks.copy_(self.rotation.move(self._first, evicted))
-        self._shift = evicted
+        sinks.copy_(self.rotation.move(self.first, evicted))
+        self.shift = evicted
 
     def held_bytes(self) -> int:
         """Bytes of the keys at their first positions."""
-        return 0 if self._first is None else self._first.numel() * self._first.element_size()
+        return 0 if self.first is None else self.first.numel() * self.first.element_size()

@@ -44,6 +44,14 @@ class Tail:
         self.expected: Tensor | None = None
         self._shared = False  # with a snapshot, so that it must not be written to
 
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, positions: Tensor) -> "Tail":
+        """A tail that holds tokens, `(rows, kv_heads, tokens, head_dim)`."""
+        tail = cls()
+        tail.keys, tail.values, tail.positions = keys, values, positions
+        tail.length = positions.shape[1]
+        return tail
+
     def append(self, key: Tensor, value: Tensor, seen: int) -> None:
         """Add new tokens, `(rows, kv_heads, new, head_dim)`, of each row after `seen` others.
 

@@ -1,5 +1,7 @@
 """KVzip (Kim et al., NeurIPS 2025): keeps what the model needs in order to repeat its context."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,7 +23,7 @@ class Repetition(Signal):
     in_repetition = True
 
     def observe(self, reading: Reading, numbers: Tensor) -> Tensor:
-        numbers[:, :, reading.repeated] = reading.most_received(SINKS)
+        numbers[:, :, reading.repeated] = reading.most_received(SINKS).amax(dim=2)
         return numbers
 
 
@@ -58,6 +60,10 @@ class KVzip(Policy):
         ids: list[int],
     ) -> None:
         reconstruct(model, tokenizer, cache, ids)
+
+    def watching(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """While the context is repeated: what else is to be seen of the model; nothing here."""
+        return nullcontext()
 
     def share_out(self, scores: list[Tensor], budgets: list[int]) -> list[int]:
         """Budgets of all heads of all layers: one total for all; each has room for the sinks and

@@ -66,6 +66,8 @@ _SAFEGUARD = share(
     "(AdaKV; 0.2 as published).",
 )
 
+_REPEATED = 2048  # tokens that KVzip and KVzip+ repeat at a time, as published
+
 #: The signals that a rule of Head-Aware may need beside keys and values.
 _OF_RULE = {
     "predicted": (),
@@ -95,7 +97,8 @@ METHODS: dict[str, Method] = {
     ),
     "snapkv": Method("snapkv:SnapKV", {"safeguard": _SAFEGUARD}, signals=_always(WINDOW)),
     "keydiff": Method("keydiff:KeyDiff", {"safeguard": _SAFEGUARD}),
-    "kvzip": Method("kvzip:KVzip", rereads=2048),
+    "kvzip": Method("kvzip:KVzip", rereads=_REPEATED),
+    "kvzip-plus": Method("kvzip_plus:KVzipPlus", rereads=_REPEATED),
     "expected-attention": Method(
         "expected_attention:ExpectedAttention", signals=_always("expected_attention:Expected")
     ),

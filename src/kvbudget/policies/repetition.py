@@ -28,7 +28,7 @@ def reconstruct(
     cache: BudgetedCache,
     ids: list[int],
 ) -> None:
-    """Compress a cache of method `"kvzip"` that holds a context, by repeating the context.
+    """Compress a cache of KVzip or KVzip+ that holds a context, by repeating the context.
 
     Args:
         model: attached.
@@ -54,14 +54,17 @@ def repeat(
     """Let the signals of repetitions grow over a whole context; what is repeated is forgotten.
     Arguments and errors as of `reconstruct`."""
     _check(model, cache, ids)
-    for chunk, repetition in repetitions(tokenizer, ids):
-        with cache.repeating(chunk):
-            read_aside(model, cache, repetition, logits=1)
+    with cache.plan.policy.watching(model):
+        for chunk, repetition in repetitions(tokenizer, ids):
+            with cache.repeating(chunk):
+                read_aside(model, cache, repetition, logits=1)
 
 
 def _check(model: PreTrainedModel, cache: BudgetedCache, ids: list[int]) -> None:
     if not cache.plan.policy.holds_context:
-        raise UserError("only a cache of method 'kvzip' is compressed by repeating its context")
+        raise UserError(
+            "only a cache of method 'kvzip' or 'kvzip-plus' is compressed by repeating its context"
+        )
     if not cache.awaits(len(ids)):
         raise UserError(
             f"the cache does not hold these {len(ids)} tokens and nothing else, one sequence "
