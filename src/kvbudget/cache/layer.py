@@ -404,7 +404,7 @@ class BudgetedLayer(AttendingLayer):
 
     def _of_arrival(self, prompt: Tokens) -> dict[str, Tensor]:
         """Numbers of the signals that follow from keys and values alone."""
-        arrival = Arrival(None, prompt.keys, prompt.values, prompt.positions, True, self._rotation)
+        arrival = Arrival(None, prompt.keys, prompt.values, prompt.positions, True, self.rotation)
         return {each.name: each.arrive(arrival) for each in self.signals if each.of_arrival}
 
     def batch_select_indices(self, indices: Tensor) -> None:
