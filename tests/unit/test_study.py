@@ -217,7 +217,11 @@ def change(config: dict, path: str, value: object) -> None:
         ("sed", 1, r"unknown key 'sed' at the top level, did you mean 'seed'\?"),
         ("experiments/0/budgts", [1], r"'budgts' at experiments: number 1, did you mean 'budgets'"),
         ("methods/ours/safegard", 1, r"'safegard' at methods: ours, did you mean 'safeguard'"),
-        ("methods/ours/safeguard", 2, r"methods: ours: safeguard must be a number from 0 to 1, not 2"),
+        (
+            "methods/ours/safeguard",
+            2,
+            r"methods: ours: safeguard must be a number from 0 to 1, not 2",
+        ),
         ("dtype", "int8", r"config: dtype: 'int8' is not one of"),
         ("study", "a/b", r"config: study: 'a/b' does not match"),
         ("models/A B", {"source": "random"}, r"config: models: bad name 'A B'; use lower-case"),
