@@ -293,6 +293,7 @@ def calibration(model: str) -> dict:
                 for measure in ("mass", "output")
             },
         },
+        "scorer": {"kept": {"10%": 0.81, "20%": 0.86, "40%": 0.93}},
         "stability": {"induction": 0.98, "answer loss, diversity": 0.9},
         "calibration": {"n": 4},
         "provenance": {},

@@ -220,7 +220,7 @@ def change(config: dict, path: str, value: object) -> None:
         (
             "methods/ours/safeguard",
             2,
-            r"safeguard must be a number from 0 to 1, not 2",
+            r"methods: ours: safeguard must be a number from 0 to 1, not 2",
         ),
         ("dtype", "int8", r"config: dtype: 'int8' is not one of"),
         ("study", "a/b", r"config: study: 'a/b' does not match"),
