@@ -15,13 +15,15 @@ from scipy import stats
 FLIPS = 19_999
 #: Draws of the bootstrap.
 RESAMPLES = 4999
-#: Sign flips or resamples that are held in memory at once.
+#: Resamples that are held in memory at once.
 BATCH = 1000
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
 POWER = 0.8
 #: Below so many contexts no interval was seen to hold its level, and none is given.
 LEAST_CONTEXTS = 6
+#: By how much of the sum of their sizes two sums of the same values may differ by rounding.
+ROUNDING = 1e-12
 #: How far from the mean the two made-up contexts lie that widen an interval of shares.
 PSEUDO = 0.25
 
@@ -141,21 +143,25 @@ def least_p(n: int) -> float:
 def paired_p(differences: np.ndarray, seed: int) -> float:
     """Two-sided p of a paired permutation test: signs of `(contexts,)` differences are flipped.
 
-    All flips are tried where these are at most `FLIPS`, else so many are drawn.
+    All flips are tried where these are at most `FLIPS`, else so many are drawn, and the signs as
+    they are count as one more (Phipson and Smyth, 2010). The same as
+    `scipy.stats.permutation_test`, whose loop over flips takes ten times as long: seconds for the
+    comparisons of a study.
     """
     differences = np.asarray(differences, dtype=float)
-    if len(differences) < 2 or not differences.any():
+    n = len(differences)
+    if n < 2 or not differences.any():
         return 1.0
-    result = stats.permutation_test(
-        (differences,),
-        np.mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=FLIPS,
-        batch=BATCH,
-        rng=np.random.default_rng(seed),
-    )
-    return float(min(1.0, result.pvalue))
+    exact = 2**n <= FLIPS
+    if exact:
+        flipped = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    else:
+        flipped = np.random.default_rng(seed).integers(0, 2, (FLIPS, n))
+    observed, sums = differences.sum(), (1 - 2 * flipped) @ differences
+    # Sums that are equal but for their rounding are equal.
+    slack = ROUNDING * np.abs(differences).sum()
+    beyond = min((sums <= observed + slack).sum(), (sums >= observed - slack).sum())
+    return float(min(1.0, 2 * (beyond / 2**n if exact else (beyond + 1) / (FLIPS + 1))))
 
 
 def holm(p: np.ndarray) -> np.ndarray:
