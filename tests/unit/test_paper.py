@@ -466,13 +466,13 @@ def test_pdf_of_hostile_names_is_reproducible_and_fits(tmp_path):
     with_prose(paper)
     _, again = copied(src, tmp_path / "b")
     pdfs = []
-    for paper in (paper, again):
-        done, log = typeset(paper)
+    for folder in (paper, again):
+        done, log = typeset(folder)
         assert done.returncode == 0, done.stdout[-3000:]
         assert "undefined" not in log
         assert overfull(log) < 5
         assert "Float too large" not in log
-        pdfs.append((paper / "main.pdf").read_bytes())
+        pdfs.append((folder / "main.pdf").read_bytes())
     assert pdfs[0] == pdfs[1]
     assert "DRAFT" not in log and "DEVELOPMENT" not in log
     assert str(tmp_path).encode() not in pdfs[0]

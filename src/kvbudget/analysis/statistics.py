@@ -9,7 +9,7 @@ often intervals cover the truth and how often the test finds what is not there.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 #: Draws where sign flips are too many to enumerate: up to fourteen contexts are exact.
 FLIPS = 19_999
@@ -98,7 +98,7 @@ def _studentised(
 
 
 def _quantile(n: int) -> float:
-    return float(stats.t.ppf(1 - ALPHA / 2, n - 1))
+    return float(special.stdtrit(n - 1, 1 - ALPHA / 2))
 
 
 def _error(values: np.ndarray) -> float:
@@ -125,7 +125,7 @@ def detectable(differences: np.ndarray, family: int) -> float:
     n, deviation = len(differences), _deviation(differences)
     if not deviation or least_p(n) * family >= ALPHA:
         return np.nan
-    quantiles = stats.t.ppf([1 - ALPHA / family / 2, POWER], n - 1)
+    quantiles = special.stdtrit(n - 1, [1 - ALPHA / family / 2, POWER])
     return float(quantiles.sum() * deviation / np.sqrt(n))
 
 
