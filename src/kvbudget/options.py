@@ -88,7 +88,7 @@ def spoken(schema: Mapping[str, Any]) -> str:
     """What a schema of this module asks for, in words."""
     for either in ("oneOf", "anyOf"):
         if either in schema:
-            return " or ".join(map(spoken, schema[either]))
+            return " or ".join(dict.fromkeys(map(spoken, schema[either])))
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:

@@ -18,7 +18,7 @@ METHODS = {
     "streaming-llm": {"policy": "streaming-llm", "title": "StreamingLLM"},
     "head-aware": {"policy": "head-aware", "title": "Head-Aware + groups"},
     "uniform": {"policy": "head-aware", "title": "uniform budgets", "allocation": "uniform"},
-    "independent": {"policy": "head-aware", "title": "without groups", "group_mix": 0.0},
+    "independent": {"policy": "head-aware", "title": "without groups", "safeguard": 0.5},
 }
 MAIN = ["full", "h2o", "streaming-llm", "head-aware"]
 SKILL = {"full": 0.9, "head-aware": 0.7, "uniform": 0.4, "independent": 0.6}
@@ -293,6 +293,7 @@ def calibration(model: str) -> dict:
                 for measure in ("mass", "output")
             },
         },
+        "scorer": {"kept": {"10%": 0.81, "20%": 0.86, "40%": 0.93}},
         "stability": {"induction": 0.98, "answer loss, diversity": 0.9},
         "calibration": {"n": 4},
         "provenance": {},

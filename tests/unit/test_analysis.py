@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from rendering import plan_of
 
 from kvbudget.analysis import schema
 from kvbudget.analysis.aggregate import aggregate
@@ -22,11 +23,11 @@ def study(tmp_path):
     return synthetic.make(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+@pytest.fixture
+def finished(rendered):
     """A study that nobody changes, and its CSV files."""
-    study = synthetic.make(tmp_path_factory.mktemp("finished"))
-    return study, run(study)
+    src, _ = rendered
+    return plan_of(src), src.directory
 
 
 def run(study, **options):
@@ -242,11 +243,18 @@ def test_what_is_no_record(study, text):
     assert cell.path in message and mended_by(message, cell)
 
 
-def test_a_calibration_with_nan(study):
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda record: record["heads"]["retrieval"][0].__setitem__(0, math.nan),
+        lambda record: record["scorer"]["kept"].update({"20%": math.nan}),
+    ],
+)
+def test_a_calibration_with_nan(study, spoil):
     plan = load_study(study)
     path = plan.calibrations[0].path
     calibration = json.loads((plan.root / path).read_text())
-    calibration["heads"]["retrieval"][0][0] = math.nan
+    spoil(calibration)
     (plan.root / path).write_text(json.dumps(calibration))
     message = refusal(study)
     assert f"calibration {path}: holds a number that is not finite" in message
@@ -428,6 +436,16 @@ def test_allocation_shares_have_mean_one(finished):
     means = frame.groupby(["task", "length", "method", "budget"])["share"].mean()
     assert means.to_numpy() == pytest.approx(1.0)
     assert set(frame["class"]) <= {"retrieval", "induction", "local"}
+
+
+def test_the_fit_of_the_scorer_is_what_calibrations_say(finished):
+    frame = schema.read(finished[1], "scorer")
+    assert set(frame["model"]) == {"tiny_a"}
+    assert dict(zip(frame["share"], frame["kept"], strict=True)) == {
+        0.1: 0.81,
+        0.2: 0.86,
+        0.4: 0.93,
+    }
 
 
 def test_aggregation_is_reproducible(finished, study):

@@ -17,11 +17,7 @@ METHODS = [
     ("streaming-llm", {"positions": "absolute"}),
     ("snapkv", {"safeguard": 0.2}),
     ("keydiff", {}),
-    # Both sums, in many layers.
-    (
-        "head-aware",
-        {"rule": "per-head", "loss": "output", "calibration": tiny_calibration(4, 3, 6)},
-    ),
+    ("head-aware", {"calibration": tiny_calibration(4, 3, 6)}),
 ]
 CACHES = [
     ("streaming-llm", {}),  # saves its sinks, and is not quantised

@@ -23,12 +23,12 @@ METHODS = {
     "streaming": {"method": "streaming-llm"},
     "streaming-stride": {"method": "streaming-llm", "stride": 4},
     "streaming-absolute": {"method": "streaming-llm", "positions": "absolute"},
-    "head-aware": {"method": "head-aware", "group_mix": 0.0, "safeguard": 1.0},
-    "head-aware-groups": {
+    "head-aware": {"method": "head-aware"},
+    "head-aware-pooled": {
         "method": "head-aware",
+        "allocation": "curves",
         "loss": "output",
-        "rule": "per-head",
-        "group_mix": 0.5,
+        "rule": "window",
         "safeguard": 0.4,
         "recent": 4,
         "stride": 2,
@@ -111,7 +111,7 @@ def test_without_a_calibration_the_prompt_alone_spends_the_budget(llama):
 
 
 def test_a_snapshot_outlives_a_reset(model):
-    cache = cache_for(model, "head-aware-groups")
+    cache = cache_for(model, "head-aware-pooled")
     model(tokens(60), past_key_values=cache)
     state = cache.snapshot()
     expected = model(tokens(5, 1), past_key_values=cache).logits
@@ -280,11 +280,11 @@ def test_a_key_planted_for_one_head_survives_in_that_head_alone(llama):
 
 
 def test_nothing_of_one_sample_is_left_in_the_next(model):
-    cache = cache_for(model, "head-aware-groups")
+    cache = cache_for(model, "head-aware-pooled")
     model(tokens(60, seed=1), past_key_values=cache)
     cache.reset()
     reused = model(tokens(40), past_key_values=cache).logits
-    fresh = model(tokens(40), past_key_values=cache_for(model, "head-aware-groups")).logits
+    fresh = model(tokens(40), past_key_values=cache_for(model, "head-aware-pooled")).logits
     assert torch.equal(reused, fresh)
     assert cache.get_seq_length() == 40
 
@@ -312,7 +312,7 @@ def test_what_is_kept_does_not_depend_on_a_later_question(llama):
         ("h2o-stride", {}),
         ("streaming-absolute", {}),
         ("head-aware", {}),
-        ("head-aware-groups", {"safeguard": 1.0}),
+        ("head-aware-pooled", {"safeguard": 1.0}),
         ("tova", {}),
         ("expected-attention", {"prompt_tokens": None}),  # which ends where each prompt does
         ("pyramidkv", {}),
@@ -385,7 +385,6 @@ def test_gpe_auto_equals_ordinary_positions_and_an_integer_phi_moves_the_target(
         ({"method": "h2o"}, "needs a budget"),
         ({"method": "full", "budget": 64}, "has no budget"),
         ({"method": "h2o", "budget": 64, "lamda": 1}, "unknown option 'lamda'"),
-        ({"method": "head-aware", "budget": 64, "rule": "per-head"}, "needs a calibration"),
         ({"method": "h2o", "budget": 64, "stride": 0}, "stride must be 1 or more"),
     ],
 )

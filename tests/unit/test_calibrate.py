@@ -17,10 +17,13 @@ def test_a_model_is_calibrated_and_its_cache_made_with_what_comes_out(tmp_path, 
     download("tiny", Random(), model)
     build({"source": "file", "path": str(Path(__file__).parents[2] / "LICENSE")}, text)
     command = ["calibrate", str(model), "--text", str(text), "--out", str(out)]
-    options = ["length=400", "contexts=1", "tasks=[recall]"]
+    options = ["length=400", "contexts=1", "tasks=[recall]", "scorer_lengths=[300]"]
     cli.main([*command, "--set", *options])
-    assert str(out) in capsys.readouterr().out
+    how, fit = capsys.readouterr().out.splitlines()[-2:]
     found = json.loads(out.read_text())
+    assert str(out) in how
+    for share, kept in found["scorer"]["kept"].items():
+        assert 0 < kept <= 1 and f"{kept:.0%} at {share}" in fit
     assert found["calibration"]["tasks"] == ["recall"]
     loaded, tokenizer = load(model, "float32")
     cache = make_cache(attach(loaded), "head-aware", 40, calibration=found)

@@ -317,10 +317,6 @@ def test_a_context_in_chunks_never_exceeds_the_budget(home):
     [
         ({"length": 5000}, "length 5000 exceeds the 4096 tokens"),
         ({"budget": 6}, "fewer than the 8"),
-        (
-            {"method": {"name": "x", "policy": "head-aware", "rule": "per-head"}},
-            "needs a calibration",
-        ),
         ({"dtype": "int8"}, "dtype 'int8' is unknown"),
     ],
 )

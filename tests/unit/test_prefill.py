@@ -41,12 +41,9 @@ VARIANTS = {
     "kvzip": {},
     "kvzip-plus": {},
     "head-aware": {},
-    "head-aware-rules": {"method": "head-aware", "loss": "output", "rule": "per-head"},
-    "head-aware-groups": {
-        "method": "head-aware", "rule": "attention", "loss": "mass",
-        "group_mix": 0.3, "safeguard": 0.5,
-    },
-}  # fmt: skip
+    "head-aware-window": {"method": "head-aware", "rule": "window"},
+    "head-aware-pooled": {"method": "head-aware", "safeguard": 0.5},
+}
 VARIANTS |= {
     f"{name}-{bits}bit": {"method": name, "bits": bits}
     for name, bits in [
@@ -73,7 +70,7 @@ def recorded(model, path, ids=IDS, methods=METHODS, facts=FACTS) -> Prefill:
     names = {
         name
         for key in methods
-        for rule in ("diversity", "per-head")
+        for rule in ("diversity", "window")
         for name in METHODS[key].signals({"rule": rule})
     }
     record(model, ids, [signal_class(name) for name in sorted(names)], path, facts)
@@ -154,7 +151,7 @@ def test_methods_say_by_which_signals_they_watch_a_prompt(name):
     options = filled("method", {}, method.options)
     rules = method.options["rule"].schema["enum"] if "rule" in options else [None]
     for rule in rules:
-        given = options | ({"rule": rule, "loss": "output"} if rule else {})
+        given = options | ({"rule": rule} if rule else {})
         calibration = tiny_calibration(2, 3, 6) if method.calibrated else None
         policy = make_policy(name, calibration, **given)
         policy.budgets(geometry_of(tiny_model("gemma2")), BUDGET, 90)
@@ -162,11 +159,9 @@ def test_methods_say_by_which_signals_they_watch_a_prompt(name):
             type(each)
             for layer in (0, 1)
             for each in policy.signals(layer)
-            if not each.in_repetition
+            if not each.in_repetition and not each.of_arrival
         }
-        assert used <= set(map(signal_class, method.signals(given)))
-        if rule != "per-head":
-            assert used == set(map(signal_class, method.signals(given)))
+        assert used == set(map(signal_class, method.signals(given)))
 
 
 # What is refused, in words.

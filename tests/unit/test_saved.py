@@ -31,11 +31,8 @@ VARIANTS = {
     "full-phi": {"method": "full", "phi": 7},
     "streaming-llm-absolute": {"method": "streaming-llm", "positions": "absolute"},
     "adakv-snapkv": {"method": "snapkv", "safeguard": 0.8},
-    "head-aware-rules": {"method": "head-aware", "loss": "output", "rule": "per-head"},
-    "head-aware-groups": {
-        "method": "head-aware", "rule": "attention", "loss": "mass",
-        "group_mix": 0.3, "safeguard": 0.5,
-    },
+    "head-aware-window": {"method": "head-aware", "rule": "window"},
+    "head-aware-pooled": {"method": "head-aware", "safeguard": 0.5},
     "h2o-stride": {"method": "h2o", "stride": 5},
     "h2o-chunks": {"method": "h2o", "prefill_chunk": 16},
     "expected-attention-chunks": {"method": "expected-attention", "prefill_chunk": 16},

@@ -51,13 +51,13 @@ def test_who_evicts_while_the_context_is_read_adopts_nothing(config, entry):
 def test_the_signals_are_those_of_all_methods_of_the_place(config, entry):
     config["methods"] |= {
         "snap": {"policy": "snapkv"},
-        "rules": {"policy": "head-aware", "rule": "per-head"},
+        "window": {"policy": "head-aware", "rule": "window"},
     }
     signals = {
         ("full", "ours"): [],
         ("h2o",): ["received:Attention"],
         ("h2o", "snap"): ["received:Attention", "received:Window"],
-        ("rules",): ["received:Attention", "received:Window"],
+        ("h2o", "window"): ["received:Attention", "received:Window"],
     }
     identities = set()
     for methods, wanted in signals.items():

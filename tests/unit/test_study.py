@@ -70,7 +70,7 @@ def config(tmp_path, monkeypatch) -> dict:
         "methods": {
             "full": {"policy": "full"},
             "h2o": {"policy": "h2o", "title": "H2O"},
-            "ours": {"policy": "head-aware", "group_mix": 0.5},
+            "ours": {"policy": "head-aware", "safeguard": 0.5},
         },
         "calibration": {"length": 500},
         "experiments": [
@@ -112,7 +112,7 @@ def test_a_spec_holds_what_the_cell_depends_on_and_no_titles(config):
     }
     ours = cell_of(study, "ours", "20p")
     assert ours.spec["calibration"] == {**DEFAULTS, "length": 500}
-    assert ours.spec["method"]["group_mix"] == 0.5
+    assert ours.spec["method"]["safeguard"] == 0.5
     assert ours.spec["method"]["rule"] == methods.METHODS["head-aware"].options["rule"].default
     assert place(ours.calibration) == "results/calibrations/m/default.json"
     assert h2o.calibration is None
@@ -216,8 +216,12 @@ def change(config: dict, path: str, value: object) -> None:
     [
         ("sed", 1, r"unknown key 'sed' at the top level, did you mean 'seed'\?"),
         ("experiments/0/budgts", [1], r"'budgts' at experiments: number 1, did you mean 'budgets'"),
-        ("methods/ours/groupmix", 1, r"'groupmix' at methods: ours, did you mean 'group_mix'"),
-        ("methods/ours/group_mix", 2, r"methods: ours: group_mix: 2 is greater than the maximum"),
+        ("methods/ours/safegard", 1, r"'safegard' at methods: ours, did you mean 'safeguard'"),
+        (
+            "methods/ours/safeguard",
+            2,
+            r"methods: ours: safeguard must be a number from 0 to 1, not 2",
+        ),
         ("dtype", "int8", r"config: dtype: 'int8' is not one of"),
         ("study", "a/b", r"config: study: 'a/b' does not match"),
         ("models/A B", {"source": "random"}, r"config: models: bad name 'A B'; use lower-case"),
@@ -270,7 +274,7 @@ def change(config: dict, path: str, value: object) -> None:
             0,
             r"config: tasks: needle: needles: 0 is less than the minimum of 1",
         ),
-        ("methods/h2o/group_mix", 0.5, r"methods: h2o: unknown option 'group_mix'; it has none"),
+        ("methods/h2o/safeguard", 0.5, r"methods: h2o: unknown option 'safeguard'; it has none"),
         ("methods/h2o/bits", 3, r"methods: h2o: bits: 3 is not one of \[2, 4, 8\]"),
         ("methods/h2o/value_bits", 2, r"methods: h2o: value_bits needs bits"),
         (

@@ -3,6 +3,8 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from kvbudget.policies.classify import classify
+
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
 VOCABULARY = 97
 WINDOW = 16  # of the sliding-window layers of Gemma
@@ -42,7 +44,9 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 
 
-def tiny_calibration(layers: int, kv_heads: int, query_heads: int, seed: int = 0) -> dict:
+def tiny_calibration(
+    layers: int, kv_heads: int, query_heads: int, seed: int = 0, head_dim: int = 16
+) -> dict:
     """A random calibration of the right shape, with convex and non-convex loss curves."""
     generator = torch.Generator().manual_seed(seed)
     shares = [0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0]
@@ -56,13 +60,19 @@ def tiny_calibration(layers: int, kv_heads: int, query_heads: int, seed: int = 0
         falling = steps.flip(-1).cumsum(-1).flip(-1) / steps.sum(-1, keepdim=True)
         return torch.cat((falling, torch.zeros(layers, kv_heads, 1)), dim=-1).tolist()
 
+    heads = {name: scores() for name in ("retrieval", "induction", "local", "sink", "previous")}
+    thresholds = {"retrieval": 0.8, "induction": 0.6}
+    weights = torch.randn(layers, 2 * kv_heads * (head_dim + 1), kv_heads, generator=generator)
+    powers = 0.3 + torch.rand(layers, kv_heads, 1, generator=generator)
     return {
+        "layers": list(range(layers)),
         "kv_heads": kv_heads,
         "query_heads": query_heads,
-        "heads": {
-            name: scores() for name in ("retrieval", "induction", "local", "sink", "previous")
-        },
-        "thresholds": {"retrieval": 0.8, "induction": 0.6},
+        "heads": heads,
+        "thresholds": thresholds,
+        "classes": classify(heads, kv_heads, thresholds),
+        "scorer": {"weights": weights.tolist(), "bias": [[0.5] * kv_heads] * layers},
+        "spread": (torch.tensor(shares) ** powers).tolist(),
         "shares": shares,
         "loss": {
             "answer": {"diversity": curves()},

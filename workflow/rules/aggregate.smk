@@ -8,6 +8,7 @@ TABLES = [
     "allocation",
     "loss_curves",
     "stability",
+    "scorer",
     "models",
     "provenance",
     "code_digests",

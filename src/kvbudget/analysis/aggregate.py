@@ -12,6 +12,7 @@ from kvbudget.analysis.head_rows import (
     head_rows,
     load_calibrations,
     loss_rows,
+    scorer_rows,
     stability_rows,
 )
 from kvbudget.analysis.measured import measured
@@ -56,6 +57,7 @@ def aggregate(study: Study, out: Path, draft: bool = False) -> None:
         "allocation": allocation_rows(groups, calibrations),
         "loss_curves": loss_rows(calibrations),
         "stability": stability_rows(calibrations),
+        "scorer": scorer_rows(calibrations),
         "models": model_rows(study, cells, models),
         "provenance": provenance_rows(cells),
         "code_digests": code_rows(cells),

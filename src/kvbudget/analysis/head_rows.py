@@ -1,5 +1,5 @@
-"""heads.csv, loss_curves.csv, stability.csv and allocation.csv: what heads do and where budgets
-go."""
+"""heads.csv, loss_curves.csv, stability.csv, scorer.csv and allocation.csv: what heads do, how well
+their scores are predicted, and where budgets go."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import pandas as pd
 
 from kvbudget.analysis.measured import Measured
 from kvbudget.errors import UserError
-from kvbudget.study.plan import DEFAULT, OURS, SEEDED, Study
+from kvbudget.study.plan import OURS, Study
 
 SIGNALS = ("retrieval", "induction", "local", "sink", "previous")
 
@@ -26,14 +26,14 @@ def load_calibrations(study: Study) -> dict[str, dict]:
     found = {}
     for planned in study.calibrations:
         path = study.root / planned.path
-        own = planned.name.split(SEEDED)[0] == DEFAULT
-        if not own or planned.model in found or not path.exists():
+        if not planned.own or planned.model in found or not path.exists():
             continue
         try:
             calibration = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise _bad(study, planned.path, f"not JSON ({error})") from error
-        if not _finite([calibration["heads"], calibration["loss"]]):
+        told = (calibration["heads"], calibration["loss"], calibration["scorer"]["kept"])
+        if not _finite(list(told)):
             raise _bad(study, planned.path, "holds a number that is not finite")
         found[planned.model] = calibration
     return found
@@ -96,6 +96,15 @@ def stability_rows(calibrations: dict[str, dict]) -> pd.DataFrame:
         {"model": model, "signal": signal, "correlation": correlation}
         for model, calibration in calibrations.items()
         for signal, correlation in calibration["stability"].items()
+    )
+
+
+def scorer_rows(calibrations: dict[str, dict]) -> pd.DataFrame:
+    """One row a share of tokens: what the predicted best hold of what the truly best hold."""
+    return pd.DataFrame(
+        {"model": model, "share": float(share.rstrip("%")) / 100, "kept": kept}
+        for model, calibration in calibrations.items()
+        for share, kept in calibration["scorer"]["kept"].items()
     )
 
 

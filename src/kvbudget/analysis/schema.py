@@ -204,6 +204,17 @@ TABLES: dict[str, DataFrameSchema] = {
         },
         [*MODEL, "signal"],
     ),
+    "scorer": _table(
+        {
+            **MODEL,
+            "share": _share("share of tokens kept, of all heads of all layers together"),
+            "kept": _share(
+                "part of all scores that the tokens predicted best have, over what the truly best"
+                " would have, on contexts that the scorer was not fitted on"
+            ),
+        },
+        [*MODEL, "share"],
+    ),
     "models": _table(
         {
             **MODEL,

@@ -389,17 +389,23 @@ class BudgetedLayer(AttendingLayer):
         self.options.plan.begin(prompt.count)
         self._begin(prompt.keys)
         needed = self.store.slots.signals
-        if missing := [each.name for each in self._growing() if each.name not in prompt.signals]:
+        found = prompt.signals | self._of_arrival(prompt)
+        if missing := [each.name for each in self._growing() if each.name not in found]:
             raise UserError(
                 f"the prefill does not hold the signal {missing[0]!r}, by which the method keeps "
                 "tokens; record it anew with the signals of this method"
             )
         # What grows with a repetition has not begun to.
         none = torch.zeros(prompt.positions.shape, device=prompt.keys.device)
-        numbers = {name: prompt.signals.get(name, none) for name in needed}
+        numbers = {name: found.get(name, none) for name in needed}
         self.seen = prompt.count
         self._keep(replace(prompt, signals=numbers))
         self.is_initialized = True
+
+    def _of_arrival(self, prompt: Tokens) -> dict[str, Tensor]:
+        """Numbers of the signals that follow from keys and values alone."""
+        arrival = Arrival(None, prompt.keys, prompt.values, prompt.positions, True, self.rotation)
+        return {each.name: each.arrive(arrival) for each in self.signals if each.of_arrival}
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Let what stands on top of the context become these of its rows. Refused elsewhere."""

@@ -28,7 +28,8 @@ class Arrival:
     """New tokens of all heads of a layer, as the model gives them.
 
     Attributes:
-        query: `(batch, query_heads, new, head_dim)`, rotated to its position.
+        query: `(batch, query_heads, new, head_dim)`, rotated to its position; None of a prompt
+            that is adopted.
         key, value: `(batch, kv_heads, new, head_dim)`, the key rotated, too.
         positions: `(batch, kv_heads, new)` int32, positions in the sequence; -1 for padding. A
             model that is given a padded batch without `position_ids` counts padding, too.
@@ -36,7 +37,7 @@ class Arrival:
         rotation: how the layer turns queries and keys; None if the policy does not ask for it.
     """
 
-    query: Tensor
+    query: Tensor | None
     key: Tensor
     value: Tensor
     positions: Tensor
@@ -145,11 +146,14 @@ class Signal:
     Attributes:
         name: under which candidates have the numbers.
         in_repetition: whether it grows while the context is repeated, instead of by what is read.
+        of_arrival: whether its numbers follow from the keys and values that arrive, and from
+            nothing else: they are worked out anew of a prompt that is adopted.
         unrotates: whether it sees keys or queries as they were before their rotation.
     """
 
     name: str
     in_repetition = False
+    of_arrival = False
     unrotates = False
 
     def arrive(self, arrival: Arrival) -> Tensor | None:

@@ -22,6 +22,8 @@ from kvbudget.calibration.curves import loss_curves
 from kvbudget.calibration.options import OPTIONS
 from kvbudget.calibration.probe import probe
 from kvbudget.calibration.prompts import Prompt, mixture
+from kvbudget.calibration.records import contexts
+from kvbudget.calibration.scorer import fit
 from kvbudget.options import filled
 from kvbudget.policies.classify import classify
 from kvbudget.policies.rules import RULES
@@ -71,6 +73,18 @@ def calibrate(
         tqdm.write("warning: no calibration answer is right, so no head is seen to retrieve")
     heads = {"induction": induction, **mean_signals(measured, induction.shape)}
     heads = {name: _rounded(each) for name, each in heads.items()}
+    lengths, count = spec["scorer_lengths"], spec["scorer_contexts"]
+    fitted = fit(
+        model,
+        tokenizer,
+        tqdm(
+            list(contexts(tokenizer, passages, lengths, range(count), spec["seed"])),
+            desc="scorer",
+            unit="context",
+        ),
+        list(contexts(tokenizer, passages, lengths, [count], spec["seed"])),
+        SHARES,
+    )
     return {
         "query_heads": geometry.query_heads,
         "kv_heads": geometry.kv_heads,
@@ -83,6 +97,12 @@ def calibrate(
             kind: {rule: _rounded(curve) for rule, curve in rules.items()}
             for kind, rules in mean_curves(measured).items()
         },
+        "scorer": {
+            "weights": [_rounded(each.weights) for each in fitted.scorers],
+            "bias": _rounded(torch.stack([each.bias for each in fitted.scorers])),
+            "kept": {f"{share:.0%}": round(kept, 4) for share, kept in fitted.kept.items()},
+        },
+        "spread": _rounded(fitted.spread),
         "stability": stability(measured, induction, _induction(model, spec["seed"] + 1)),
         "calibration": {"prompts": len(prompts), "answered_right": right, **spec},
     }

@@ -8,10 +8,10 @@ TASKS = ("needles", "recall", "reading", "tracking", "words")
 RULES = ("attention", "window", "diversity", "recency")
 
 
-def _some(default: list[str], about: str, values: Iterable[str]) -> Option:
+def _some(default: list[str], about: str, values: Iterable[str], least: int) -> Option:
     items = {"enum": list(values)}
     return Option(
-        default, about, {"type": "array", "minItems": 1, "uniqueItems": True, "items": items}
+        default, about, {"type": "array", "minItems": least, "uniqueItems": True, "items": items}
     )
 
 
@@ -22,12 +22,25 @@ OPTIONS: dict[str, Option] = {
     "seed": Option(1, "All prompts follow from it.", {"type": "integer"}),
     "length": count(1000, "Tokens of a calibration prompt.", least=200),
     "contexts": count(2, "Prompts of each task."),
-    "tasks": _some(["needles", "recall", "reading"], "The mixture of prompts.", TASKS),
+    "tasks": _some(["needles", "recall", "reading"], "The mixture of prompts.", TASKS, 1),
     "answer_rules": _some(
-        ["diversity"],
-        "Scoring rules under which it is measured what the answer loses by each head.",
+        [],
+        "Scoring rules under which it is measured what the answer loses by each head, for "
+        "allocation: curves. It takes most of the time.",
         RULES,
+        0,
     ),
+    "scorer_lengths": Option(
+        [500, 1000, 2000],
+        "Tokens of the contexts that are repeated to fit the scorer.",
+        {
+            "type": "array",
+            "minItems": 1,
+            "uniqueItems": True,
+            "items": {"type": "integer", "minimum": 200},
+        },
+    ),
+    "scorer_contexts": count(4, "Contexts of each of these lengths; one more is held out."),
     "recent": count(8, "Last tokens that a head keeps in loss curves."),
     "thresholds": Option(
         {"retrieval": 0.1, "induction": 0.3},

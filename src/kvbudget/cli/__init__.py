@@ -21,7 +21,7 @@ COMMANDS = {
     "verify": "name what of a finished study is stale, and why",
     "bundle": "archive the finished cells of a study",
     "unbundle": "put someone's finished cells into results/",
-    "calibrate": "measure what the heads of a model do",
+    "calibrate": "fit Head-Aware to a model",
     "check": "does a model work with our caches?",
     "bench": "time and size of the caches, as ratios",
     "lock": "record the file hashes of a model",

@@ -1,5 +1,5 @@
-"""Measure what the heads of a model do, once; Head-Aware spends its budget by it. Pass the record,
-read as JSON, to make_cache as calibration=."""
+"""Fit Head-Aware to a model, once: what its heads do, what they need, and what scores tokens. Pass
+the record, read as JSON, to make_cache as calibration=."""
 
 import argparse
 from pathlib import Path
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="options of `calibration:` in a study, such as length=1000 contexts=4",
+        help="options of `calibration:` in a study, such as scorer_contexts=8 contexts=4",
     )
 
 
@@ -33,5 +33,8 @@ def run(args: argparse.Namespace) -> None:
         if not given:
             raise UserError(f"--set takes KEY=VALUE, not {word!r}")
         spec[key] = yaml.safe_load(value)
-    write_json(args.out, calibrate_model(args.model, args.text, spec))
+    found = calibrate_model(args.model, args.text, spec)
+    write_json(args.out, found)
     print(f"{args.out}: make_cache(model, 'head-aware', budget, calibration=json.load(open(...)))")
+    told = ", ".join(f"{kept:.0%} at {share}" for share, kept in found["scorer"]["kept"].items())
+    print(f"fit: of what the best tokens of a held-out text score, the predicted best have {told}")

@@ -96,7 +96,16 @@ FIGURES = {
 NUMBERS = Made(
     module="kvbudget.paper.numbers",
     what="every number of the prose",
-    csv=("cells", "comparisons", "pooled", "heads", "stability", "provenance", "missing"),
+    csv=(
+        "cells",
+        "comparisons",
+        "pooled",
+        "heads",
+        "stability",
+        "scorer",
+        "provenance",
+        "missing",
+    ),
     template="numbers.tex.j2",
 )
 

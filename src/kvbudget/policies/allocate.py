@@ -8,6 +8,9 @@ equally steeply (the KKT condition), and a greedy step never has to be taken bac
 
 import numpy as np
 
+#: What a weight counts at least, so that heads of no weight share what the others cannot take.
+_LEAST = 1e-9
+
 
 def lower_hull(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vertices of the lower convex hull of the points `(x, y)`, `x` strictly ascending.
@@ -73,8 +76,8 @@ def round_to_sum(values: np.ndarray, total: int) -> np.ndarray:
     return floors
 
 
-def by_class(weights: np.ndarray, total: int, floor: int, tokens: int) -> np.ndarray:
-    """Budgets proportional to the weight of each head's class, within `[floor, tokens]`.
+def in_proportion(weights: np.ndarray, total: int, floor: int, tokens: int) -> np.ndarray:
+    """Budgets proportional to the weights of heads, within `[floor, tokens]`.
 
     What a head cannot take because it is full is shared out among the others. Returns `(heads,)`
     integers that add up to `total`.
@@ -85,7 +88,7 @@ def by_class(weights: np.ndarray, total: int, floor: int, tokens: int) -> np.nda
     left_over = float(total - heads * floor)
     open_heads = np.ones(heads, dtype=bool)
     while left_over > 1e-9 and open_heads.any():
-        grant = np.where(open_heads, weights, 0.0)
+        grant = np.where(open_heads, weights + _LEAST, 0.0)
         grant = left_over * grant / grant.sum()
         taken = np.minimum(grant, tokens - budgets)
         budgets += taken

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvbudget.errors import UserError
 from kvbudget.policies.allocate import round_to_sum
 
 
@@ -19,25 +18,18 @@ def pooled(
     """Budgets of a layer's heads by the best scores of each group (Feng et al., 2024).
 
     Args:
-        scores: `(1, tokens)` of each KV head.
+        scores: `(batch, tokens)` of each KV head. The sequences of a batch share budgets: their
+            best scores count with their mean, and so do their second best, and so on.
         budgets: of each KV head before.
         groups: KV heads that pool their budgets.
         safeguard: share of its budget that each head keeps whatever its scores.
-
-    Raises:
-        UserError: for a batch, whose sequences would need budgets of their own.
     """
     if safeguard == 1:
         return list(budgets)
-    if scores[0].shape[0] > 1:
-        raise UserError(
-            "safeguard below 1 gives each sequence budgets of its own, which a batch cannot "
-            "share; use batches of one, or safeguard: 1"
-        )
     given = np.array(budgets)
     for group in map(list, groups):
         pool = int(given[group].sum())
-        ranked = [scores[head][0].cpu().sort(descending=True, stable=True).values for head in group]
+        ranked = [scores[head].cpu().sort(descending=True).values.mean(dim=0) for head in group]
         for head, own in zip(group, ranked, strict=True):
             own[: int(safeguard * budgets[head] + 1e-9)] = float("inf")
         owners = torch.cat([torch.full(own.shape, i) for i, own in enumerate(ranked)])

@@ -68,13 +68,13 @@ _SAFEGUARD = share(
 
 _REPEATED = 2048  # tokens that KVzip and KVzip+ repeat at a time, as published
 
-#: The signals that a rule of Head-Aware may need.
+#: The signals that a rule of Head-Aware may need beside keys and values.
 _OF_RULE = {
+    "predicted": (),
+    "diversity": (),
     "attention": (ATTENTION,),
     "window": (WINDOW,),
-    "diversity": (),
     "recency": (),
-    "per-head": (ATTENTION, WINDOW),
 }
 
 METHODS: dict[str, Method] = {
@@ -112,9 +112,9 @@ METHODS: dict[str, Method] = {
         "head_aware:HeadAware",
         {
             "allocation": choice(
-                "curves",
+                "predicted",
                 "Where the budgets of heads come from.",
-                ("curves", "class", "uniform"),
+                ("predicted", "curves", "class", "uniform"),
             ),
             "loss": choice(
                 "answer",
@@ -122,20 +122,12 @@ METHODS: dict[str, Method] = {
                 "attention mass.",
                 ("answer", "output", "mass"),
             ),
-            "rule": choice(
-                "diversity",
-                "The score by which a head keeps tokens; per-head takes what loses least.",
-                _OF_RULE,
-            ),
-            "group_mix": share(
-                0.0, "λ, from independent eviction (0) to one set of tokens a group (1)."
-            ),
+            "rule": choice("predicted", "The score by which a head keeps tokens.", _OF_RULE),
             "safeguard": share(
                 None,
                 "α, the share of its budget that each head is sure of; the rest is pooled over its "
-                "group. By default 1, or 0.5 without a calibration.",
+                "layer. By default 1, or 0.5 without a calibration.",
             ),
-            "gqa": choice("max", "How the query heads of a KV head are reduced.", ("max", "mean")),
             "recent": count(8, "Last tokens that every head keeps."),
         },
         calibrated=True,

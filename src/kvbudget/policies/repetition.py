@@ -40,12 +40,24 @@ def reconstruct(
         UserError: the cache is of another method, or holds something else, or was compressed
             before; the model's context is too short to repeat.
     """
+    repeat(model, tokenizer, cache, ids)
+    cache.compress()
+
+
+@torch.no_grad()
+def repeat(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: BudgetedCache,
+    ids: list[int],
+) -> None:
+    """Let the signals of repetitions grow over a whole context; what is repeated is forgotten.
+    Arguments and errors as of `reconstruct`."""
     _check(model, cache, ids)
     with cache.plan.policy.watching(model):
         for chunk, repetition in repetitions(tokenizer, ids):
             with cache.repeating(chunk):
                 read_aside(model, cache, repetition, logits=1)
-    cache.compress()
 
 
 def _check(model: PreTrainedModel, cache: BudgetedCache, ids: list[int]) -> None:

@@ -1,7 +1,7 @@
 """Scoring rules that Head-Aware chooses among.
 
-Each rule maps candidates to scores of 0 or more, `(batch, heads, tokens)` float32. Within one rule
-the scores of heads are comparable as they are; across rules only `relative` to a head's mean.
+Each rule maps candidates to scores of 0 or more, `(batch, heads, tokens)` float32, which can be
+compared over heads.
 """
 
 from collections.abc import Callable
@@ -46,13 +46,6 @@ def diversity(candidates: Candidates) -> Tensor:
     weights = (candidates.positions >= 0) / lengths
     mean = normalize(weights.unsqueeze(-2) @ keys, dim=-1)
     return 1 - (keys @ mean.transpose(-1, -2)).squeeze(-1) / lengths
-
-
-def relative(scores: Tensor, candidates: Candidates) -> Tensor:
-    """Scores over their mean in each head, padding left out: 1 is an average token."""
-    real = candidates.positions >= 0
-    scores = scores.clamp(min=0) * real
-    return scores * real.sum(dim=-1, keepdim=True) / scores.sum(dim=-1, keepdim=True)
 
 
 RULES: dict[str, Callable[[Candidates], Tensor]] = {

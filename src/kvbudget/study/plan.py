@@ -49,6 +49,11 @@ class Calibration:
     text: str
 
     @property
+    def own(self) -> bool:
+        """Whether it is the plan's own, with whatever seed, and not one of `calibrations`."""
+        return self.name.split(SEEDED)[0] == DEFAULT
+
+    @property
     def path(self) -> str:
         return f"results/calibrations/{self.model}/{self.name}-{self.identity[:DIGITS]}.json"
 

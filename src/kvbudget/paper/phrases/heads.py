@@ -2,21 +2,51 @@
 
 from collections.abc import Iterator
 
+from kvbudget.calibration.options import OPTIONS
+from kvbudget.options import filled
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
+from kvbudget.paper.phrases.words import count, percent, span
 from kvbudget.paper.source import Source
+
+NO_CALIBRATION = Latex("This study holds no calibration.")
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
-    """How many heads are of each class, and how far two halves of the calibration agree."""
+    """How well scores are predicted, how many heads are of each class, and how far two halves of
+    the calibration agree."""
+    yield "summary/fit", _fit(src)
     yield "summary/classes", _classes(src)
     yield "summary/stability", _stability(src)
+
+
+def _fit(src: Source) -> Latex:
+    """On what the scorer is fitted, and what its choice holds of what the best would."""
+    frame = src.table("scorer")
+    if frame.empty:
+        return NO_CALIBRATION
+    own = next(each for each in src.study.calibrations if each.own)
+    spec = filled("calibration", own.spec, OPTIONS)
+    lengths = spec["scorer_lengths"]
+    contexts = count(spec["scorer_contexts"] * len(lengths), "context")
+    texts = [
+        f"In this study the map is fitted on {contexts} of {span(min(lengths), max(lengths), 0)} "
+        "tokens, and judged on others."
+    ]
+    for model, group in frame.groupby("model", sort=False):
+        (share, kept), *more = zip(group["share"], group["kept"], strict=True)
+        rest = "".join(f"; of {percent(s)} they hold {percent(k)}" for s, k in more)
+        texts.append(
+            f"With {latex.title(src.study, 'models', model)}, the {percent(share)} of tokens that "
+            f"it ranks first hold {percent(kept)} of the scores that the truly best hold{rest}."
+        )
+    return Latex(" ".join(texts))
 
 
 def _classes(src: Source) -> Latex:
     heads = src.table("heads").drop_duplicates(["model", "layer", "kv_head"])
     if heads.empty:
-        return Latex("This study holds no calibration.")
+        return NO_CALIBRATION
     texts = []
     for model, group in heads.groupby("model", sort=False):
         counts = group["class"].value_counts().sort_index()
@@ -27,7 +57,7 @@ def _classes(src: Source) -> Latex:
 
 
 def _stability(src: Source) -> Latex:
-    """How well two halves of the calibration agree, on signals that decide something."""
+    """How well two halves of the calibration agree on what heads do and on what answers lose."""
     texts = []
     for model, group in src.table("stability").groupby("model", sort=False):
         listed = latex.listing(
@@ -39,5 +69,6 @@ def _stability(src: Source) -> Latex:
     if not texts:
         return Latex("The calibration is too small to be halved.")
     return Latex(
-        "Rank correlations over heads between two disjoint halves of it: " + " ".join(texts)
+        "What heads are found to do, in two disjoint halves of the calibration, has rank "
+        "correlations over heads of: " + " ".join(texts)
     )

@@ -15,6 +15,7 @@ from kvbudget.paper.phrases.words import (
     capital,
     count,
     decidable,
+    percent,
     span,
     title,
 )
@@ -121,14 +122,14 @@ def _choice(src: Source) -> Latex:
     rows = sorted(means.to_dict("records"), key=lambda row: budgets.order(row["budget"]))
     for row in rows[:SHOWN]:
         texts.append(
-            f"{capital(at(row['budget'], row['all_kept']))}, {_percent(row['any'])} of "
+            f"{capital(at(row['budget'], row['all_kept']))}, {percent(row['any'])} of "
             "Head-Aware's answers are some needle of the context."
         )
         if not pd.isna(row["given_any"]):
-            texts.append(f"Of these {_percent(row['given_any'])} are the right one.")
+            texts.append(f"Of these {percent(row['given_any'])} are the right one.")
         texts.append(
-            f"By likelihood it prefers the right needle in {_percent(row['choice'])} of "
-            f"questions, where chance is {_percent(row['chance'])}."
+            f"By likelihood it prefers the right needle in {percent(row['choice'])} of "
+            f"questions, where chance is {percent(row['chance'])}."
         )
     return Latex(" ".join(texts))
 
@@ -143,7 +144,3 @@ def _means(cells: pd.DataFrame) -> pd.DataFrame:
         index=["budget", "all_kept"], columns="metric", values="value", sort=False
     )
     return frame.reindex(columns=["any", "given_any", "choice", "chance"]).reset_index()
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}\\%"

@@ -32,6 +32,11 @@ def span(low: float, high: float, digits: int = 2) -> str:
     return a if a == b else f"{a} to {b}"
 
 
+def percent(share: float) -> str:
+    """`81\\%`."""
+    return f"{100 * share:.0f}\\%"
+
+
 def bits(name: str) -> str:
     """`four bits`; of keys and values that differ, `4 bits for keys and 2 for values`."""
     if name in _BITS:

@@ -1,0 +1,62 @@
+"""What a repetition of the context would attend to, predicted from keys and values as they arrive.
+
+KVzip (Kim et al., NeurIPS 2025) scores a token by the most attention that it gets while the model
+repeats its context. A linear map of a layer's keys before rotation, its values and their norms
+predicts the logarithm of that score for each KV head. All heads of the layer are the features of
+each: together they hold nearly what the hidden state holds, of which each head alone sees a part.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from kvbudget.cache.signals import Arrival, Signal
+
+
+def features(key: Tensor, value: Tensor) -> Tensor:
+    """What scores are predicted from.
+
+    Args:
+        key, value: of all KV heads of a layer, `(batch, kv_heads, tokens, head_dim)`, keys before
+            rotation.
+
+    Returns:
+        `(batch, tokens, 2 * kv_heads * (head_dim + 1))` float32: keys, values, and their norms.
+    """
+    both = [key.float().transpose(1, 2), value.float().transpose(1, 2)]
+    return torch.cat([*(x.flatten(2) for x in both), *(vector_norm(x, dim=-1) for x in both)], -1)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The linear map of a layer.
+
+    Attributes:
+        weights: `(features, kv_heads)`.
+        bias: `(kv_heads,)`.
+    """
+
+    weights: Tensor
+    bias: Tensor
+
+    def __call__(self, key: Tensor, value: Tensor) -> Tensor:
+        """Predicted log-scores `(batch, kv_heads, tokens)` float32; arguments as of `features`."""
+        found = features(key, value)
+        weights, bias = self.weights.to(found.device), self.bias.to(found.device)
+        return (found @ weights + bias).transpose(1, 2)
+
+
+class Predicted(Signal):
+    """The score that each token comes with."""
+
+    name = "predicted"
+    of_arrival = True
+    unrotates = True
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def arrive(self, arrival: Arrival) -> Tensor:
+        return self._scorer(arrival.unrotated_key, arrival.value)

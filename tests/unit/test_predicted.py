@@ -1,0 +1,236 @@
+"""The predicted score: what it is computed from, how it is fitted, and what is kept by it."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import Oracle
+from tiny import VOCABULARY, tiny_calibration, tiny_model
+from torch.testing import assert_close
+
+from kvbudget import attach, make_cache
+from kvbudget.cache.budget import SINKS, Geometry
+from kvbudget.cache.cache import geometry_of
+from kvbudget.calibration.records import _THINGS, contexts
+from kvbudget.calibration.scorer import FLOOR, Moments, Read, spread
+from kvbudget.policies.make import make_policy
+
+BUDGET = 20
+KINDS = ["llama", "qwen3", "gemma3_text"]
+
+
+def tokens(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, VOCABULARY, (1, count), generator=generator)
+
+
+def calibration_of(model) -> dict:
+    return tiny_calibration(len(geometry_of(model).layers), 3, 6)
+
+
+def by_hand(kind: str, ids: torch.Tensor, calibration: dict) -> dict[int, torch.Tensor]:
+    """Scores `(kv_heads, tokens)` of full-attention layers, from what a stock model projects."""
+    stock, seen = tiny_model(kind), {}
+    for index, layer in enumerate(stock.model.layers):
+        attention = layer.self_attn
+        # What is rotated: after the norm of keys, where there is one.
+        key = getattr(attention, "k_norm", attention.k_proj)
+        for name, module in (("key", key), ("value", attention.v_proj)):
+            module.register_forward_hook(
+                lambda _, __, output, place=(index, name): seen.update({place: output[0]})
+            )
+    stock(ids)
+    scores = {}
+    full = [i for i, layer in enumerate(stock.model.layers) if not _slides(layer)]
+    for place, index in enumerate(full):
+        key, value = seen[index, "key"], seen[index, "value"]
+        key = key.transpose(0, 1) if kind.startswith("gemma3") else key.view(ids.shape[1], 3, -1)
+        value = value.view(ids.shape[1], 3, -1)
+        weights = torch.tensor(calibration["scorer"]["weights"][place])
+        bias = torch.tensor(calibration["scorer"]["bias"][place])
+        scores[index] = torch.zeros(3, ids.shape[1])
+        for token in range(ids.shape[1]):
+            norms = [key[token].norm(dim=-1), value[token].norm(dim=-1)]
+            own = torch.cat([key[token].flatten(), value[token].flatten(), *norms])
+            scores[index][:, token] = own @ weights + bias
+    return scores
+
+
+def _slides(layer) -> bool:
+    return bool(getattr(layer.self_attn, "sliding_window", None))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_keep_the_tokens_of_the_highest_predicted_scores(kind):
+    model, ids = attach(tiny_model(kind)), tokens(60)
+    calibration = calibration_of(model)
+    cache = make_cache(model, "head-aware", BUDGET, calibration=calibration)
+    model(ids, past_key_values=cache)
+    expected = by_hand(kind, ids, calibration)
+    assert expected
+    for (index, scores), budgets in zip(expected.items(), cache.plan.budgets(), strict=True):
+        for head, positions in enumerate(cache.kept_positions(index)):
+            assert len(positions) == budgets[head]
+            assert {*range(4), *range(52, 60)} <= set(positions.tolist())
+            kept = torch.isin(torch.arange(60), positions)
+            evicted = scores[head][~kept]
+            middle = scores[head][SINKS:52][kept[SINKS:52]]
+            # A token that comes twice has one score twice, in the first layer.
+            assert middle.numel() == 0 or middle.min() >= evicted.max() - 1e-4
+
+
+@pytest.mark.parametrize("pieces", [[60], [25, 1, 34], [7] * 8 + [4], [40, *[1] * 20]])
+def test_scores_are_the_same_however_tokens_come(pieces):
+    """And in a quantised cache, too, as they come from exact keys and values."""
+    model, ids = attach(tiny_model("llama")), tokens(60)
+    calibration = calibration_of(model)
+    expected = by_hand("llama", ids, calibration)
+    for bits in (None, 4):
+        cache = make_cache(
+            model, "head-aware", 60, calibration=calibration, prompt_tokens=60, bits=bits,
+            allocation="uniform",
+        )  # fmt: skip
+        for piece in ids.split(pieces, dim=1):
+            model(piece, past_key_values=cache)
+        # What later layers see depends on how the first have stored.
+        layer = cache.budgeted[0] if bits else cache.budgeted[-1]
+        (held,) = layer.store.slots.tokens()
+        order = held.positions[0, 0].long()
+        wanted = expected[0 if bits else 3][:, order]
+        assert_close(held.signals["predicted"][0], wanted, atol=2e-4, rtol=1e-4)
+
+
+def test_padding_changes_no_score():
+    model, ids = attach(tiny_model("llama")), tokens(40)
+    calibration = calibration_of(model)
+    both = torch.cat((ids, torch.cat((torch.zeros(1, 10, dtype=torch.long), ids[:, :30]), 1)))
+    mask = torch.ones_like(both)
+    mask[1, :10] = 0
+    cache = make_cache(model, "head-aware", BUDGET, calibration=calibration)
+    model(both, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+          past_key_values=cache)  # fmt: skip
+    expected = by_hand("llama", ids[:, :30], calibration)
+    for index in range(4):
+        for held in cache.budgeted[index].store.slots.tokens():
+            for i, head in enumerate(held.heads):
+                positions = held.positions[1, i].long()
+                own = held.signals["predicted"][1, i][positions >= 0]
+                wanted = expected[index][head][positions[positions >= 0]]
+                assert_close(own, wanted, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_equals_the_masked_oracle(kind, bits):
+    model = attach(tiny_model(kind))
+    options = {"calibration": calibration_of(model), "stride": 2, "bits": bits}
+    ours, oracle = make_cache(model, "head-aware", BUDGET, **options), Oracle(model)
+    for piece in tokens(90).split([50, 7, *[1] * 33], dim=1):
+        expected = oracle.forward(piece, ours)
+        if bits is None:
+            assert_close(model(piece, past_key_values=ours).logits, expected, atol=1e-5, rtol=1e-5)
+        else:
+            break
+
+
+def test_budgets_are_what_heads_keep_of_typical_text():
+    calibration = tiny_calibration(1, 2, 2)
+    calibration["shares"] = [0.0, 0.2, 1.0]
+    calibration["spread"] = [[[0.0, 0.3, 1.0], [0.0, 0.1, 1.0]]]
+    policy = make_policy("head-aware", calibration)
+    geometry = Geometry(layers=(0,), kv_heads=2, query_heads=2, head_dim=16)
+    # Beside the 12 that each keeps, in proportion to 0.3 and 0.1, and to 0.65 and 0.55.
+    assert policy.budgets(geometry, 200, 1000) == [[12 + 282, 12 + 94]]
+    assert policy.budgets(geometry, 600, 1000) == [[12 + 637, 12 + 539]]
+
+
+def test_a_spread_counts_what_a_pool_of_all_heads_keeps():
+    scores = torch.tensor([[[9.0, 8, 1, 2], [7, 3, 0, -1]]])
+    found = spread(scores, [0.0, 0.25, 0.5, 1.0])
+    assert found.tolist() == [[[0.0, 0.5, 0.5, 1.0], [0.0, 0.0, 0.5, 1.0]]]
+
+
+def test_the_fit_is_ridge_regression_on_cut_logarithms():
+    """Against least squares on standardised features with rows that stand for the penalty."""
+    generator = torch.Generator().manual_seed(1)
+    parts = []
+    for count in (40, 90):
+        key, value = torch.randn(2, 1, 2, count, 3, generator=generator)
+        score = torch.rand(1, 2, count, generator=generator) ** 8
+        parts.append(Read(key + 100, value, score))  # keys may have large means
+    moments = Moments()
+    for part in parts:
+        moments.add(part)
+    scorer = moments.solve(2)
+    rows, targets = [], []
+    for part in parts:
+        for token in range(4, part.score.shape[-1]):
+            key, value = part.key[0, :, token].numpy(), part.value[0, :, token].numpy()
+            norms = [np.linalg.norm(x, axis=-1) for x in (key, value)]
+            rows.append(np.concatenate([key.ravel(), value.ravel(), *norms]))
+            targets.append(np.log(np.maximum(part.score[0, :, token].numpy(), FLOOR)))
+    x, y = np.array(rows, dtype=np.float64), np.array(targets, dtype=np.float64)
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    penalty = np.sqrt(1e-3 * len(x)) * np.eye(x.shape[1])
+    design = np.concatenate([(x - mean) / deviation, penalty])
+    goal = np.concatenate([y - y.mean(axis=0), np.zeros((x.shape[1], 2))])
+    solution = np.linalg.lstsq(design, goal, rcond=None)[0]
+    wanted = ((x - mean) / deviation) @ solution + y.mean(axis=0)
+    got = np.concatenate([scorer(part.key, part.value)[0, :, 4:].T.numpy() for part in parts])
+    np.testing.assert_allclose(got, wanted, atol=2e-3)
+
+
+def test_contexts_of_the_scorer_are_of_the_calibration_split_and_no_needles():
+    class Letters:
+        bos_token_id, chat_template = None, None
+
+        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+            return [ord(letter) for letter in text]
+
+    passages = [f"passage {number} of the text." for number in range(500)]
+    made = list(contexts(Letters(), passages, [300, 600], range(4), 1))
+    assert [len(ids) for ids in made] == [300] * 4 + [600] * 4
+    assert made == list(contexts(Letters(), passages, [300, 600], range(4), 1))
+    assert made != list(contexts(Letters(), passages, [300, 600], range(4), 2))
+    texts = ["".join(map(chr, ids)) for ids in made]
+    numbers = {int(word) for text in texts for word in text.split() if word.isdigit()}
+    said = {n for text in texts for n in range(500) if f"passage {n} of the text." in text}
+    assert said
+    assert max(said) < 100  # the first fifth
+    assert numbers
+    assert not any("magic" in text for text in texts)
+    records = [any(thing in text.lower() for thing in _THINGS) for text in texts]
+    assert records == [False, True] * 4
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(-6, 0), st.integers(-8, 0)), min_size=1, max_size=9),
+    kept=st.integers(0, 9),
+)
+def test_what_errors_of_the_fit_can_cost(pairs, kept):
+    """The paper's proposition, against the tokens of least score: it then holds for any others."""
+    predicted, logs = torch.tensor(pairs, dtype=torch.float64).T
+    score = logs.exp()
+    cut = score.clamp(min=FLOOR)
+    factor = (2 * (predicted - cut.log()).abs().max()).exp() * (1 + 1e-9)
+    order = predicted.argsort(descending=True)
+    held, evicted = order[:kept], order[kept:]
+    if len(held) and len(evicted):
+        assert cut[evicted].max() <= factor * cut[held].min()
+    least = score.sort().values[: len(evicted)]
+    assert cut[evicted].sum() <= factor * least.clamp(min=FLOOR).sum()
+    assert score[evicted].sum() <= factor * (FLOOR * len(evicted) + least.sum())
+
+
+@pytest.mark.parametrize("piece", [1, 7, 32])
+def test_a_head_that_evicts_as_it_reads_ends_with_the_same_tokens(piece):
+    """Where keys and values are the same, as in the first layer."""
+    model, ids = attach(tiny_model("llama")), tokens(90)
+    options = {"calibration": calibration_of(model), "prompt_tokens": 90, "stride": 1}
+    whole = make_cache(model, "head-aware", BUDGET, **options)
+    pieces = make_cache(model, "head-aware", BUDGET, prefill_chunk=piece, **options)
+    for cache in (whole, pieces):
+        model(ids, past_key_values=cache)
+    for one, other in zip(whole.kept_positions(0), pieces.kept_positions(0), strict=True):
+        assert one.tolist() == other.tolist()
