@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from oracle import Oracle
 from tiny import VOCABULARY, tiny_calibration, tiny_model
@@ -208,6 +208,7 @@ def test_contexts_of_the_scorer_are_of_the_calibration_split_and_no_needles():
     pairs=st.lists(st.tuples(st.integers(-6, 0), st.integers(-8, 0)), min_size=1, max_size=9),
     kept=st.integers(0, 9),
 )
+@example(pairs=[(-3, -4), (-3, -2)], kept=1)  # where the factor is reached
 def test_what_errors_of_the_fit_can_cost(pairs, kept):
     """The paper's proposition, against the tokens of least score: it then holds for any others."""
     predicted, logs = torch.tensor(pairs, dtype=torch.float64).T

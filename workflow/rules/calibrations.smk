@@ -1,4 +1,4 @@
-# What each head of a model does, measured once on calibration prompts.
+# What each head of a model does, and what scores and budgets are fitted to it, once a model.
 
 
 rule calibration:
