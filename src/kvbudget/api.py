@@ -4,6 +4,7 @@ import weakref
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from kvbudget import shipped
 from kvbudget.cache import attention
 from kvbudget.cache.budget import BOUNDED
 from kvbudget.cache.cache import BudgetedCache, Made, geometry_of, layers_of, text_config
@@ -12,6 +13,7 @@ from kvbudget.cache.plan import Plan
 from kvbudget.cache.positions import rotations_of
 from kvbudget.cache.quantize import Codec
 from kvbudget.errors import UserError
+from kvbudget.policies import registry
 from kvbudget.policies.make import make_policy
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
@@ -79,7 +81,8 @@ def make_cache(
         method: a policy of `kvbudget.policies`, such as `"full"`, `"h2o"` or `"head-aware"`.
         budget: mean tokens per KV head of a full-attention layer (`2048`), or a share of the
             prompt (`"20%"`); only `"full"` takes none.
-        calibration: of the model's heads, for `"head-aware"`.
+        calibration: of the model's heads, for `"head-aware"`; by default the one that comes with
+            the package, if there is one for this model (`kvbudget.shipped`).
         prefill_chunk: evict after each so many tokens of a forward pass, so that the cache never
             exceeds the budget by more; None attends to the whole prompt before evicting.
         stride: tokens that may gather above the budget before a decode step evicts them at once;
@@ -97,6 +100,19 @@ def make_cache(
     Raises:
         UserError: for an unknown method or option and an impossible budget.
     """
+    if text_config(model)._attn_implementation != attention.NAME:
+        raise UserError("the model attends by its own attention; call attach(model) first")
+    for name, value in (("stride", stride), ("prefill_chunk", prefill_chunk)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be 1 or more, not {value}")
+    if bounded not in BOUNDED:
+        raise UserError(f"bounded must be one of {', '.join(BOUNDED)}, not {bounded!r}")
+    if (method == "full") != (budget is None):
+        raise UserError(
+            f"method {method!r} needs a budget" if budget is None else "method 'full' has no budget"
+        )
+    if calibration is None and registry.method(method).calibrated:
+        calibration = shipped.calibration_of(model)
     arguments = {
         "method": method,
         "budget": budget,
@@ -109,17 +125,6 @@ def make_cache(
         "bounded": bounded,
         **options,
     }
-    if text_config(model)._attn_implementation != attention.NAME:
-        raise UserError("the model attends by its own attention; call attach(model) first")
-    for name, value in (("stride", stride), ("prefill_chunk", prefill_chunk)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be 1 or more, not {value}")
-    if bounded not in BOUNDED:
-        raise UserError(f"bounded must be one of {', '.join(BOUNDED)}, not {bounded!r}")
-    if (method == "full") != (budget is None):
-        raise UserError(
-            f"method {method!r} needs a budget" if budget is None else "method 'full' has no budget"
-        )
     policy = make_policy(method, calibration, **options)
     geometry = geometry_of(model)
     if value_bits is not None and bits is None:

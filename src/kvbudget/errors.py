@@ -1,6 +1,7 @@
 """Errors a user can act on, and how a command line shows them."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -30,6 +31,9 @@ def run_cli(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # who reads has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise

@@ -37,6 +37,13 @@ def render(root, study, draft=False):
     return source.load(study, csv), generated
 
 
+def copied(src, root):
+    """A rendered study and all that was made of it under another root, as `build` returns it."""
+    shutil.copytree(src.study.root, root, dirs_exist_ok=True)
+    study = root / plan_of(src).relative_to(src.study.root)
+    return source.load(study, study.parent / "csv"), root / "paper" / study.parent.name
+
+
 def table_names(src):
     """Names of all tables of a study."""
     experiments = [f"experiments/{experiment['name']}" for experiment in src.study.experiments]

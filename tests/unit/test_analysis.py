@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from rendering import plan_of
 
 from kvbudget.analysis import schema
 from kvbudget.analysis.aggregate import aggregate
@@ -22,11 +23,11 @@ def study(tmp_path):
     return synthetic.make(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+@pytest.fixture
+def finished(rendered):
     """A study that nobody changes, and its CSV files."""
-    study = synthetic.make(tmp_path_factory.mktemp("finished"))
-    return study, run(study)
+    src, _ = rendered
+    return plan_of(src), src.directory
 
 
 def run(study, **options):

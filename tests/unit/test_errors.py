@@ -1,6 +1,9 @@
 """What a command line shows of errors that a user can act on."""
 
 import errno
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -38,3 +41,10 @@ def test_what_no_user_can_mend_is_shown_whole():
 
     with pytest.raises(FileNotFoundError):
         run_cli(main)
+
+
+def test_a_reader_who_has_had_enough_is_no_error():
+    lines = "from kvbudget.errors import run_cli; run_cli(lambda: print('line\\n' * 100_000))"
+    piped = f'{shlex.quote(sys.executable)} -c "{lines}" | head -n 1'
+    done = subprocess.run(piped, shell=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("line\n", "")

@@ -6,20 +6,15 @@ import re
 import pytest
 import synthetic
 from matplotlib import pyplot as plt
-from rendering import PAPER, build, draw, overfull, render, typeset, values, with_prose
+from rendering import PAPER, build, copied, draw, overfull, render, typeset, values, with_prose
 
 from kvbudget.analysis import schema
 from kvbudget.errors import UserError
-from kvbudget.paper import budgets, check, latex, layout, registry, source, times
+from kvbudget.paper import budgets, check, latex, layout, registry, times
 from kvbudget.paper.plots import quality, style
 from kvbudget.study import titles
 
 HOSTILE = r'100% \input{x} $1_2^3$ #&~"<|>` --- {°} Ünï'
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("paper"))
 
 
 def checks(generated, csv):
@@ -86,8 +81,8 @@ def test_chunks_are_even_and_lose_nothing():
 # --- tables and numbers
 
 
-def test_one_table_an_experiment_and_four_more(built):
-    _, paper = built
+def test_one_table_an_experiment_and_four_more(rendered):
+    _, paper = rendered
     made = {str(path.relative_to(paper / "tables")) for path in paper.rglob("tables/**/*.tex")}
     experiments = {f"experiments/{e['name']}.tex" for e in synthetic.config()["experiments"]}
     assert made == experiments | {
@@ -95,8 +90,8 @@ def test_one_table_an_experiment_and_four_more(built):
     }  # fmt: skip
 
 
-def test_table_holds_the_value_and_its_interval(built):
-    src, paper = built
+def test_table_holds_the_value_and_its_interval(rendered):
+    src, paper = rendered
     row = src.cells.query("task == 'niah_single' and length == 500 and method == 'h2o'")
     score = row[row["metric"] == "score"].iloc[0]
     cell = f"{score['value']:.2f}\\bounds{{{score['ci_low']:.2f}}}{{{score['ci_high']:.2f}}}"
@@ -108,8 +103,8 @@ def test_table_holds_the_value_and_its_interval(built):
     assert [part.strip() for part in line.split("&")][2:4] == [r"20\%", cell]
 
 
-def test_numbers_agree_with_the_csv(built):
-    src, paper = built
+def test_numbers_agree_with_the_csv(rendered):
+    src, paper = rendered
     found = values(paper)
     row = src.cells.query("metric == 'nll' and method == 'head-aware' and budget == '20p'").iloc[0]
     key = f"{row['model']}/{row['task']}/{row['length']}/head-aware/20p/nll"
@@ -205,14 +200,14 @@ def test_a_table_says_what_the_full_cache_fails_even_where_it_stands_alone(
     assert (r"there is no headline, in niah\_single (500, 1,000)." in table) == said
 
 
-def test_rendering_is_reproducible(tmp_path):
-    def rendered(root):
-        src, paper = build(root)
-        draw(src, paper)
+def test_rendering_is_reproducible(rendered, tmp_path):
+    def made(paper):
         files = [path for path in paper.rglob("*") if path.is_file()]
         return {path.relative_to(paper): path.read_bytes() for path in files}
 
-    first, second = rendered(tmp_path / "a"), rendered(tmp_path / "b")
+    src, paper = build(tmp_path)
+    draw(src, paper)
+    first, second = made(rendered[1]), made(paper)
     assert {f"figures/{name}.pdf" for name in registry.FIGURES} <= set(map(str, first))
     assert [str(k) for k in first if first[k] != second[k]] == []
 
@@ -341,8 +336,8 @@ def test_quality_draws_chance_and_names_what_keeps_all(choosing):
 
 
 @pytest.fixture
-def checked(tmp_path):
-    src, paper = build(tmp_path)
+def checked(rendered_copy):
+    src, paper = rendered_copy
     with_prose(paper)
     return src.directory, paper
 
@@ -466,17 +461,18 @@ def with_titles():
 
 
 def test_pdf_of_hostile_names_is_reproducible_and_fits(tmp_path):
+    src, paper = build(tmp_path / "a", with_titles())
+    draw(src, paper)
+    with_prose(paper)
+    _, again = copied(src, tmp_path / "b")
     pdfs = []
-    for name in ("a", "b"):
-        src, paper = build(tmp_path / name, with_titles())
-        draw(src, paper)
-        with_prose(paper)
-        done, log = typeset(paper)
+    for folder in (paper, again):
+        done, log = typeset(folder)
         assert done.returncode == 0, done.stdout[-3000:]
         assert "undefined" not in log
         assert overfull(log) < 5
         assert "Float too large" not in log
-        pdfs.append((paper / "main.pdf").read_bytes())
+        pdfs.append((folder / "main.pdf").read_bytes())
     assert pdfs[0] == pdfs[1]
     assert "DRAFT" not in log and "DEVELOPMENT" not in log
     assert str(tmp_path).encode() not in pdfs[0]
@@ -493,8 +489,7 @@ def test_titles_are_the_same_in_tables_and_numbers(tmp_path):
 
 
 def test_an_unknown_number_stops_latex(checked):
-    csv, paper = checked
-    draw(source.load(csv.parent / "study-0.json", csv), paper)
+    _, paper = checked
     with (paper.parent / "sections/conclusion.tex").open("a") as file:
         file.write(r"\res{no/such/key}")
     done, log = typeset(paper)

@@ -21,10 +21,9 @@ ROOT = Path(__file__).parents[2]
 MADE = {**registry.TABLES, **registry.FIGURES, "numbers": registry.NUMBERS}
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    src, _ = rendering.build(tmp_path_factory.mktemp("paper"))
-    return rendering.plan_of(src)
+@pytest.fixture
+def study(rendered):
+    return rendering.plan_of(rendered[0])
 
 
 class Recording(source.Source):
@@ -117,8 +116,8 @@ def test_commands_write_what_the_modules_make(study, tmp_path, monkeypatch):
     assert r"\setres{study/name}{synthetic}" in Path("numbers.tex").read_text()
 
 
-def test_the_check_as_a_command(study, tmp_path, capsys):
-    src, generated = rendering.build(tmp_path)
+def test_the_check_as_a_command(rendered_copy, tmp_path, capsys):
+    src, generated = rendered_copy
     paper = rendering.with_prose(generated)
     arguments = ["check-paper", "--paper", paper, "--numbers", generated / "numbers.tex"]
     arguments += ["--csv", src.directory, "--out", tmp_path / "check.txt"]
@@ -178,6 +177,7 @@ def test_two_studies_lie_side_by_side(tmp_path):
     """A study is rendered from its own files, whatever else lies there."""
     for name in ("one", "two"):
         settings = synthetic.config(study=name)
+        settings["experiments"] = settings["experiments"][:1]
         _, generated = rendering.build(tmp_path, settings)
         assert generated == tmp_path / "paper" / name
     assert rendering.values(tmp_path / "paper/one")["study/name"] == "one"

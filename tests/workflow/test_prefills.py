@@ -1,5 +1,6 @@
 """Contexts that are read once for all methods: when they are made, taken and given back."""
 
+import functools
 import json
 import re
 from collections import Counter
@@ -37,6 +38,12 @@ def repo(tmp_path_factory) -> Path:
     return copy
 
 
+@functools.cache  # no test changes what their names depend on
+def results(repo: Path) -> list[str]:
+    """Paths of the cells."""
+    return list(paths(repo, STUDY).values())
+
+
 def measure(repo: Path, *arguments: str) -> str:
     """Measure what is missing, one job at a time; what Snakemake prints."""
     targets = [path for path in cells(repo) if not (repo / path).exists()]
@@ -47,7 +54,7 @@ def measure(repo: Path, *arguments: str) -> str:
 
 def cells(repo: Path, part: str = "") -> list[str]:
     """Paths of the cells whose path has a part."""
-    return [path for path in paths(repo, STUDY).values() if part in path]
+    return [path for path in results(repo) if part in path]
 
 
 def jobs(repo: Path, targets: list[str], *arguments: str) -> Counter:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pipeline import TINY, copy_repository, paths, place, snakemake
+from pipeline import TINY, copy_repository, place, snakemake
 from test_tiny import DEPENDENTS, away, edited
 
 from kvbudget.analysis import verify
@@ -37,13 +37,13 @@ def stale(repo: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def cell(repo) -> Path:
-    return repo / paths(repo)[CELL]
+def cell(repo, made) -> Path:
+    return repo / made[CELL]
 
 
 @pytest.fixture
-def calibration(repo) -> Path:
-    return repo / paths(repo)[CALIBRATION]
+def calibration(repo, made) -> Path:
+    return repo / made[CALIBRATION]
 
 
 @contextmanager
@@ -175,10 +175,10 @@ def test_a_clone_with_a_bundle_computes_nothing_and_builds_the_same_paper(repo, 
     assert "Nothing to be done" in snakemake(tmp_path).stdout
 
 
-def test_a_draft_typesets_what_there_is_and_leaves_the_paper_alone(bundle, tmp_path):
+def test_a_draft_typesets_what_there_is_and_leaves_the_paper_alone(bundle, made, tmp_path):
     copy_repository(tmp_path)
     unpack(bundle, tmp_path)
-    cell = paths(tmp_path)[CELL]
+    cell = made[CELL]
     (tmp_path / cell).unlink()
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))
     done = subprocess.run(

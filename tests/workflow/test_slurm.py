@@ -33,6 +33,11 @@ def repo(tmp_path_factory):
     return copy
 
 
+@pytest.fixture(scope="module")
+def made(repo):
+    return paths(repo)
+
+
 def submit(repo, environment, profile: str, *arguments: str) -> set[tuple[str, str]]:
     """Run Snakemake to a good end; which device each job had, as (job, device)."""
     command = [
@@ -90,8 +95,7 @@ def test_account_and_partition_come_from_the_environment(slurm, repo):
     assert "slurm_account=group-7, slurm_partition=gpu" in planned.stdout + planned.stderr
 
 
-def test_cells_and_their_calibration_through_slurm(slurm, repo):
-    made = paths(repo)
+def test_cells_and_their_calibration_through_slurm(slurm, repo, made):
     cells = [made[f"{CELLS}/h2o/B20p.json"], made[f"{CELLS}/head-aware/B20p.json"]]
     devices = submit(repo, slurm, "slurm", *SOON, *cells)
     for cell in cells:
@@ -117,8 +121,7 @@ def test_cells_and_their_calibration_through_slurm(slurm, repo):
     assert {device for _, device in devices} == {"gpu:1(IDX:0)", "gpu:1(IDX:1)"}
 
 
-def test_a_job_array_at_a_site_that_knows_only_gres(slurm, repo):
-    made = paths(repo)
+def test_a_job_array_at_a_site_that_knows_only_gres(slurm, repo, made):
     cells = [made[f"{CELLS}/full/Bfull.json"], made[f"{CELLS}/streaming-llm/B20p.json"]]
     gres = ["--set-resources", "cell:gpu=0", "cell:gres=gpu:1"]
     devices = submit(repo, slurm, "slurm", *SOON, *cells, *gres, "--slurm-array-jobs", "cell")
@@ -131,7 +134,7 @@ def test_a_job_array_at_a_site_that_knows_only_gres(slurm, repo):
     assert own == {"gpu:1(IDX:0)", "gpu:1(IDX:1)"}
 
 
-def test_a_scheduler_without_a_plugin(slurm, repo):
+def test_a_scheduler_without_a_plugin(slurm, repo, made):
     """Slurm's commands in place of the profile's."""
     sbatch = (
         "sbatch --parsable --output /dev/null --partition gpu --gpus={resources.gpu}"
@@ -147,7 +150,7 @@ def test_a_scheduler_without_a_plugin(slurm, repo):
     commands = ["--cluster-generic-submit-cmd", sbatch]
     commands += ["--cluster-generic-status-cmd", str(state)]
     commands += ["--cluster-generic-cancel-cmd", "scancel"]
-    cell = paths(repo)[f"{CELLS}/ha-uniform/B20p.json"]
+    cell = made[f"{CELLS}/ha-uniform/B20p.json"]
     devices = submit(repo, slurm, "cluster-generic", *commands, cell)
     assert (repo / cell).exists()
     assert len(devices) == 1

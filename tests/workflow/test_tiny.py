@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipeline import TINY, paths, place, snakemake
+from pipeline import TINY, place, snakemake
 
 from kvbudget.study.identity import text_identity
 
@@ -33,6 +33,11 @@ def plan(repo: Path, *arguments: str) -> tuple[Counter, set[str]]:
     assert jobs or "Nothing to be done" in result.stdout, result.stdout
     cells = re.findall(rf"^    output: ({CELLS}/\S+)$", result.stdout, re.MULTILINE)
     return jobs, set(map(place, cells))
+
+
+def cells_of(made: dict[str, str]) -> set[str]:
+    """The places of the cells among all results."""
+    return {place for place in made if place.startswith(CELLS)}
 
 
 def state(repo: Path) -> dict[Path, tuple[int, int]]:
@@ -77,8 +82,8 @@ def test_the_paper_is_there_and_nothing_is_left_to_do(repo):
     assert "Nothing to be done" in result.stdout
 
 
-def test_a_deleted_cell_and_what_depends_on_it_run_again(repo):
-    with away(repo / paths(repo)[H2O]):
+def test_a_deleted_cell_and_what_depends_on_it_run_again(repo, made):
+    with away(repo / made[H2O]):
         jobs, cells = plan(repo)
     assert cells == {H2O}
     assert set(jobs) == {"cell", *DEPENDENTS} - {"plan"}
@@ -91,7 +96,7 @@ def test_a_comment_in_a_policy_runs_nothing(repo):
 
 
 @pytest.mark.parametrize("notes", [True, False], ids=["lived-in", "clone"])
-def test_an_edit_runs_the_cells_of_its_method_and_taken_back_it_runs_nothing(repo, notes):
+def test_an_edit_runs_the_cells_of_its_method_and_taken_back_it_runs_nothing(repo, made, notes):
     """In a folder where Snakemake has its notes, and in one with results from elsewhere. No look at
     what is to be done changes anything on disk."""
     policy = repo / "src/kvbudget/policies/h2o.py"
@@ -106,7 +111,7 @@ def test_an_edit_runs_the_cells_of_its_method_and_taken_back_it_runs_nothing(rep
         with edited(policy, lambda text: text + "\nCHANGED = 1\n"):
             assert look() == (1, {H2O})
         assert look() == (0, set())
-        assert plan(repo, "--config", "seed=2")[0]["cell"] == len(before_cells(repo))
+        assert plan(repo, "--config", "seed=2")[0]["cell"] == len(cells_of(made))
         assert look() == (0, set())
         if not notes:
             shutil.rmtree(repo / ".snakemake")
@@ -114,16 +119,23 @@ def test_an_edit_runs_the_cells_of_its_method_and_taken_back_it_runs_nothing(rep
     assert after == before
 
 
-def before_cells(repo: Path) -> list[str]:
-    return [path for name, path in paths(repo).items() if name.startswith(CELLS)]
-
-
 def test_a_parse_a_lint_and_a_report_change_no_result(repo):
     before = state(repo)
     assert snakemake(repo, "--lint").returncode == 0
-    assert snakemake(repo, "--report", ".snakemake/report.html").returncode == 0
     assert snakemake(repo, "--summary").returncode == 0
+    result = snakemake(repo, "--report", ".snakemake/report.html")
+    assert result.returncode == 0, result.stdout
     assert state(repo) == before
+    page = (repo / ".snakemake/report.html").read_text()
+    for part in (
+        "Study <strong>tiny</strong>: KV-cache compression methods",
+        "Quality against kept bytes, by method.",
+        "What each head does, layer by query head",
+        "The paper of study tiny.",
+        "paper/tiny/figures/loss_curves.pdf",
+        "results/tiny/csv/comparisons.csv",
+    ):
+        assert part in page
 
 
 def test_a_changed_line_of_a_figure_runs_that_figure_alone(repo):
@@ -158,9 +170,9 @@ def test_a_title_runs_no_cell(repo):
     assert set(jobs) == DEPENDENTS
 
 
-def test_records_of_other_code_do_not_count(repo):
+def test_records_of_other_code_do_not_count(repo, made):
     """Own notes of Snakemake, but the records are someone else's, measured by another H2O."""
-    (mine,) = (repo / path for place, path in paths(repo).items() if place == H2O)
+    mine = repo / made[H2O]
     theirs = mine.with_name("B20p-0123456789.json")
     shutil.copy(mine, theirs)
     with away(mine):
@@ -175,22 +187,22 @@ def test_weights_and_texts_may_be_gone_once_the_cells_are_there(repo):
         assert plan(repo) == (Counter(), set())
 
 
-def test_weights_and_texts_that_are_gone_come_before_the_cell_that_needs_them(repo):
+def test_weights_and_texts_that_are_gone_come_before_the_cell_that_needs_them(repo, made):
     (text,) = (repo / "results/text").glob("license-*.txt")
     with (
         away(repo / "results/models/tiny-llama"),
         away(text),
-        away(repo / paths(repo)[H2O]),
+        away(repo / made[H2O]),
     ):
         jobs, cells = plan(repo)
     assert cells == {H2O}
     assert jobs["cell"] == jobs["download_model"] == jobs["verify_model"] == jobs["text"] == 1
 
 
-def test_a_text_of_one_s_own_that_changes_makes_again_what_used_it(repo):
+def test_a_text_of_one_s_own_that_changes_makes_again_what_used_it(repo, made):
     with edited(repo / "LICENSE", lambda text: text.replace("Apache", "Apacke", 1)):
         _, cells = plan(repo)
-    assert cells == {place for place in paths(repo) if place.startswith(CELLS)}
+    assert cells == cells_of(made)
     assert plan(repo) == (Counter(), set())
 
 
@@ -202,10 +214,10 @@ def test_another_study_measures_equal_cells_no_second_time(repo):
     assert list(map(place, cells)) == [H2O]
 
 
-def test_a_gpu_that_is_asked_for_and_absent_stops_at_once(repo, monkeypatch):
+def test_a_gpu_that_is_asked_for_and_absent_stops_at_once(repo, made, monkeypatch):
     (repo / "gpu.yaml").write_text("device: cuda\n")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    cell = paths(repo)[H2O]
+    cell = made[H2O]
     with away(repo / cell):
         result = snakemake(repo, configs=(TINY, "gpu.yaml"))
     assert result.returncode != 0

@@ -33,15 +33,21 @@ def repo(repo, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def h2o(repo) -> str:
-    """Path of the cell of h2o."""
-    return paths(repo, CONFIG)[f"{CELLS}/h2o/B20p.json"]
+def made(repo) -> dict[str, str]:
+    """Paths of the study's cells by their place."""
+    return paths(repo, CONFIG)
 
 
 @pytest.fixture(scope="module")
-def streaming(repo) -> str:
+def h2o(made) -> str:
+    """Path of the cell of h2o."""
+    return made[f"{CELLS}/h2o/B20p.json"]
+
+
+@pytest.fixture(scope="module")
+def streaming(made) -> str:
     """Path of the cell of StreamingLLM."""
-    return paths(repo, CONFIG)[f"{CELLS}/streaming-llm/B20p.json"]
+    return made[f"{CELLS}/streaming-llm/B20p.json"]
 
 
 def write_study(repo: Path, file: str, contexts: int, experiments: list[dict]) -> None:

@@ -25,6 +25,7 @@ from kvbudget.cache.cache import BudgetedCache, SlidingLayer, text_config
 from kvbudget.cache.eviction import Store, StoreSnapshot
 from kvbudget.cache.layer import BudgetedLayer, LayerSnapshot
 from kvbudget.cache.quantize import Coding
+from kvbudget.cache.samples import samples
 from kvbudget.cache.slots import Slots
 from kvbudget.cache.tails import SlidingTail, Tail
 from kvbudget.errors import UserError
@@ -34,8 +35,6 @@ FORMAT = 1
 _FACTS = "kvbudget cache"
 _TAIL = ("tail.keys", "tail.values", "tail.positions")
 _REMEDY = "give a file that cache.save wrote, or read the context again"
-#: Numbers of each tensor of a model that its digest looks at.
-_SAMPLE = 64
 #: Keys of a configuration that say nothing of what a model computes; ids of tokens neither.
 _BESIDE = ("transformers_version", "architectures", "use_cache", "return_dict")
 
@@ -54,10 +53,7 @@ def digest(model: PreTrainedModel) -> str:
         if key not in _BESIDE and not key.startswith(("_", "output_")) and "token_id" not in key
     }
     found = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
-        numbers = parameter.detach().reshape(-1)
-        step = max(1, len(numbers) // _SAMPLE) | 1  # odd, or it might stay in one column
-        sample = numbers[::step][:_SAMPLE].cpu().contiguous()
+    for name, parameter, sample in samples(model):
         found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         found.update(sample.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

@@ -55,8 +55,8 @@ class HeadAware(Policy):
             safeguard = 0.5 if calibration is None else 1.0
         if calibration is None and (rule, allocation) != ("diversity", "uniform"):
             warnings.warn(
-                "head-aware has no calibration of this model's heads, so it keeps the most diverse "
-                "keys; make one with kvbudget calibrate and pass it as calibration=",
+                "there is no calibration of this model's heads, so head-aware keeps the most "
+                "diverse keys; make one with kvbudget calibrate and pass it as calibration=",
                 stacklevel=4,
             )
             allocation, rule = "uniform", "diversity" if rule == "predicted" else rule

@@ -104,10 +104,10 @@ def _imports(module: str, root: Path) -> Iterator[str]:
     if file.is_dir():
         return
     is_package = file.name == "__init__.py"
-    for node in ast.walk(_parse(file, file.stat().st_mtime_ns)):
+    for node in _import_statements(file, file.stat().st_mtime_ns):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = node.module or ""
             if node.level:
                 parts = module.split(".")
@@ -116,8 +116,6 @@ def _imports(module: str, root: Path) -> Iterator[str]:
             # `from a import b`: b may be a module, a name inside a, or one that a imports lazily.
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
             names += _lazy_imports(base, {alias.name for alias in node.names}, root)
-        else:
-            continue
         for name in names:
             if module_file(name, root) is not None:
                 yield name
@@ -138,6 +136,13 @@ def _lazy_imports(package: str, names: set[str], root: Path) -> list[str]:
         return []
     strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
     return sorted(s for s in strings if isinstance(s, str) and s.startswith(f"{PACKAGE}."))
+
+
+@functools.cache
+def _import_statements(file: Path, mtime_ns: int) -> list[ast.Import | ast.ImportFrom]:
+    """Those of a file, wherever they stand. Kept, as a study asks for the digests of many jobs."""
+    nodes = ast.walk(_parse(file, mtime_ns))
+    return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 @functools.cache
