@@ -1,4 +1,4 @@
-"""The calibration of a model: what each head does, and what it loses with less memory.
+"""The calibration of a model: what each head does, what scores its tokens, and what it needs.
 
 Made once for a model and used for every task, length and budget. The calibration prompts share no
 seed, needle or passage with any test sample.
