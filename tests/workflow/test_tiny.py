@@ -253,6 +253,13 @@ def test_a_text_that_is_not_there_stops_at_once_and_is_named(repo):
     assert "Building DAG" not in result.stdout
 
 
+def test_a_paper_of_the_development_split_does_not_take_the_place_of_the_paper(repo):
+    result = snakemake(repo, "--dry-run", "--printshellcmds", "--config", "split=development")
+    assert result.returncode == 0, result.stdout
+    assert "latexmk" in result.stdout
+    assert "paper/main.pdf" not in result.stdout
+
+
 def test_a_misspelt_key_stops_at_once_and_is_named(repo):
     (repo / "misspelt.yaml").write_text("sampels: {contexts: 1}\n")
     result = snakemake(repo, configs=(TINY, "misspelt.yaml"))
