@@ -95,11 +95,29 @@ def test_values_and_names_are_those_that_only_the_split_can_draw(drawn, part):
         assert set(turns) == {turn} or (part, split) == ("code", "calibration")
 
 
+#: Calibration draws from the first fifth, development from the second, tests from the rest.
+PARTS = {"calibration": (0, 400), "development": (400, 800), "test": (800, 2000)}
+
+
 @pytest.mark.parametrize("split", splits.SPLITS)
 def test_each_draws_from_the_part_of_the_text_that_is_its_own(drawn, split):
-    """Calibration from the first fifth, development from the second, tests from the rest."""
-    first, end = {"calibration": (0, 400), "development": (400, 800), "test": (800, 2000)}[split]
+    first, end = PARTS[split]
     found = set(map(int, re.findall(FEW["passage"], drawn[split])))
+    assert len(found) > 100
+    assert first <= min(found) and max(found) < end
+
+
+@pytest.mark.parametrize("split", ["test", "development"])
+def test_translations_are_of_the_part_of_the_text_that_is_the_split_s_own(
+    split, tokenizer, tmp_path
+):
+    (tmp_path / "text.txt").write_text("\n".join(f"{verse}\tEt cetera." for verse in VERSES))
+    spec = {"task": task("reading", "streaming"), "length": LENGTH, "seed": 1, "split": split}
+    spec["samples"] = {"contexts": 6, "questions": 1}
+    contexts = samples_of(spec, tokenizer, tmp_path / "text.txt")
+    read = "".join(tokenizer.decode(context.ids) for context in contexts)
+    found = set(map(int, re.findall(FEW["passage"], read)))
+    first, end = PARTS[split]
     assert len(found) > 100
     assert first <= min(found) and max(found) < end
 

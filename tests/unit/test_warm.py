@@ -6,9 +6,9 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,10 +20,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are for L
 #: A warm process that has imported nothing, and whose commands are lines of Python.
 SERVER = """
 import socket, sys
-from pathlib import Path
 from kvbudget.run import warm
 warm._AHEAD = "json"
-warm.serve(Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])), lambda words: exec(words[0]))
+warm.serve(socket.socket(fileno=int(sys.argv[1])), lambda words: exec(words[0]))
 """
 CALLER = """
 import sys
@@ -39,11 +38,11 @@ class Warm:
     """The process that forks, and where it listens."""
 
     process: subprocess.Popen
-    place: Path
+    place: str
 
     def call(self, line: str, **options) -> subprocess.Popen:
         """A process that asks for a line of Python to be run."""
-        environment = {**os.environ, warm.PLACE: str(self.place), **options.pop("env", {})}
+        environment = {**os.environ, warm.PLACE: self.place, **options.pop("env", {})}
         return subprocess.Popen(
             [sys.executable, "-c", CALLER, line],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
@@ -54,14 +53,13 @@ class Warm:
 
 
 @pytest.fixture
-def server(tmp_path) -> Iterator[Warm]:
-    place = tmp_path / "folder" / "door"
-    place.parent.mkdir()
+def server() -> Iterator[Warm]:
+    place = f"kvbudget-{uuid.uuid4()}"
     with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(place))
+        door.bind(f"\0{place}")
         door.listen()
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(place), str(door.fileno())],
+            [sys.executable, "-c", SERVER, str(door.fileno())],
             stdin=subprocess.PIPE,
             pass_fds=[door.fileno()],
         )
@@ -120,7 +118,6 @@ def test_it_ends_with_who_started_it_but_its_forks_go_on(server):
     assert caller.stdout.readline() == "here\n"
     server.process.stdin.close()
     assert server.process.wait(20) == 0
-    assert not server.place.parent.exists()
     assert caller.communicate()[0] == "done\n"
     assert caller.returncode == 0
 
@@ -129,6 +126,23 @@ def test_where_nobody_listens_the_command_runs_by_itself(server):
     server.process.stdin.close()
     server.process.wait(20)
     assert server.call("print('warm')").communicate()[0] == "by itself\n"
+
+
+def test_another_user_is_not_asked(server, monkeypatch):
+    monkeypatch.setenv(warm.PLACE, server.place)
+    monkeypatch.setattr(os, "getuid", lambda: 65534)
+    warm.hand_over(["print('served')"])  # which would end this process
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+def test_another_user_is_not_served(server):
+    code = (
+        "import os, socket, sys; os.setuid(65534); caller = socket.socket(socket.AF_UNIX);"
+        "caller.connect(chr(0) + sys.argv[1]); print(caller.recv(1))"
+    )
+    words = [sys.executable, "-c", code, server.place]
+    assert subprocess.run(words, capture_output=True, text=True, timeout=20).stdout == "b''\n"
+    assert server.call("print('served')").communicate()[0] == "served\n"
 
 
 def test_no_process_is_forked_that_may_use_a_gpu(monkeypatch):

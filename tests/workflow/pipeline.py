@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
@@ -59,3 +60,27 @@ def paths(repo: Path, config: str = TINY) -> dict[str, str]:
         check=True,
     )
     return {place(path): path for path in json.loads(done.stdout)}
+
+
+@contextmanager
+def edited(file: Path, change):
+    """A file with other text for a while; afterwards as it was, time stamp and all."""
+    before, stat = file.read_text(), file.stat()
+    file.write_text(change(before))
+    assert file.read_text() != before
+    try:
+        yield
+    finally:
+        file.write_text(before)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@contextmanager
+def away(path: Path):
+    """A file or directory that is not there for a while."""
+    hidden = path.with_name(path.name + ".away")
+    path.rename(hidden)
+    try:
+        yield
+    finally:
+        hidden.rename(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from kills import outcome
-from pipeline import TINY, copy_repository, paths, snakemake
+from pipeline import TINY, copy_repository, edited, paths, snakemake
 
 pytestmark = pytest.mark.workflow
 
@@ -116,6 +116,17 @@ def test_they_are_recorded_for_cells_that_are_missing_where_that_pays(repo, monk
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
         assert jobs(repo, place) == apart
         assert jobs(repo, place, "--config", "prefills={share: always}") == shared
+
+
+def test_cells_read_by_themselves_where_recording_fails(repo):
+    record = repo / "src/kvbudget/run/prefill.py"
+    with missing(repo), edited(record, lambda text: f"{text}\nraise MemoryError('of the test')\n"):
+        said = measure(repo)
+        for path in cells(repo, "/L800/"):
+            assert not json.loads((repo / path).read_text())["contexts"]["adopted"]
+    (log,) = re.findall(r"^Contexts could not be recorded, .* told in (\S+)$", said, re.MULTILINE)
+    assert "MemoryError: of the test" in (repo / log).read_text()
+    assert not list((repo / STORE).rglob("L800/*"))
 
 
 def test_what_an_earlier_run_left_is_used_or_given_back(repo):

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pipeline import TINY, copy_repository, place, snakemake
-from test_tiny import DEPENDENTS, away, edited
+from pipeline import TINY, away, copy_repository, edited, place, snakemake
+from test_tiny import DEPENDENTS
 
 from kvbudget.analysis import verify
 from kvbudget.errors import UserError
@@ -163,8 +163,13 @@ def bundle(repo, tmp_path_factory) -> Path:
 def test_a_clone_with_a_bundle_computes_nothing_and_builds_the_same_paper(repo, bundle, tmp_path):
     copy_repository(tmp_path)
     assert unpack(bundle, tmp_path) == ("tiny", 9)
+    older, draft = (tmp_path / f"results/tiny/study-{digit * 10}.json" for digit in "01")
+    older.parent.mkdir()
+    older.write_text('{"config": {"draft": false}}')
+    draft.write_text('{"config": {"draft": true}}')
     result = snakemake(tmp_path)
     assert result.returncode == 0, result.stdout
+    assert draft.exists() and not older.exists()
     jobs = set(re.findall(r"^(?:local)?rule (\w+):$", result.stdout, re.MULTILINE))
     assert jobs == DEPENDENTS
     first, second = (

@@ -8,12 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
-from pipeline import TINY, place, snakemake
+from pipeline import TINY, away, edited, place, snakemake
 
 from kvbudget.study.identity import text_identity
 
@@ -48,30 +47,6 @@ def state(repo: Path) -> dict[Path, tuple[int, int]]:
         for path in files
         if "__pycache__" not in path.parts
     }
-
-
-@contextmanager
-def edited(file: Path, change):
-    """A file with other text for a while; afterwards as it was, time stamp and all."""
-    before, stat = file.read_text(), file.stat()
-    file.write_text(change(before))
-    assert file.read_text() != before
-    try:
-        yield
-    finally:
-        file.write_text(before)
-        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
-@contextmanager
-def away(path: Path):
-    """A file or directory that is not there for a while."""
-    hidden = path.with_name(path.name + ".away")
-    path.rename(hidden)
-    try:
-        yield
-    finally:
-        hidden.rename(path)
 
 
 def test_the_paper_is_there_and_nothing_is_left_to_do(repo):
@@ -251,6 +226,13 @@ def test_a_text_that_is_not_there_stops_at_once_and_is_named(repo):
     assert result.returncode != 0
     assert "haystack h: file gone.txt does not exist; put it there" in result.stdout
     assert "Building DAG" not in result.stdout
+
+
+def test_a_paper_of_the_development_split_does_not_take_the_place_of_the_paper(repo):
+    result = snakemake(repo, "--dry-run", "--printshellcmds", "--config", "split=development")
+    assert result.returncode == 0, result.stdout
+    assert "latexmk" in result.stdout
+    assert "paper/main.pdf" not in result.stdout
 
 
 def test_a_misspelt_key_stops_at_once_and_is_named(repo):

@@ -1,6 +1,7 @@
 # The study: validated and expanded once, before any rule is read. Everything else that rules share
 # is here too, so that the other files hold rules and nothing else. Nothing here writes to disk.
 import argparse
+import json
 import os
 import re
 import shlex
@@ -283,12 +284,18 @@ def give_back():
 
 
 def tidy():
-    """After a good end, remove what only a run that stops in the middle needs."""
+    """After a good end, remove what only a run that stops in the middle needs, and the plans that
+    its CSV files were made from before; a draft has files of its own."""
     for path in CELLS:
         if Path(path).exists():
             Path(path).with_suffix(".contexts.jsonl").unlink(missing_ok=True)
     if all(Path(path).exists() for path in CELLS):
         Path(f"{RESULTS}/failures.md").unlink(missing_ok=True)
+    if "all" in {job.rule.name for job in workflow.dag.jobs}:
+        for plan in Path(RESULTS).glob("study-*.json"):
+            made_for = json.loads(plan.read_text(encoding="utf-8"))["config"]
+            if str(plan) != PLAN and made_for["draft"] == DRAFT:
+                plan.unlink()
 
 
 def failure_report(log):

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from kvbudget.run import bench
-from kvbudget.run.record import write_json
+from kvbudget.run.files import write_json
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

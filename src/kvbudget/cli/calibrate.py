@@ -8,7 +8,7 @@ import yaml
 
 from kvbudget.errors import UserError
 from kvbudget.run.calibrate import calibrate_model
-from kvbudget.run.record import write_json
+from kvbudget.run.files import write_json
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

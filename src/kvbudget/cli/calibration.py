@@ -1,7 +1,6 @@
 """Make one calibration of a study."""
 
 import argparse
-from pathlib import Path
 
 from kvbudget.cli import of_model
 from kvbudget.run.calibrate import Calibration, run_calibration
@@ -15,7 +14,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--identity", required=True, help="digest of all that the result depends on"
     )
-    parser.add_argument("--out", required=True, type=Path)
 
 
 def run(args: argparse.Namespace) -> None:

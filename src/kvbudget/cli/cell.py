@@ -19,7 +19,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--own-contexts", type=int, default=1, help="first contexts that are read all the same"
     )
-    parser.add_argument("--out", required=True, type=Path)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
+from kvbudget.run.files import write_json
 from kvbudget.study.expand import code_parts, expand
 from kvbudget.study.older import CODE
 from kvbudget.study.plan import DEFAULT_COMMAND
@@ -23,12 +24,5 @@ def run(args: argparse.Namespace) -> None:
     command = shlex.split(os.environ.get("KVBUDGET_COMMAND", "")) or DEFAULT_COMMAND
     study = expand(args.config, command=command)
     for digest, parts in code_parts(study).items():
-        _write(CODE / f"{digest}.json", parts)
-    _write(args.out, study.as_json())
-
-
-def _write(out: Path, content: dict) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(out)
+        write_json(CODE / f"{digest}.json", parts, indent=1)
+    write_json(args.out, study.as_json(), indent=1)

@@ -12,7 +12,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     of_model.arguments(parser, "the place")
     parser.add_argument("--disk-gb", required=True, type=float, help="most that all places take")
     parser.add_argument("--store", required=True, type=Path, help="folder of all places")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,10 +2,9 @@
 on in place of its weights."""
 
 import argparse
-import json
 from pathlib import Path
 
-from kvbudget.run.record import replace_text
+from kvbudget.run.files import write_json
 from kvbudget.sources import integrity
 
 
@@ -21,4 +20,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write what was found, or raise `UserError`."""
     verified = integrity.verify(args.model, args.dir, args.lock) | {"identity": args.identity}
-    replace_text(args.out, json.dumps(verified, indent=1) + "\n")
+    write_json(args.out, verified, indent=1)

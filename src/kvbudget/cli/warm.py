@@ -2,7 +2,6 @@
 
 import argparse
 import socket
-from pathlib import Path
 
 from kvbudget import cli
 from kvbudget.run import warm
@@ -10,10 +9,9 @@ from kvbudget.run import warm
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("place", type=Path, help="file of a socket")
-    parser.add_argument("door", type=int, help="number of that socket, open and listening")
+    parser.add_argument("door", type=int, help="number of a socket, open and listening")
 
 
 def run(args: argparse.Namespace) -> None:
     """Serve until standard input ends."""
-    warm.serve(args.place, socket.socket(fileno=args.door), cli.main)
+    warm.serve(socket.socket(fileno=args.door), cli.main)

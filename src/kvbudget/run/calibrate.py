@@ -8,37 +8,27 @@ from kvbudget.api import attach
 from kvbudget.calibration.calibrate import calibrate
 from kvbudget.calibration.options import OPTIONS
 from kvbudget.options import filled
-from kvbudget.run.record import provenance, write_json
+from kvbudget.run.files import write_json
+from kvbudget.run.job import Job
+from kvbudget.run.record import provenance
 from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
 from kvbudget.sources.verified import read as read_verified
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What a calibration is made from.
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Job):
+    """What a calibration is made from; its spec has all options.
 
     Attributes:
         model: its key.
-        spec: all options of a calibration.
         code: digest of the code that makes it.
         identity: digest of all that it depends on: spec, code, model and text.
-        model_identity: of the model that is meant.
-        model_dir: where the model lies.
-        verified: what its check has found.
-        text: the haystack.
-        out: the record to write.
     """
 
     model: str
-    spec: dict
     code: str
     identity: str
-    model_identity: str
-    model_dir: Path
-    verified: Path
-    text: Path
-    out: Path
 
 
 def calibrate_model(directory: Path, text: Path, spec: dict) -> dict:

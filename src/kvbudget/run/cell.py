@@ -21,9 +21,11 @@ from transformers import PreTrainedTokenizerBase
 from kvbudget.api import attach
 from kvbudget.errors import UserError
 from kvbudget.run import protocols
+from kvbudget.run.files import write_json
+from kvbudget.run.job import Job
 from kvbudget.run.machine import machine
 from kvbudget.run.prefills import Store, facts
-from kvbudget.run.record import provenance, write_json
+from kvbudget.run.record import provenance
 from kvbudget.run.resume import finished
 from kvbudget.run.runner import Runner
 from kvbudget.run.stopwatch import Stopwatch
@@ -37,33 +39,22 @@ from kvbudget.tasks.request import Context, Request
 WARM_UP = 64  # tokens read before anything is timed
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What a cell is measured from.
+@dataclass(frozen=True, kw_only=True)
+class Cell(Job):
+    """What a cell is measured from; its spec says model, dtype, seed, split, haystack, task,
+    length, method, budget and samples.
 
     Attributes:
-        spec: model, dtype, seed, split, haystack, task, length, method, budget and samples.
         code: digest of the code that it runs.
         identity: digest of all that the result depends on: spec, code, model, text, calibration.
-        model_identity: of the model that is meant.
-        model_dir: where the model lies.
-        verified: what its check has found.
-        text: the haystack.
         calibration: of the model's heads, for a method that uses one.
-        out: the record to write.
         prefills: folder of contexts that were read before; None reads them all.
         own_contexts: contexts, of the first, that are read all the same; 1 or more.
     """
 
-    spec: dict
     code: str
     identity: str
-    model_identity: str
-    model_dir: Path
-    verified: Path
-    text: Path
-    calibration: Path | None
-    out: Path
+    calibration: Path | None = None
     prefills: Path | None = None
     own_contexts: int = 1
 

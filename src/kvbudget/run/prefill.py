@@ -20,36 +20,26 @@ from kvbudget.errors import UserError
 from kvbudget.policies.make import signal_class
 from kvbudget.run import prefills
 from kvbudget.run.cell import samples_of
-from kvbudget.run.record import replace_text
+from kvbudget.run.files import replace_text
+from kvbudget.run.job import Job
 from kvbudget.sources.load import load
 from kvbudget.sources.verified import read as read_verified
 
 
-@dataclass(frozen=True)
-class Prefills:
-    """What a place is recorded from.
+@dataclass(frozen=True, kw_only=True)
+class Prefills(Job):
+    """What a place is recorded from, into a folder. Its spec is all that the contexts depend on:
+    model, dtype, task, length, samples and so on; and `signals`, those by which some method watches
+    them.
 
     Attributes:
-        spec: all that the contexts depend on: model, dtype, task, length, samples and so on; and
-            `signals`, those by which some method watches them.
-        model_identity: of the model that is meant.
-        model_dir: where the model lies.
-        verified: what its check has found.
-        text: the haystack.
         disk_gb: most that all folders beside this one and in it may take; contexts beyond are left
             to the cells.
         store: folder of all places.
-        out: folder to write.
     """
 
-    spec: dict
-    model_identity: str
-    model_dir: Path
-    verified: Path
-    text: Path
     disk_gb: float
     store: Path
-    out: Path
 
 
 @torch.inference_mode()

@@ -54,7 +54,8 @@ class Store:
     """The recorded contexts of a place.
 
     Args:
-        folder: as `kvbudget prefill` leaves it.
+        folder: as `kvbudget prefill` leaves it; an empty one, which the workflow puts in its place
+            when that fails, has no context for anyone.
         facts: what they must have been recorded with.
         own: contexts, of the first, that a cell reads all the same.
 
@@ -64,7 +65,10 @@ class Store:
 
     def __init__(self, folder: Path, facts: dict[str, str], own: int) -> None:
         try:
-            self.count = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["contexts"]
+            manifest = {"contexts": 0}
+            if any(folder.iterdir()):
+                manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            self.count = manifest["contexts"]
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{folder} holds no recorded contexts, or was cut short ({error!r}); delete it, "
@@ -73,7 +77,7 @@ class Store:
         self.folder, self.facts, self.own = folder, facts, own
 
     def context(self, index: int) -> Shared | None:
-        """A context of the place; None if there was no room for it on the disk."""
+        """A context of the place; None if it could not be recorded."""
         if index >= self.count:
             return None
         return Shared(Prefill(file_of(self.folder, index), self.facts), own=index < self.own)

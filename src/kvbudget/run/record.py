@@ -1,9 +1,7 @@
-"""Records on disk: written whole or not at all, and traceable to code, model and machine."""
+"""What a record says of where it comes from: code, model and machine."""
 
 import datetime
 import importlib.metadata
-import json
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -13,26 +11,6 @@ from transformers import PreTrainedModel
 from kvbudget.run.machine import machine
 
 LIBRARIES = ("torch", "transformers", "numpy", "safetensors", "tokenizers")
-
-
-def write_json(path: Path, record: dict) -> None:
-    """Write a record through a temporary file, so that no partial one is ever found."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(record, allow_nan=False, indent=None) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Give a file other contents in one step.
-
-    The temporary file is this process's own: a cell that outlived a killed run may write the same
-    record at the same time.
-    """
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def provenance(model: PreTrainedModel, model_sha256: str, started: float) -> dict:

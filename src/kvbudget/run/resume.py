@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kvbudget.run.record import replace_text
+from kvbudget.run.files import replace_text
 
 
 def finished(side: Path, basis: dict[str, Any]) -> list[dict]:

@@ -5,6 +5,9 @@ with the words, folder, environment and output of the one that asked. The one th
 ends as its fork does; if it is killed, so is the fork. To whoever started it, it is a process like
 any other, with its own log and exit status. Where nobody listens, the command runs by itself.
 
+It listens at a name, not a file, so that nothing is left when all are killed. A name is open to all
+users of a machine: each end sees that the other is the same user.
+
 For Linux, and where no GPU is: CUDA and the threads of other systems do not survive a fork.
 """
 
@@ -12,16 +15,15 @@ import importlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
+import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from kvbudget.errors import UserError
@@ -40,25 +42,24 @@ def possible() -> bool:
 def start() -> None:
     """Start the process that forks, and name its place in the environment. It ends with this one,
     however this one ends."""
-    place = Path(tempfile.mkdtemp(prefix="kvbudget-"), "door")
+    place = f"kvbudget-{uuid.uuid4()}"
     ours, _ = os.pipe()  # the other end is open as long as this process lives
     with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(place))
+        door.bind(_address(place))
         door.listen()
         subprocess.Popen(
-            [sys.executable, "-m", "kvbudget", "warm", str(place), str(door.fileno())],
+            [sys.executable, "-m", "kvbudget", "warm", str(door.fileno())],
             stdin=ours,
             pass_fds=[door.fileno()],
         )
     os.close(ours)
-    os.environ[PLACE] = str(place)
+    os.environ[PLACE] = place
 
 
-def serve(place: Path, door: socket.socket, run: Callable[[list[str]], None]) -> None:
+def serve(door: socket.socket, run: Callable[[list[str]], None]) -> None:
     """Fork for every command that asks, until standard input ends.
 
     Args:
-        place: file of the socket; its folder is removed at the end.
         door: the socket, listening.
         run: what a fork does with the words of a command.
     """
@@ -67,11 +68,10 @@ def serve(place: Path, door: socket.socket, run: Callable[[list[str]], None]) ->
     importlib.import_module(_AHEAD)
     while door in select.select([door, sys.stdin], [], [])[0]:
         caller, _ = door.accept()
-        if not os.fork():
+        if _is_ours(caller) and not os.fork():
             door.close()
             _work(caller, run)
         caller.close()
-    shutil.rmtree(place.parent, ignore_errors=True)
 
 
 def hand_over(words: list[str]) -> None:
@@ -82,8 +82,10 @@ def hand_over(words: list[str]) -> None:
     """
     with socket.socket(socket.AF_UNIX) as caller:
         try:
-            caller.connect(os.environ[PLACE])
+            caller.connect(_address(os.environ[PLACE]))
         except OSError:
+            return
+        if not _is_ours(caller):
             return
         asked = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
         try:
@@ -98,6 +100,18 @@ def hand_over(words: list[str]) -> None:
             "again: finished contexts stay"
         )
     sys.exit(status[0])
+
+
+def _address(place: str) -> str:
+    """A name that Linux knows as long as someone listens at it; see unix(7), abstract."""
+    return f"\0{place}"
+
+
+def _is_ours(peer: socket.socket) -> bool:
+    """Whether who is at the other end is of the same user."""
+    told = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", told)
+    return user == os.getuid()
 
 
 def _work(caller: socket.socket, run: Callable[[list[str]], None]) -> NoReturn:
