@@ -69,11 +69,11 @@ audit: .venv/.installed ## Look the installed packages up in the database of kno
 	$(BIN)/pip freeze --exclude-editable | sed 's/+.*//' | $(BIN)/pip-audit --strict --no-deps \
 	    --disable-pip --progress-spinner off --requirement /dev/stdin
 
-# Each test keeps to one thread, and the tests of one file to one process.
+# Each test keeps to one thread, and the tests of one file to one process; the longest files first.
 test: ## Lint, then run all tests; those with a Slurm on this machine only as root
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test packages
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slurm: ## Of these, run cells through a Slurm that is started on this machine, as root
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test slurm

@@ -19,6 +19,7 @@ from kvbudget.run import cell as cells
 from kvbudget.run import grouping, protocols, questions
 from kvbudget.run.cell import Cell, Runner, finished, run_cell
 from kvbudget.run.prefill import Prefills, run_prefills
+from kvbudget.run.prefills import Store
 from kvbudget.sources import integrity
 from kvbudget.sources.download import download
 from kvbudget.sources.haystack import read_passages
@@ -448,6 +449,8 @@ def test_contexts_for_which_there_is_no_room_are_read(home, store, tmp_path):
     assert len(record["contexts"]["read"]) == 3
     none = recorded(home, tmp_path / "store/other", disk_gb=2.5 * size / 1e9)
     assert [file.name for file in none.iterdir()] == ["prefills.json"]
+    (none / "prefills.json").unlink()  # as where recording fails
+    assert Store(none, {}, 1).context(0) is None
 
 
 def test_a_method_that_a_model_forbids_stops_no_other(home, tmp_path, monkeypatch, capsys):

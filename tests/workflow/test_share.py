@@ -164,7 +164,7 @@ def test_a_clone_with_a_bundle_computes_nothing_and_builds_the_same_paper(repo, 
     copy_repository(tmp_path)
     assert unpack(bundle, tmp_path) == ("tiny", 9)
     older, draft = (tmp_path / f"results/tiny/study-{digit * 10}.json" for digit in "01")
-    older.parent.mkdir()
+    older.parent.mkdir(parents=True, exist_ok=True)
     older.write_text('{"config": {"draft": false}}')
     draft.write_text('{"config": {"draft": true}}')
     result = snakemake(tmp_path)

@@ -54,8 +54,8 @@ class Store:
     """The recorded contexts of a place.
 
     Args:
-        folder: as `kvbudget prefill` leaves it; an empty one, which the workflow puts in its place
-            when that fails, has no context for anyone.
+        folder: as `kvbudget prefill` leaves it. Where that fails, the workflow puts one without
+            contexts in its place.
         facts: what they must have been recorded with.
         own: contexts, of the first, that a cell reads all the same.
 
@@ -66,7 +66,7 @@ class Store:
     def __init__(self, folder: Path, facts: dict[str, str], own: int) -> None:
         try:
             manifest = {"contexts": 0}
-            if any(folder.iterdir()):
+            if any(path.suffix == ".safetensors" for path in folder.iterdir()):
                 manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             self.count = manifest["contexts"]
         except (OSError, ValueError, KeyError) as error:
