@@ -44,7 +44,9 @@ def test_templates_are_package_data():
     (package,) = kvbudget.paper.__path__
     assert list((Path(package) / "templates").glob("*.j2"))
     patterns = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert patterns["package-data"] == {"kvbudget": ["**/templates/*", "study/*.yaml", "shipped/*.json.gz"]}
+    assert patterns["package-data"] == {
+        "kvbudget": ["**/templates/*", "study/*.yaml", "shipped/*.json.gz"]
+    }
 
 
 @pytest.mark.parametrize("name", ["measuring", "paper"])
