@@ -62,13 +62,11 @@ def contexts(
             rng = draws("repeated", length, index, seed)
             density = _DENSITIES[index % len(_DENSITIES)]
             parts: list[str] = []
-            letters = 0
             for passage in passages_from(text, rng.randrange(len(text))):
                 parts.append(passage)
                 while rng.random() * (1 + density) < density:
                     parts.append(record(rng))
-                letters = sum(map(len, parts))
-                if letters > 8 * length:  # a token has fewer letters on average
+                if sum(map(len, parts)) > 8 * length:  # a token has fewer letters on average
                     break
             ids = prompts.encode(tokenizer, " ".join(parts))
             yield (head + ids)[:length]

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbudget.api import make_cache
 from kvbudget.cache.budget import SINKS
-from kvbudget.cache.positions import rotations_of
+from kvbudget.cache.cache import geometry_of
+from kvbudget.cache.positions import Rotation, rotations_of
 from kvbudget.policies.kvzip import Repetition
 from kvbudget.policies.predicted import Scorer, features
 from kvbudget.policies.repetition import repeat
@@ -45,15 +46,21 @@ class Read:
 
 
 @torch.no_grad()
-def read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[Read]:
-    """Read a context with an attached model and repeat it, as KVzip does: each layer's part."""
+def read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    rotations: Sequence[Rotation],
+) -> list[Read]:
+    """Read a context with an attached model and repeat it, as KVzip does: each layer's part.
+
+    `rotations` are those of the full-attention layers.
+    """
     cache = make_cache(model, "kvzip", "100%", prompt_tokens=len(ids), bounded="context")
     model(torch.tensor([ids], device=model.device), past_key_values=cache, logits_to_keep=1)
     repeat(model, tokenizer, cache, ids)
     parts = []
-    for layer, rotation in zip(
-        cache.budgeted, rotations_of(model, cache.plan.geometry.layers), strict=True
-    ):
+    for layer, rotation in zip(cache.budgeted, rotations, strict=True):
         (held,) = layer.store.slots.tokens()
         key = rotation.move(held.keys.float(), -held.positions[..., None])
         parts.append(Read(key, held.values, held.signals[Repetition.name]))
@@ -123,16 +130,17 @@ def fit(
         held_out: of those by which the spread and the quality are measured.
         shares: ascending, from 0 to 1.
     """
+    rotations = rotations_of(model, geometry_of(model).layers)
     moments: list[Moments] = []
     for ids in contexts:
-        parts = read(model, tokenizer, ids)
+        parts = read(model, tokenizer, ids, rotations)
         moments = moments or [Moments() for _ in parts]
         for each, part in zip(moments, parts, strict=True):
             each.add(part)
     scorers = [each.solve(parts[0].key.shape[1]) for each in moments]
     spreads, kept = [], []
     for ids in held_out:
-        parts = read(model, tokenizer, ids)
+        parts = read(model, tokenizer, ids, rotations)
         true = torch.stack([part.score[0, :, SINKS:] for part in parts])
         pairs = zip(scorers, parts, strict=True)
         predicted = torch.stack([scorer(own.key, own.value)[0, :, SINKS:] for scorer, own in pairs])
