@@ -21,7 +21,7 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help plan paper smoke draft status rerun report verify bundle unbundle audit test test-slurm soak lint \
+.PHONY: help plan paper smoke draft status rerun report verify bundle unbundle audit test test-slurm gpu soak lint \
     bench lock packages tex slurm clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
@@ -78,6 +78,10 @@ test: ## Lint, then run all tests; those with a Slurm on this machine only as ro
 test-slurm: ## Of these, run cells through a Slurm that is started on this machine, as root
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test slurm
 	$(BIN)/pytest -m slurm
+
+gpu: .venv/.installed-test ## The cache on this machine's GPU: tests, then a bench; ten minutes
+	$(BIN)/pytest tests/gpu tests/unit/test_{bench,calibrate,cell,decoding,saved,streaming,warm}.py
+	$(BIN)/python tests/gpu/bench.py --out results/bench/gpu.json
 
 soak: .venv/.installed-test ## Kill a small study 30 times; its results must be those of a quiet run
 	$(BIN)/pytest -m soak

@@ -26,7 +26,8 @@ def history(model, cache) -> tuple[list, list]:
     """Logits of a prompt, of single tokens and of a block, with a snapshot between; and what each
     head keeps in the end."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(2, VOCABULARY, (1, PROMPT + 20), generator=generator).to(model.device)
+    # No token twice: equal keys have equal scores, and rounding would say which of them goes.
+    ids = (2 + torch.randperm(VOCABULARY - 2, generator=generator))[None].to(model.device)
     logits = [model(ids[:, :PROMPT], past_key_values=cache).logits]
     if cache.awaits(PROMPT):
         with cache.plan.policy.watching(model), cache.repeating(slice(0, PROMPT)):

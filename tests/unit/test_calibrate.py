@@ -28,7 +28,7 @@ def test_a_model_is_calibrated_and_its_cache_made_with_what_comes_out(tmp_path, 
     loaded, tokenizer = load(model, "float32")
     cache = make_cache(attach(loaded), "head-aware", 40, calibration=found)
     ids = tokenizer("In the beginning " * 20, return_tensors="pt").input_ids
-    loaded(ids, past_key_values=cache)
+    loaded(ids.to(loaded.device), past_key_values=cache)
     kept = [len(head) for layer in cache.budgeted for head in layer.kept_positions()]
     assert sum(kept) == 40 * len(kept)
 

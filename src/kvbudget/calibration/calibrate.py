@@ -109,21 +109,24 @@ def calibrate(
 
 
 def measure(model: PreTrainedModel, prompt: Prompt, spec: dict) -> Measured:
-    """All that one prompt tells."""
+    """All that one prompt tells, on the CPU."""
     cache, logits = probe(model, prompt.context, prompt.later)
     attention = [layer.probabilities[0].flatten(0, 1) for layer in cache.probes]
     heads = {
-        name: torch.stack([getattr(signals, name)(each) for each in attention])
+        name: torch.stack([getattr(signals, name)(each) for each in attention]).cpu()
         for name in ("local", "sink", "previous")
     }
     if prompt.needle and prompt.answered_right(logits):
         ids = prompt.context + prompt.later
         heads["retrieval"] = torch.stack(
             [signals.retrieval(each, ids, prompt.answers, prompt.needle) for each in attention]
-        )
+        ).cpu()
     layers = [loss_curves(layer, RULES, SHARES, spec["recent"]) for layer in cache.probes]
     loss = {
-        kind: {rule: torch.stack([layer[kind][rule] for layer in layers]) for rule in sorted(RULES)}
+        kind: {
+            rule: torch.stack([layer[kind][rule] for layer in layers]).cpu()
+            for rule in sorted(RULES)
+        }
         for kind in ("mass", "output")
     }
     loss["answer"] = {
@@ -205,7 +208,7 @@ def _induction(model: PreTrainedModel, seed: int) -> Tensor:
     cache, _ = probe(model, [start, *once], once)
     return torch.stack(
         [signals.induction(layer.probabilities[0].flatten(0, 1), PERIOD) for layer in cache.probes]
-    )
+    ).cpu()
 
 
 def _rounded(values: Tensor) -> list:
