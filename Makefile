@@ -79,8 +79,10 @@ test-slurm: ## Of these, run cells through a Slurm that is started on this machi
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test slurm
 	$(BIN)/pytest -m slurm
 
+# Tests of what takes a GPU where there is one.
+ON_GPU := bench calibrate cell decoding saved streaming warm
 gpu: .venv/.installed-test ## The cache on this machine's GPU: tests, then a bench; ten minutes
-	$(BIN)/pytest tests/gpu tests/unit/test_{bench,calibrate,cell,decoding,saved,streaming,warm}.py
+	$(BIN)/pytest tests/gpu $(ON_GPU:%=tests/unit/test_%.py)
 	$(BIN)/python tests/gpu/bench.py --out results/bench/gpu.json
 
 soak: .venv/.installed-test ## Kill a small study 30 times; its results must be those of a quiet run
