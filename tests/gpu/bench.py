@@ -63,9 +63,9 @@ def main() -> None:
         for dtype in args.dtypes:
             model = model_of(shape, getattr(torch, dtype))
             print(f"{shape}, {dtype}, {torch.cuda.get_device_name()}", flush=True)
-            result = found.setdefault(shape, {}).setdefault(dtype, {})
+            result = found.setdefault(shape, {}).setdefault(dtype, [])
             for part in measured(model, args):
-                result |= part
+                result.append(part)
                 print(bench.table({dtype: EMPTY | part}), flush=True)
                 if args.out:
                     args.out.write_text(json.dumps(found, indent=1))
