@@ -28,7 +28,13 @@ def filled(
     coding = Coding.of(Codec(*bits, head_dim), like + 1) if bits else None
     slots = Slots(shapes, like, (), coding)
     for tensor in slots.tensors():  # what is not filled must not be read
-        tensor.fill_(127 if tensor.dtype == torch.uint8 else float("nan") if tensor.is_floating_point() else 7)
+        tensor.fill_(
+            127
+            if tensor.dtype == torch.uint8
+            else float("nan")
+            if tensor.is_floating_point()
+            else 7
+        )
     for segment, length in zip(slots.segments, by_length, strict=True):
         size = (batch, len(segment.heads), length, head_dim)
         key, value = (torch.randn(size, dtype=dtype, device=device) for _ in "kv")

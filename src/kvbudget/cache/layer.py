@@ -250,9 +250,10 @@ class BudgetedLayer(AttendingLayer):
         self.store.append_one(new)
         self.seen += 1
         slots, padded = self.store.slots, self.store.padded
-        terms = {"scaling": scaling, "softcap": softcap}
+        growing = self._growing()
+        terms = {"scaling": scaling, "softcap": softcap, "received": bool(growing)}
         output, received = attend_slots(query, slots, padded=padded, **terms)
-        if growing := self._growing():
+        if growing:
             readings = [
                 self._reading(query, held, scaling, softcap, 1, known)
                 for held, known in zip(slots.tokens(), received, strict=True)

@@ -121,7 +121,6 @@ class Slots:
         keys, values: `(batch, slots, head_dim)`, or rows of bytes `(batch, slots, width)`.
         positions: `(batch, slots)` int32, the token's position in its sequence; -1 for padding.
         signals: signal → `(batch, slots)` float32, the token's number.
-        order: KV heads as the storage has them, `(kv_heads,)`; None if that is their own order.
     """
 
     def __init__(
@@ -158,8 +157,6 @@ class Slots:
             self.segments.append(Segment(heads, start, room, coding))
             start = stop
         self._starts = torch.tensor(self._of_heads(lambda segment: 0), device=like.device)
-        heads = [head for segment in self.segments for head in segment.heads]
-        self.order = None if heads == sorted(heads) else torch.tensor(heads, device=like.device)
         self._free: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
@@ -175,6 +172,18 @@ class Slots:
         """Bits of a number of a key and of a value as they are packed; 0 where they are not."""
         codec = self.coding.codec if self.coding else None
         return (codec.keys.bits, codec.values.bits) if codec else (0, 0)
+
+    def by_segment(self, flat: Tensor | None) -> list[Tensor | None]:
+        """Numbers of all slots, `(batch, slots)`, of each segment's tokens: `(batch, heads,
+        tokens)`. None of None."""
+        if flat is None:
+            return [None] * len(self.segments)
+        return [
+            flat[:, each.start : each.start + len(each.heads) * each.capacity].unflatten(
+                1, (len(each.heads), each.capacity)
+            )[:, :, : each.length]
+            for each in self.segments
+        ]
 
     def tokens(self) -> list[Tokens]:
         """All tokens, a segment each."""

@@ -1,1 +1,60 @@
-"""Kernels of a decode step: attention straight from the slots of a layer."""
+"""Kernels of a decode step: attention straight from the slots of a layer.
+
+They compute what `kvbudget.cache.ragged` defines with PyTorch's own operations, which runs wherever
+they cannot. Each is in a module of its own, by the package that compiles it, and loaded if that
+package is installed: numba on a CPU, Triton on a GPU.
+"""
+
+import functools
+import importlib
+import importlib.util
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kvbudget.cache.slots import Slots
+
+
+class Attend(Protocol):
+    """Attention of decode steps to every stored token.
+
+    Args:
+        query: `(batch, kv_heads, rows, head_dim)`, for each KV head the query heads that read it,
+            of one sequence or of several that share what is stored; turned where it is packed.
+        slots: of the layer.
+        scaling, softcap: as in `kvbudget.cache.attention`.
+        padded: whether some tokens may be padding, which nothing attends to.
+        received: whether to tell what tokens receive.
+
+    Returns:
+        The output, shaped like `query`; the logarithm of the sum of all exponentials of logits,
+        `(batch, kv_heads, rows)` float32, by which it can be joined with attention to other tokens;
+        and the attention that tokens receive, summed over rows, `(batch, slots)` float32, which
+        means something in filled slots alone, or None. A head without tokens gives 0 and -inf.
+    """
+
+    def __call__(
+        self,
+        query: Tensor,
+        slots: Slots,
+        *,
+        scaling: float,
+        softcap: float | None,
+        padded: bool,
+        received: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+
+def kernel_for(slots: Slots) -> Attend | None:
+    """The kernel that is faster than plain operations for these slots; None if there is none."""
+    return _kernel(slots.keys.device, slots.coding is not None)
+
+
+@functools.cache
+def _kernel(device: torch.device, packed: bool) -> Attend | None:
+    if device.type == "cpu" and packed and importlib.util.find_spec("numba"):
+        return importlib.import_module("kvbudget.cache.kernels.cpu").attend
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        return importlib.import_module("kvbudget.cache.kernels.cuda").attend
+    return None
