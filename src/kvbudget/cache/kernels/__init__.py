@@ -46,15 +46,23 @@ class Attend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor | None]: ...
 
 
-def kernel_for(slots: Slots) -> Attend | None:
-    """The kernel that is faster than plain operations for these slots; None if there is none."""
-    return _kernel(slots.keys.device, slots.coding is not None)
+#: What compiles the kernel of a device.
+PACKAGES = {"cpu": "numba", "cuda": "triton"}
+#: Rows from which plain products on a CPU, which unpack once for all of them, are faster.
+MANY = 48
+
+
+def kernel_for(slots: Slots, rows: int) -> Attend | None:
+    """The kernel that is faster than plain operations for these slots and so many rows of a KV
+    head; None if there is none."""
+    if slots.keys.device.type == "cpu" and (slots.coding is None or rows > MANY):
+        return None
+    return _kernel(slots.keys.device)
 
 
 @functools.cache
-def _kernel(device: torch.device, packed: bool) -> Attend | None:
-    if device.type == "cpu" and packed and importlib.util.find_spec("numba"):
-        return importlib.import_module("kvbudget.cache.kernels.cpu").attend
-    if device.type == "cuda" and importlib.util.find_spec("triton"):
-        return importlib.import_module("kvbudget.cache.kernels.cuda").attend
-    return None
+def _kernel(device: torch.device) -> Attend | None:
+    package = PACKAGES.get(device.type)
+    if package is None or importlib.util.find_spec(package) is None:
+        return None
+    return importlib.import_module(f"{__name__}.{device.type}").attend

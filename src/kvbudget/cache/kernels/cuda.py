@@ -315,4 +315,6 @@ def _padded(count: int) -> int:
 
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1  # interpreted
     return torch.cuda.get_device_properties(device).multi_processor_count
