@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from kvbudget import attach, make_cache
 from kvbudget.cache import kernels
-from kvbudget.cache.kernels import kernel_for
+from kvbudget.cache.kernels import attend_for
 from kvbudget.cache.ragged import attend_densely
 
 SHAPES = {
@@ -117,20 +117,37 @@ def test_plain_operations_are_the_same_and_take_over_without_the_compiler(monkey
     slots, query = filled([50, 9], bits=(4, 4)), torch.randn(1, 2, 3, 64)
     terms = {"scaling": 0.1, "softcap": None, "padded": False}
     plain, received = attend_densely(query, slots, **terms)
-    if kernel := kernel_for(slots, 3):
+    if kernel := attend_for(slots, 3):
         output, _, told = kernel(query, slots, **terms, received=True)
         assert_close(output, plain, atol=1e-5, rtol=1e-5)
         for mine, own in zip(slots.by_segment(told), received, strict=True):
             assert_close(mine, own, atol=1e-5, rtol=1e-5)
-    kernels._kernel.cache_clear()
+    kernels._kernels.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert kernel_for(slots, 3) is None
-    kernels._kernel.cache_clear()
+    assert attend_for(slots, 3) is None
+    kernels._kernels.cache_clear()
+
+
+@pytest.mark.parametrize(("bits", "head_dim"), [((4, 4), 64), ((8, 2), 80), ((2, 8), 16)])
+def test_a_kernel_packs_a_token_as_plain_operations_do(kernel, bits, head_dim):
+    device = device_of(kernel)
+    slots = filled([5, 0, 9], batch=2, bits=bits, head_dim=head_dim, device=device)
+    twin = slots.clone()
+    for scale in (1.0, 1e-6, 300.0, 0.0):  # subnormal steps, wide ones, and all numbers equal
+        size = (2, 3, 1, head_dim)
+        keys, values = (scale * torch.randn(size, device=device) + 0.0 for _ in "kv")
+        kernel.store(slots, keys, values)
+        rows = twin.coding.encode(keys, values, [0, 1, 2])
+        _, free = twin.bounds()
+        for flat, new in zip((twin.keys, twin.values), rows, strict=True):
+            flat.index_copy_(1, free, new[:, :, 0])
+        for mine, own in zip((slots.keys, slots.values), (twin.keys, twin.values), strict=True):
+            assert mine.equal(own)
 
 
 def test_where_plain_operations_are_faster_they_are_used():
-    assert kernel_for(filled([50, 9]), 1) is None
-    assert kernel_for(filled([50, 9], bits=(4, 4)), kernels.MANY + 1) is None
+    assert attend_for(filled([50, 9]), 1) is None
+    assert attend_for(filled([50, 9], bits=(4, 4)), kernels.MANY + 1) is None
 
 
 @torch.inference_mode()
@@ -147,7 +164,7 @@ def test_a_model_says_the_same_with_and_without_a_kernel(method, bounded, monkey
         return torch.cat([model(each, past_key_values=cache).logits for each in pieces], dim=1)
 
     found = logits()
-    monkeypatch.setattr(kernels, "_kernel", lambda device: None)
+    monkeypatch.setattr(kernels, "_kernels", lambda device: None)
     # What follows is packed where it must fit into the budget: rounding may take another level.
     tolerance = 5e-3 if bounded == "always" else 1e-4
     assert_close(found, logits(), atol=tolerance, rtol=tolerance)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.eviction import Store, StoreSnapshot
-from kvbudget.cache.kernels import kernel_for
+from kvbudget.cache.kernels import attend_for
 from kvbudget.cache.masks import is_causal, of_tokens, visible
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.positions import Rotation
@@ -310,7 +310,7 @@ class BudgetedLayer(AttendingLayer):
         slots, seats = self.store.slots, Seats.even(contexts, query.shape[0], query.device)
         terms = {"scaling": scaling, "softcap": softcap}
         rows = seats.each * query.shape[1] // self.kv_heads * query.shape[2]
-        if kernel := kernel_for(slots, rows):
+        if kernel := attend_for(slots, rows):
             return attend_by_kernel(kernel, query, slots, self.tail, seats, **terms)
         return attend_on_top(query, shared_slots(slots), self.tail, seats, **terms)
 

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from kvbudget.cache.kernels import store_for
 from kvbudget.cache.quantize import Coding
 
 
@@ -211,11 +212,15 @@ class Slots:
 
         One write a tensor, however many segments there are: this runs at each decode step.
         """
-        if self.coding is not None:
-            keys, values = self.coding.encode(new.keys, new.values, list(new.heads))
-            new = replace(new, keys=keys, values=values)
         _, free = self.bounds()
-        for slots, tensor in zip(self.tensors(), new.tensors(), strict=True):
+        pairs = list(zip(self.tensors(), new.tensors(), strict=True))
+        if store := store_for(self):
+            store(self, new.keys, new.values)
+            pairs = pairs[2:]
+        elif self.coding is not None:
+            rows = self.coding.encode(new.keys, new.values, list(new.heads))
+            pairs[:2] = zip((self.keys, self.values), rows, strict=True)
+        for slots, tensor in pairs:
             slots.index_copy_(1, free, tensor[:, :, 0])
         free += 1
         for segment in self.segments:

@@ -66,8 +66,10 @@ def filled(model: PreTrainedModel, method: str, tokens: int) -> Cache:
         key, value = (torch.randn(size, dtype=model.dtype, device=model.device) for _ in "kv")
         cache.update(key, value, index)
         if not stock:
-            query = torch.randn(1, geometry.query_heads, *size[2:], dtype=model.dtype)
-            cache.layers[index].attend(query.to(model.device), 0.1, None, None)
+            query = torch.randn(
+                1, geometry.query_heads, *size[2:], dtype=model.dtype, device=model.device
+            )
+            cache.layers[index].attend(query, 0.1, None, None)
     return cache
 
 

@@ -8,12 +8,14 @@ package is installed: numba on a CPU, Triton on a GPU.
 import functools
 import importlib
 import importlib.util
-from typing import Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from kvbudget.cache.slots import Slots
+if TYPE_CHECKING:  # slots are stored by kernels
+    from kvbudget.cache.slots import Slots
 
 
 class Attend(Protocol):
@@ -37,7 +39,7 @@ class Attend(Protocol):
     def __call__(
         self,
         query: Tensor,
-        slots: Slots,
+        slots: "Slots",
         *,
         scaling: float,
         softcap: float | None,
@@ -46,23 +48,41 @@ class Attend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor | None]: ...
 
 
+class Store(Protocol):
+    """Packs one token of each KV head into the head's next free slot.
+
+    Args:
+        slots: packed ones.
+        keys, values: turned, `(batch, kv_heads, 1, head_dim)`.
+    """
+
+    def __call__(self, slots: "Slots", keys: Tensor, values: Tensor) -> None: ...
+
+
 #: What compiles the kernel of a device.
 PACKAGES = {"cpu": "numba", "cuda": "triton"}
 #: Rows from which plain products on a CPU, which unpack once for all of them, are faster.
 MANY = 48
 
 
-def kernel_for(slots: Slots, rows: int) -> Attend | None:
+def attend_for(slots: "Slots", rows: int) -> Attend | None:
     """The kernel that is faster than plain operations for these slots and so many rows of a KV
     head; None if there is none."""
     if slots.keys.device.type == "cpu" and (slots.coding is None or rows > MANY):
         return None
-    return _kernel(slots.keys.device)
+    kernels = _kernels(slots.keys.device)
+    return kernels and kernels.attend
+
+
+def store_for(slots: "Slots") -> Store | None:
+    """The kernel that packs tokens into slots; None if nothing is packed or there is none."""
+    kernels = _kernels(slots.keys.device) if slots.coding else None
+    return kernels and kernels.store
 
 
 @functools.cache
-def _kernel(device: torch.device) -> Attend | None:
+def _kernels(device: torch.device) -> ModuleType | None:
     package = PACKAGES.get(device.type)
     if package is None or importlib.util.find_spec(package) is None:
         return None
-    return importlib.import_module(f"{__name__}.{device.type}").attend
+    return importlib.import_module(f"{__name__}.{device.type}")

@@ -265,6 +265,61 @@ def _receive(logits, logsumexp, starts, ends, received):
                         received[b, first + t] += weights[t]
 
 
+@njit(cache=True, nogil=True)  # rounding as it is written
+def _store(vectors, centre, free, bits, stored, halves):
+    """Pack vectors `(batch, heads, dim)`, less their centre, as `Quantizer.encode` does."""
+    batch, heads, dim = vectors.shape
+    slots, codes = len(stored) // batch, dim * bits // 8
+    most, number = np.float32((1 << bits) - 1), np.zeros(1, np.float32)
+    whole, x = number.view(np.int32), np.zeros(dim, np.float32)
+    for b in range(batch):
+        for head in range(heads):
+            for i in range(dim):
+                x[i] = vectors[b, head, i] - centre[b, head, i]
+            row = b * slots + free[head]
+            number[0] = x.min()
+            halves[row, codes // 2] = _half(number, whole)
+            least = number[0]
+            number[0] = (x.max() - least) / most
+            halves[row, codes // 2 + 1] = _half(number, whole)
+            step = number[0] if number[0] > 0 else np.float32(1.0)
+            for i in range(codes):
+                code = 0
+                for part in range(8 // bits):
+                    level = np.rint((x[part * codes + i] - least) / step)
+                    code |= int(min(max(level, np.float32(0.0)), most)) << part * bits
+                stored[row, i] = code
+
+
+@njit(cache=True, nogil=True)
+def _half(number, whole):
+    """The bits of the float16 next to a number, even on a tie; the number becomes it. `number` and
+    `whole` are the same memory."""
+    sign, size = (whole[0] >> 16) & 0x8000, whole[0] & 0x7FFFFFFF
+    if size < 0x38800000:  # below 2^-14 they are 2^-24 apart
+        bits = int(np.rint(abs(number[0]) * np.float32(2.0**24)))
+        number[0] = np.float32(bits) * np.float32(2.0**-24)
+    elif size >= 0x477FF000:  # from 65,520 on
+        bits = 0x7C00
+        number[0] = np.inf
+    else:
+        bits = (size + 0xFFF + ((size >> 13) & 1) - 0x38000000) >> 13
+        whole[0] = (bits << 13) + 0x38000000
+    if sign:
+        number[0] = -number[0]
+    return np.uint16(sign | bits)
+
+
+def store(slots: Slots, keys: Tensor, values: Tensor) -> None:
+    """As `kvbudget.cache.kernels.Store`."""
+    _, free = slots.bounds()
+    key_bits, value_bits = slots.bits()
+    new = (each.squeeze(2).float().numpy() for each in (keys, values))
+    centre = slots.coding.centre.squeeze(2).numpy()
+    _store(next(new), centre, free.numpy(), key_bits, *_rows(slots.keys))
+    _store(next(new), np.zeros_like(centre), free.numpy(), value_bits, *_rows(slots.values))
+
+
 def attend(
     query: Tensor,
     slots: Slots,

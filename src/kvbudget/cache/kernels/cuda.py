@@ -15,15 +15,22 @@ from torch import Tensor
 from kvbudget.cache.slots import Slots
 
 BLOCK = 64  # tokens that a program looks at at once
-ROWS = 64  # rows of a program at most
+ROWS = 32  # rows of a program at most
 LEAST = 256  # tokens of a program at least, or joining costs more than it saves
+PARTS = 16  # that are joined at once
 WAVES = 4  # programs for each multiprocessor
 
 
 @triton.jit
-def _levels(codes, PLACE: tl.constexpr, BITS: tl.constexpr):
-    """The integers of a part of the vectors, from their bytes."""
-    return (codes >> (PLACE * BITS)) & ((1 << BITS) - 1)
+def _levels(codes, PLACE: tl.constexpr, BITS: tl.constexpr, FINE: tl.constexpr):
+    """The integers of a part of the vectors, from their bytes, as float32 if FINE, or as float16:
+    written behind 1024 they are its last bits, which takes fewer instructions than a conversion."""
+    levels = (codes >> (PLACE * BITS)) & ((1 << BITS) - 1)
+    if FINE:
+        numbers = levels.to(tl.float32)
+    else:
+        numbers = (levels.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
+    return numbers
 
 
 @triton.jit
@@ -94,20 +101,28 @@ def _attend(
         q3 = _part(pointers, 3, KEY_CODES, asked)
     total = tl.zeros([M], tl.float32)  # of a row's numbers, which the least of a key goes with
     shift = tl.zeros([M], tl.float32)  # product with the centre
+    unit = tl.full([M], 1.0, tl.float32)
     if KEY_BITS:
         middle = centre + place * DIM + of_key
-        f0 = q0.to(tl.float32)
+        f0, f1 = q0.to(tl.float32), q1.to(tl.float32)
+        f2, f3 = q2.to(tl.float32), q3.to(tl.float32)
+        largest = tl.max(tl.abs(f0), 1)
         total = tl.sum(f0, 1)
         shift = tl.sum(f0 * _part(middle, 0, KEY_CODES, real_key)[None, :], 1)
         if KEY_PARTS > 1:
-            f1 = q1.to(tl.float32)
+            largest = tl.maximum(largest, tl.max(tl.abs(f1), 1))
             total += tl.sum(f1, 1)
             shift += tl.sum(f1 * _part(middle, 1, KEY_CODES, real_key)[None, :], 1)
         if KEY_PARTS > 2:
-            f2, f3 = q2.to(tl.float32), q3.to(tl.float32)
+            largest = tl.maximum(largest, tl.max(tl.maximum(tl.abs(f2), tl.abs(f3)), 1))
             total += tl.sum(f2, 1) + tl.sum(f3, 1)
             shift += tl.sum(f2 * _part(middle, 2, KEY_CODES, real_key)[None, :], 1)
             shift += tl.sum(f3 * _part(middle, 3, KEY_CODES, real_key)[None, :], 1)
+        q0, q1, q2, q3 = f0, f1, f2, f3
+        if not FINE:  # far from where float16 ends on either side
+            unit = tl.where(largest > 0, largest / 256, 1.0)
+            q0, q1 = (f0 / unit[:, None]).to(tl.float16), (f1 / unit[:, None]).to(tl.float16)
+            q2, q3 = (f2 / unit[:, None]).to(tl.float16), (f3 / unit[:, None]).to(tl.float16)
 
     most = tl.full([M], float("-inf"), tl.float32)
     norm = tl.zeros([M], tl.float32)
@@ -121,19 +136,20 @@ def _attend(
         seen = real_key[:, None] & live[None, :]
         if KEY_BITS:
             codes = tl.load(keys + row[None, :] * KEY_WIDTH + of_key[:, None], mask=seen, other=0)
-            s = tl.dot(q0, _levels(codes, 0, KEY_BITS).to(q0.dtype), input_precision=PRECISION)
+            s = tl.dot(q0, _levels(codes, 0, KEY_BITS, FINE), input_precision=PRECISION)
             if KEY_PARTS > 1:
-                more = _levels(codes, 1, KEY_BITS).to(q0.dtype)
+                more = _levels(codes, 1, KEY_BITS, FINE)
                 s = tl.dot(q1, more, s, input_precision=PRECISION)
             if KEY_PARTS > 2:
-                more = _levels(codes, 2, KEY_BITS).to(q0.dtype)
+                more = _levels(codes, 2, KEY_BITS, FINE)
                 s = tl.dot(q2, more, s, input_precision=PRECISION)
-                more = _levels(codes, 3, KEY_BITS).to(q0.dtype)
+                more = _levels(codes, 3, KEY_BITS, FINE)
                 s = tl.dot(q3, more, s, input_precision=PRECISION)
             scale = (keys + row * KEY_WIDTH + KEY_CODES).to(tl.pointer_type(tl.float16))
             least = tl.load(scale, mask=live, other=0.0).to(tl.float32)
             step = tl.load(scale + 1, mask=live, other=0.0).to(tl.float32)
-            s = s * step[None, :] + total[:, None] * least[None, :] + shift[:, None]
+            s = s * unit[:, None] * step[None, :]
+            s += total[:, None] * least[None, :] + shift[:, None]
         else:
             key = tl.load(keys + row[None, :] * DIM + of_key[:, None], mask=seen, other=0.0)
             s = tl.dot(q0, key.to(q0.dtype), input_precision=PRECISION)
@@ -165,14 +181,14 @@ def _attend(
             w = p * step[None, :]
             if not FINE:  # more digits than bfloat16 has, and levels are exact in both
                 w = w.to(tl.float16)
-            a0 = tl.dot(w, _levels(codes, 0, VALUE_BITS).to(w.dtype), a0, input_precision=PRECISION)
+            a0 = tl.dot(w, _levels(codes, 0, VALUE_BITS, FINE), a0, input_precision=PRECISION)
             if VALUE_PARTS > 1:
-                more = _levels(codes, 1, VALUE_BITS).to(w.dtype)
+                more = _levels(codes, 1, VALUE_BITS, FINE)
                 a1 = tl.dot(w, more, a1 * fade[:, None], input_precision=PRECISION)
             if VALUE_PARTS > 2:
-                more = _levels(codes, 2, VALUE_BITS).to(w.dtype)
+                more = _levels(codes, 2, VALUE_BITS, FINE)
                 a2 = tl.dot(w, more, a2 * fade[:, None], input_precision=PRECISION)
-                more = _levels(codes, 3, VALUE_BITS).to(w.dtype)
+                more = _levels(codes, 3, VALUE_BITS, FINE)
                 a3 = tl.dot(w, more, a3 * fade[:, None], input_precision=PRECISION)
         else:
             value = tl.load(values + row[:, None] * DIM + of_value[None, :], mask=seen, other=0.0)
@@ -193,27 +209,38 @@ def _attend(
 
 
 @triton.jit(do_not_specialize=["splits", "rows"])
-def _join(sums, stats, output, logsumexp, splits, rows, DIM: tl.constexpr, PAD: tl.constexpr):
-    """The output of a row from the parts of all splits."""
+def _join(
+    sums, stats, output, logsumexp, splits, rows,
+    DIM: tl.constexpr, PAD: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """The output of a row from the parts of all splits, some at a time."""
     place, own = tl.program_id(0), tl.program_id(1)
     number = tl.arange(0, PAD)
     real = number < DIM
-    first = place * splits * rows + own
-    most = float("-inf")
-    for split in range(splits):
-        most = tl.maximum(most, tl.load(stats + (first + split * rows) * 2))
-    safe = tl.where(most == float("-inf"), 0.0, most)
+    most, norm = float("-inf"), 0.0
     total = tl.zeros([PAD], tl.float32)
-    norm = 0.0
-    for split in range(splits):
-        line = first + split * rows
-        share = tl.exp(tl.load(stats + line * 2) - safe)
-        norm += share * tl.load(stats + line * 2 + 1)
-        total += share * tl.load(sums + line * DIM + number, mask=real, other=0.0)
+    for first in range(0, splits, PARTS):
+        split = first + tl.arange(0, PARTS)
+        line = (place * splits + split) * rows + own
+        there = split < splits
+        peaks = tl.load(stats + line * 2, mask=there, other=float("-inf"))
+        norms = tl.load(stats + line * 2 + 1, mask=there, other=0.0)
+        parts = tl.load(
+            sums + line[:, None] * DIM + number[None, :],
+            mask=there[:, None] & real[None, :],
+            other=0.0,
+        )
+        peak = tl.maximum(most, tl.max(peaks, 0))
+        safe = tl.where(peak == float("-inf"), 0.0, peak)
+        shares, fade = tl.exp(peaks - safe), tl.exp(most - safe)
+        norm = norm * fade + tl.sum(shares * norms, 0)
+        total = total * fade + tl.sum(shares[:, None] * parts, 0)
+        most = peak
     line = place * rows + own
-    result = tl.where(norm > 0, total / norm, 0.0)
+    seen = norm > 0
+    result = tl.where(seen, total / tl.where(seen, norm, 1.0), 0.0)
     tl.store(output + line * DIM + number, result.to(output.dtype.element_ty), mask=real)
-    tl.store(logsumexp + line, safe + tl.log(norm))
+    tl.store(logsumexp + line, most + tl.log(tl.where(seen, norm, 1.0)))
 
 
 @triton.jit(do_not_specialize=["slots", "rows"])
@@ -230,8 +257,95 @@ def _receive(
     for own in range(rows):
         noted = logits + (batch.to(tl.int64) * rows + own) * slots + start + token
         norm = tl.load(logsumexp + place * rows + own)
+        norm = tl.where(norm == float("-inf"), 0.0, norm)  # it attends to nothing
         total += tl.exp(tl.load(noted, mask=live, other=float("-inf")) - norm)
     tl.store(received + batch.to(tl.int64) * slots + start + token, total, mask=live)
+
+
+@triton.jit(do_not_specialize=["slots"])
+def _store(
+    new_keys,
+    new_values,
+    centre,
+    free,
+    keys,
+    values,
+    slots,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    KEY_BITS: tl.constexpr,
+    VALUE_BITS: tl.constexpr,
+    KEY_PAD: tl.constexpr,
+    VALUE_PAD: tl.constexpr,
+):
+    """Pack one vector of each head, a key or a value."""
+    place = tl.program_id(0)
+    row = (place // HEADS).to(tl.int64) * slots + tl.load(free + place % HEADS)
+    if tl.program_id(1) == 0:
+        target = keys + row * (DIM * KEY_BITS // 8 + 4)
+        middle = centre + place * DIM
+        _pack(new_keys + place * DIM, middle, 1.0, target, DIM, KEY_BITS, KEY_PAD)
+    else:
+        target = values + row * (DIM * VALUE_BITS // 8 + 4)
+        middle = centre + place * DIM
+        _pack(new_values + place * DIM, middle, 0.0, target, DIM, VALUE_BITS, VALUE_PAD)
+
+
+@triton.jit
+def _pack(vector, centre, share, target, DIM: tl.constexpr, BITS: tl.constexpr, PAD: tl.constexpr):
+    """A vector less a share of the centre, as `Quantizer.encode` packs it."""
+    PARTS: tl.constexpr = 8 // BITS
+    CODES: tl.constexpr = DIM // PARTS
+    MOST: tl.constexpr = (1 << BITS) - 1
+    number = tl.arange(0, PAD)
+    real = number < CODES
+    low, high = float("inf"), float("-inf")
+    for part in tl.static_range(PARTS):
+        x = _difference(vector, centre, share, number + part * CODES, real)
+        low = tl.minimum(low, tl.min(tl.where(real, x, float("inf"))))
+        high = tl.maximum(high, tl.max(tl.where(real, x, float("-inf"))))
+    least = low.to(tl.float16)
+    step = ((high - least.to(tl.float32)) / MOST).to(tl.float16)
+    unit = tl.where(step > 0, step.to(tl.float32), 1.0)
+    codes = tl.zeros([PAD], tl.int32)
+    for part in tl.static_range(PARTS):
+        x = _difference(vector, centre, share, number + part * CODES, real)
+        level = (x - least.to(tl.float32)) / unit
+        level = (level + 12582912.0) - 12582912.0  # to the nearest, even on a tie
+        level = tl.minimum(tl.maximum(level, 0.0), MOST)
+        codes |= level.to(tl.int32) << (part * BITS)
+    tl.store(target + number, codes.to(tl.uint8), mask=real)
+    scales = (target + CODES).to(tl.pointer_type(tl.float16))
+    tl.store(scales, least)
+    tl.store(scales + 1, step)
+
+
+@triton.jit
+def _difference(vector, centre, share, number, real):
+    x = tl.load(vector + number, mask=real, other=0.0).to(tl.float32)
+    return x - share * tl.load(centre + number, mask=real, other=0.0)
+
+
+def store(slots: Slots, keys: Tensor, values: Tensor) -> None:
+    """As `kvbudget.cache.kernels.Store`."""
+    batch, kv_heads, _, head_dim = keys.shape
+    key_bits, value_bits = slots.bits()
+    _, free = slots.bounds()
+    _store[batch * kv_heads, 2](
+        keys.contiguous(),
+        values.contiguous(),
+        slots.coding.centre,
+        free,
+        slots.keys,
+        slots.values,
+        slots.keys.shape[1],
+        HEADS=kv_heads,
+        DIM=head_dim,
+        KEY_BITS=key_bits,
+        VALUE_BITS=value_bits,
+        KEY_PAD=_padded(head_dim * key_bits // 8),
+        VALUE_PAD=_padded(head_dim * value_bits // 8),
+    )
 
 
 def attend(
@@ -298,7 +412,9 @@ def attend(
     output = torch.empty_like(query)
     logsumexp = torch.empty(batch, kv_heads, rows, **numbers)
     pad = triton.next_power_of_2(head_dim)
-    _join[places, rows](sums, stats, output, logsumexp, splits, rows, DIM=head_dim, PAD=pad)
+    _join[places, rows](
+        sums, stats, output, logsumexp, splits, rows, DIM=head_dim, PAD=pad, PARTS=PARTS
+    )
     if not received:
         return output, logsumexp, None
     weights = torch.empty(batch, total, **numbers)
