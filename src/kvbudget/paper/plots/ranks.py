@@ -3,6 +3,7 @@ from."""
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kvbudget.paper.plots import style
 from kvbudget.paper.source import Source
@@ -33,6 +34,7 @@ def draw(src: Source) -> Figure | None:
             )  # fmt: skip
             ax.plot(mean.index, mean, color=colour, marker=marker, markersize=2.5, label=label)
         ax.set_ylabel("rank correlation")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(models) > 1:
             ax.set_title(style.title(src.study, "models", model))
     ax.set_xlabel("layer")
