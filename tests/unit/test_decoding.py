@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from kvbudget.cache import ragged
 from kvbudget.cache.budget import Geometry
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
@@ -152,63 +151,6 @@ def test_ragged_heads_attend_each_to_their_own_tokens():
     slots, query = ragged_slots(), torch.randn(2, KV_HEADS * GROUP, 1, DIM)
     output, _ = attend_slots(query, slots, scaling=1.0, softcap=None, padded=False)
     torch.testing.assert_close(output, by_head(query, slots), atol=1e-5, rtol=1e-5)
-
-
-def varlen_by_its_documentation(
-    query, key, value, starts_q, starts_k, max_q, max_k, *, scale, enable_gqa, seqused_k
-):
-    """What `torch.nn.attention.varlen.varlen_attn` documents; its kernel runs on CUDA alone."""
-    assert enable_gqa and max_q == 1 and max_k == int(seqused_k.max())
-    assert starts_q.dtype == starts_k.dtype == seqused_k.dtype == torch.int32
-    output = torch.empty_like(query)
-    for i, used in enumerate(seqused_k.tolist()):
-        rows = slice(int(starts_q[i]), int(starts_q[i + 1]))
-        columns = slice(int(starts_k[i]), int(starts_k[i]) + used)
-        assert columns.stop <= int(starts_k[i + 1])
-        weights = (scale * query[rows, :, :] @ key[columns, 0].T).softmax(-1)
-        output[rows] = weights @ value[columns, 0]
-    return output
-
-
-def test_the_variable_length_backend_describes_the_same_heads(monkeypatch):
-    monkeypatch.setattr(ragged, "varlen_attn", varlen_by_its_documentation)
-    monkeypatch.setattr(ragged, "has_varlen_kernel", lambda *_: True)
-    slots, query = ragged_slots(), torch.randn(2, KV_HEADS * GROUP, 1, DIM)
-    output, _ = attend_slots(query, slots, scaling=1.0, softcap=None, padded=False)
-    torch.testing.assert_close(output, by_head(query, slots), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA alone")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_kernel_on_cuda_equals_dense_calls(dtype, monkeypatch):
-    sizes = [((0, 2), 90), ((1,), 50)]
-    slots = Slots(sizes, torch.empty(2, 64, dtype=dtype, device="cuda"), ())
-    for segment, count in zip(slots.segments, (64, 50), strict=True):
-        size = (2, len(segment.heads), count)
-        key, value = (torch.randn(*size, 64, device="cuda", dtype=dtype) for _ in "kv")
-        slots.append(segment, Tokens(segment.heads, key, value, torch.zeros(size), {}))
-    query = torch.randn(2, KV_HEADS * GROUP, 1, 64, device="cuda", dtype=dtype)
-    terms = {"scaling": 0.125, "softcap": None, "padded": False}
-    kernel, _ = attend_slots(query, slots, **terms)
-    monkeypatch.setattr(ragged, "has_varlen_kernel", lambda *_: False)
-    dense, _ = attend_slots(query, slots, **terms)
-    torch.testing.assert_close(kernel, dense, atol=2e-2, rtol=2e-2)
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype", "head_dim", "runs"),
-    [
-        ((7, 5), torch.float16, 64, False),  # Turing: T4, RTX 2080
-        ((8, 0), torch.float16, 64, True),
-        ((9, 0), torch.bfloat16, 256, True),
-        ((9, 0), torch.bfloat16, 512, False),
-        ((9, 0), torch.float32, 64, False),
-    ],
-)
-def test_the_kernel_is_asked_for_only_where_it_runs(capability, dtype, head_dim, runs, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert ragged.has_varlen_kernel(torch.device("cuda", 1), dtype, head_dim) == runs
-    assert not ragged.has_varlen_kernel(torch.device("cpu"), dtype, head_dim)
 
 
 def test_moved_keys_equal_keys_rotated_at_the_new_position():

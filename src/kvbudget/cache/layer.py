@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kvbudget.cache.attending import AttendingLayer
 from kvbudget.cache.eviction import Store, StoreSnapshot
+from kvbudget.cache.kernels import kernel_for
 from kvbudget.cache.masks import is_causal, of_tokens, visible
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.positions import Rotation
@@ -16,7 +17,7 @@ from kvbudget.cache.ragged import attend_slots
 from kvbudget.cache.signals import Arrival, Reading, Signal
 from kvbudget.cache.sinks import Sinks
 from kvbudget.cache.slots import Tokens
-from kvbudget.cache.tails import Seats, Tail, attend_on_top, shared_slots
+from kvbudget.cache.tails import Seats, Tail, attend_by_kernel, attend_on_top, shared_slots
 from kvbudget.errors import UserError
 
 
@@ -250,9 +251,10 @@ class BudgetedLayer(AttendingLayer):
         self.store.append_one(new)
         self.seen += 1
         slots, padded = self.store.slots, self.store.padded
-        terms = {"scaling": scaling, "softcap": softcap}
+        growing = self._growing()
+        terms = {"scaling": scaling, "softcap": softcap, "received": bool(growing)}
         output, received = attend_slots(query, slots, padded=padded, **terms)
-        if growing := self._growing():
+        if growing:
             readings = [
                 self._reading(query, held, scaling, softcap, 1, known)
                 for held, known in zip(slots.tokens(), received, strict=True)
@@ -305,9 +307,12 @@ class BudgetedLayer(AttendingLayer):
         self._settle()
         self.tail.append(key, value, self.seen)
         self.seen += key.shape[2]
-        shared = shared_slots(self.store.slots)
-        seats = Seats.even(contexts, query.shape[0], query.device)
-        return attend_on_top(query, shared, self.tail, seats, scaling=scaling, softcap=softcap)
+        slots, seats = self.store.slots, Seats.even(contexts, query.shape[0], query.device)
+        terms = {"scaling": scaling, "softcap": softcap}
+        rows = seats.each * query.shape[1] // self.kv_heads * query.shape[2]
+        if kernel := kernel_for(slots, rows):
+            return attend_by_kernel(kernel, query, slots, self.tail, seats, **terms)
+        return attend_on_top(query, shared_slots(slots), self.tail, seats, **terms)
 
     def _settle(self) -> None:
         """Move the sinks to where they stay, now that the context is at its end."""

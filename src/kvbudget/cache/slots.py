@@ -1,6 +1,6 @@
 """Ragged key-value storage of one layer: every KV head owns a fixed number of slots."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -121,7 +121,6 @@ class Slots:
         keys, values: `(batch, slots, head_dim)`, or rows of bytes `(batch, slots, width)`.
         positions: `(batch, slots)` int32, the token's position in its sequence; -1 for padding.
         signals: signal → `(batch, slots)` float32, the token's number.
-        order: KV heads as the storage has them, `(kv_heads,)`; None if that is their own order.
     """
 
     def __init__(
@@ -157,8 +156,7 @@ class Slots:
             room = Tokens.of(heads, room, self.signals)
             self.segments.append(Segment(heads, start, room, coding))
             start = stop
-        heads = [head for segment in self.segments for head in segment.heads]
-        self.order = None if heads == sorted(heads) else torch.tensor(heads, device=like.device)
+        self._starts = torch.tensor(self._of_heads(lambda segment: 0), device=like.device)
         self._free: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
@@ -169,6 +167,23 @@ class Slots:
         """Bytes of the storage that really exists."""
         extra = [self.coding.centre] if self.coding else []
         return sum(each.numel() * each.element_size() for each in [*self.tensors(), *extra])
+
+    def bits(self) -> tuple[int, int]:
+        """Bits of a number of a key and of a value as they are packed; 0 where they are not."""
+        codec = self.coding.codec if self.coding else None
+        return (codec.keys.bits, codec.values.bits) if codec else (0, 0)
+
+    def by_segment(self, flat: Tensor | None) -> list[Tensor | None]:
+        """Numbers of all slots, `(batch, slots)`, of each segment's tokens: `(batch, heads,
+        tokens)`. None of None."""
+        if flat is None:
+            return [None] * len(self.segments)
+        return [
+            flat[:, each.start : each.start + len(each.heads) * each.capacity].unflatten(
+                1, (len(each.heads), each.capacity)
+            )[:, :, : each.length]
+            for each in self.segments
+        ]
 
     def tokens(self) -> list[Tokens]:
         """All tokens, a segment each."""
@@ -196,25 +211,32 @@ class Slots:
 
         One write a tensor, however many segments there are: this runs at each decode step.
         """
-        if self._free is None:
-            self._free = self._first_free()
         if self.coding is not None:
             keys, values = self.coding.encode(new.keys, new.values, list(new.heads))
             new = replace(new, keys=keys, values=values)
+        _, free = self.bounds()
         for slots, tensor in zip(self.tensors(), new.tensors(), strict=True):
-            slots.index_copy_(1, self._free, tensor[:, :, 0])
-        self._free += 1
+            slots.index_copy_(1, free, tensor[:, :, 0])
+        free += 1
         for segment in self.segments:
             segment.length += 1
 
-    def _first_free(self) -> Tensor:
-        """Flat index of the next free slot of each KV head, `(kv_heads,)`."""
-        free = {
-            head: segment.start + i * segment.capacity + segment.length
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Flat index of the first slot of each KV head and of its next free one, `(kv_heads,)`
+        each. They stay on the device while tokens are appended one by one."""
+        if self._free is None:
+            free = self._of_heads(lambda segment: segment.length)
+            self._free = torch.tensor(free, device=self.keys.device)
+        return self._starts, self._free
+
+    def _of_heads(self, within: Callable[[Segment], int]) -> list[int]:
+        """Flat index of a slot of each KV head, which is given within the head's own."""
+        found = {
+            head: segment.start + i * segment.capacity + within(segment)
             for segment in self.segments
             for i, head in enumerate(segment.heads)
         }
-        return torch.tensor([free[head] for head in sorted(free)], device=self.keys.device)
+        return [found[head] for head in sorted(found)]
 
     def evict(self, segment: Segment, scores: Tensor, count: int) -> None:
         """Drop the `count` lowest-scored tokens of every head of a segment, in place.

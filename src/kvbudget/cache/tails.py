@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvbudget.cache.attention import capped
+from kvbudget.cache.kernels import Attend
 from kvbudget.cache.quantize import Coding
 from kvbudget.cache.slots import Slots
 from kvbudget.errors import UserError
@@ -91,6 +92,12 @@ class Tail:
         """Keys, values and positions of the tokens that it holds, as views."""
         length = self.length
         return self.keys[:, :, :length], self.values[:, :, :length], self.positions[:, :length]
+
+    def hidden(self, new: int) -> Tensor:
+        """Which tokens each of the last `new` does not see, `(rows, new, length)`: padding, and
+        those behind it."""
+        positions = self.positions[:, : self.length]
+        return (positions < 0)[:, None] | (positions[:, None] > positions[:, -new:, None])
 
     def select(self, rows: Tensor) -> None:
         """Become these rows, some of which may be the same: several answers to one question."""
@@ -235,10 +242,9 @@ def attend_on_top(
     keys, values, positions = tail.held()
     kv_heads, new = keys.shape[1], query.shape[2]
     by_head = query.unflatten(1, (kv_heads, -1))
-    now = positions[:, -new:, None]
-    hidden = (positions < 0)[:, None] | (positions[:, None] > now)
-    far = None
+    hidden, far = tail.hidden(new), None
     if window is not None:
+        now = positions[:, -new:, None]
         hidden = hidden | (positions[:, None] <= now - window.size)
         far = window.positions[seats.contexts_of_rows, None] <= now - window.size
     output = torch.empty_like(by_head)
@@ -286,6 +292,39 @@ def _attended(
     output = shared.combined(above, query.dtype).unflatten(2, shape[2:]).transpose(1, 2)
     beside = seats.unfold(beside.transpose(1, 2)).flatten(2, 3).to(values.dtype)
     return seats.unfold(output) + (beside @ values).view_as(query)
+
+
+def attend_by_kernel(
+    kernel: Attend,
+    query: Tensor,
+    slots: Slots,
+    tail: Tail,
+    seats: Seats,
+    *,
+    scaling: float,
+    softcap: float | None,
+) -> Tensor:
+    """As `attend_on_top`: to the context by a kernel, beside it to the tail, joined by how much of
+    all attention each of them gets."""
+    keys, values, _ = tail.held()
+    codec = slots.coding.codec if slots.coding else None
+    by_head = query.unflatten(1, (keys.shape[1], -1))  # (rows, heads, group, new, head_dim)
+    folded = seats.fold(codec.turn(by_head) if codec else by_head).transpose(1, 2)
+    terms = {"scaling": scaling, "softcap": softcap, "padded": False, "received": False}
+    above, total, _ = kernel(folded.flatten(2, 4), slots, **terms)
+    above, total = (
+        seats.unfold(each.unflatten(2, folded.shape[2:5]).transpose(1, 2))
+        for each in (above, total)
+    )
+    beside = (scaling * by_head.flatten(2, 3) @ keys.mT).float().view(*by_head.shape[:-1], -1)
+    # Not -inf: padding may see nothing, and would be NaN.
+    least = torch.finfo(torch.float32).min
+    hidden = tail.hidden(query.shape[2])[:, None, None]
+    beside = capped(beside, softcap).masked_fill(hidden, least)
+    share = torch.sigmoid(total - beside.logsumexp(dim=-1)).unsqueeze(-1)
+    weights = (beside.softmax(dim=-1) * (1 - share)).flatten(2, 3).to(values.dtype)
+    above = (codec.turn_back(above) if codec else above) * share
+    return (above + (weights @ values).view_as(above)).to(query.dtype).flatten(1, 2)
 
 
 class SlidingTail:

@@ -1,0 +1,153 @@
+"""The kernels of a decode step against the textbook formula in float64, and against the plain
+operations that stand in where they cannot run."""
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+import torch
+from kernels import filled, textbook
+from tiny import VOCABULARY, tiny_model
+from torch.testing import assert_close
+
+from kvbudget import attach, make_cache
+from kvbudget.cache import kernels
+from kvbudget.cache.kernels import kernel_for
+from kvbudget.cache.ragged import attend_densely
+
+SHAPES = {
+    "even": {"lengths": [70, 70, 70]},
+    "ragged": {"lengths": [70, 3, 300], "batch": 2},
+    "empty": {"lengths": [5, 0, 129], "batch": 2},
+    "narrow": {"lengths": [40, 33], "head_dim": 16},
+    "odd": {"lengths": [64, 65], "head_dim": 80},
+    "wide": {"lengths": [90, 20], "head_dim": 256},
+    "padded": {"lengths": [80, 70], "batch": 2, "padding": 66},
+    "long": {"lengths": [3000, 200]},
+}
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def kernel(request) -> ModuleType:
+    """A kernel's module; that of a GPU is interpreted where there is none."""
+    if request.param == "cpu":
+        return pytest.importorskip("kvbudget.cache.kernels.cpu", exc_type=ImportError)
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("the GPU's kernel is interpreted by Triton: pip install -e '.[triton]'")
+    from kvbudget.cache.kernels import cuda
+
+    return cuda
+
+
+def device_of(kernel: ModuleType) -> str:
+    return "cuda" if kernel.__name__.endswith("cuda") and torch.cuda.is_available() else "cpu"
+
+
+def check(kernel: ModuleType, slots, query, **terms) -> None:
+    """All that a kernel gives, with and without what tokens receive."""
+    tolerance = {"atol": 1e-5, "rtol": 1e-5}
+    if query.dtype != torch.float32:
+        tolerance = {"atol": 2e-2, "rtol": 2e-2}
+    output, logsumexp, received = kernel.attend(query, slots, **terms, received=True)
+    expected, total, by_head = textbook(query, slots, **terms)
+    assert output.dtype == query.dtype
+    assert_close(output.double(), expected, **tolerance)
+    assert_close(logsumexp.double(), total, **tolerance)
+    for segment, own in zip(slots.segments, slots.by_segment(received), strict=True):
+        for i, head in enumerate(segment.heads):
+            if segment.length:
+                assert_close(own[:, i].double(), by_head[head], **tolerance)
+    again, _, nothing = kernel.attend(query, slots, **terms, received=False)
+    assert nothing is None
+    assert_close(again, output, **tolerance)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("rows", [1, 7, 70])
+@pytest.mark.parametrize("bits", [(4, 4), (8, 2), (2, 8)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_kernel_attends_as_the_formula_says(kernel, shape, bits, rows, softcap):
+    if rows == 70 and shape == "long":
+        rows = 20
+    given = SHAPES[shape]
+    slots = filled(**given, bits=bits, device=device_of(kernel))
+    size = (given.get("batch", 1), len(given["lengths"]), rows, given.get("head_dim", 64))
+    query = torch.randn(size, device=device_of(kernel))
+    terms = {"scaling": size[-1] ** -0.5, "softcap": softcap, "padded": "padding" in given}
+    check(kernel, slots, query, **terms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", [None, (4, 4)])
+@pytest.mark.parametrize("shape", ["ragged", "padded"])
+def test_in_every_dtype(kernel, shape, bits, dtype):
+    if kernel.__name__.endswith("cpu") and bits is None:
+        return  # PyTorch's own operations are faster there
+    if device_of(kernel) == "cpu" and dtype == torch.bfloat16 and kernel.__name__.endswith("cuda"):
+        return  # NumPy, which interprets, has no bfloat16
+    given = SHAPES[shape]
+    slots = filled(**given, bits=bits, dtype=dtype, device=device_of(kernel))
+    size = (2, len(given["lengths"]), 3, 64)
+    query = torch.randn(size, device=device_of(kernel), dtype=dtype)
+    check(kernel, slots, query, scaling=0.125, softcap=None, padded="padding" in given)
+
+
+def test_a_sequence_of_padding_alone_attends_to_nothing(kernel):
+    slots = filled([70], batch=2, bits=(4, 4), padding=70, device=device_of(kernel))
+    query = torch.randn(2, 1, 3, 64, device=device_of(kernel))
+    terms = {"scaling": 1.0, "softcap": None, "padded": True, "received": True}
+    output, logsumexp, received = kernel.attend(query, slots, **terms)
+    assert (output[0] == 0).all() and (logsumexp[0] == float("-inf")).all()
+    assert output[1].isfinite().all() and (received[0, :70] == 0).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_the_tokens_of_all_heads(threads):
+    cpu = pytest.importorskip("kvbudget.cache.kernels.cpu", exc_type=ImportError)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        slots = filled([200, 7, 64], bits=(4, 4))
+        check(cpu, slots, torch.randn(1, 3, 2, 64), scaling=0.1, softcap=None, padded=False)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_plain_operations_are_the_same_and_take_over_without_the_compiler(monkeypatch):
+    slots, query = filled([50, 9], bits=(4, 4)), torch.randn(1, 2, 3, 64)
+    terms = {"scaling": 0.1, "softcap": None, "padded": False}
+    plain, received = attend_densely(query, slots, **terms)
+    if kernel := kernel_for(slots, 3):
+        output, _, told = kernel(query, slots, **terms, received=True)
+        assert_close(output, plain, atol=1e-5, rtol=1e-5)
+        for mine, own in zip(slots.by_segment(told), received, strict=True):
+            assert_close(mine, own, atol=1e-5, rtol=1e-5)
+    kernels._kernel.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert kernel_for(slots, 3) is None
+    kernels._kernel.cache_clear()
+
+
+def test_where_plain_operations_are_faster_they_are_used():
+    assert kernel_for(filled([50, 9]), 1) is None
+    assert kernel_for(filled([50, 9], bits=(4, 4)), kernels.MANY + 1) is None
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("bounded", ["always", "context"])
+@pytest.mark.parametrize("method", ["h2o", "tova", "keydiff"])
+def test_a_model_says_the_same_with_and_without_a_kernel(method, bounded, monkeypatch):
+    model = attach(tiny_model("llama"))
+    ids = torch.randint(2, VOCABULARY, (1, 75), generator=torch.Generator().manual_seed(1))
+
+    def logits() -> torch.Tensor:
+        cache = make_cache(model, method, 20, bits=4, bounded=bounded)
+        model(ids[:, :60], past_key_values=cache)
+        pieces = [ids[:, 60:64], *ids[:, 64:].split(1, dim=1)]
+        return torch.cat([model(each, past_key_values=cache).logits for each in pieces], dim=1)
+
+    found = logits()
+    monkeypatch.setattr(kernels, "_kernel", lambda device: None)
+    # What follows is packed where it must fit into the budget: rounding may take another level.
+    tolerance = 5e-3 if bounded == "always" else 1e-4
+    assert_close(found, logits(), atol=tolerance, rtol=tolerance)
