@@ -1,6 +1,8 @@
 """What a user calls: `attach(model)`, then `make_cache(model, …)`: knows cache and policies."""
 
 import weakref
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -10,13 +12,18 @@ from kvbudget.cache.budget import BOUNDED
 from kvbudget.cache.cache import BudgetedCache, Made, geometry_of, layers_of, text_config
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
-from kvbudget.cache.positions import rotations_of
+from kvbudget.cache.positions import Rotation, rotations_of
 from kvbudget.cache.quantize import Codec
 from kvbudget.errors import UserError
 from kvbudget.policies import registry
+from kvbudget.policies.fitted import Fitted
 from kvbudget.policies.make import make_policy
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
+
+# What takes longer to work out than all else of a cache is kept as long as its model.
+_ROTATIONS: WeakKeyDictionary[PreTrainedModel, tuple[Rotation, ...]] = WeakKeyDictionary()
+_FITTED: WeakKeyDictionary[PreTrainedModel, Fitted] = WeakKeyDictionary()
 
 
 def attach(model: PreTrainedModel, *, unlisted: bool = False) -> PreTrainedModel:
@@ -81,8 +88,9 @@ def make_cache(
         method: a policy of `kvbudget.policies`, such as `"full"`, `"h2o"` or `"head-aware"`.
         budget: mean tokens per KV head of a full-attention layer (`2048`), or a share of the
             prompt (`"20%"`); only `"full"` takes none.
-        calibration: of the model's heads, for `"head-aware"`; by default the one that comes with
-            the package, if there is one for this model (`kvbudget.shipped`).
+        calibration: of the model's heads, for `"head-aware"`, as `kvbudget calibrate` writes it;
+            by default the one that comes with the package, if there is one for this model
+            (`kvbudget.shipped`). It is read once: to change it, change a copy.
         prefill_chunk: evict after each so many tokens of a forward pass, so that the cache never
             exceeds the budget by more; None attends to the whole prompt before evicting.
         stride: tokens that may gather above the budget before a decode step evicts them at once;
@@ -125,7 +133,8 @@ def make_cache(
         "bounded": bounded,
         **options,
     }
-    policy = make_policy(method, calibration, **options)
+    fitted = None if calibration is None else _fitted(model, calibration)
+    policy = make_policy(method, fitted, **options)
     geometry = geometry_of(model)
     if value_bits is not None and bits is None:
         raise UserError("value_bits needs bits, which says how keys are stored")
@@ -146,7 +155,22 @@ def make_cache(
             "sliding_window: null in its config.json if it was trained without one"
         )
     turns = policy.moves_keys or policy.unrotates
-    rotations = rotations_of(model, geometry.layers) if turns else None
+    rotations = _rotations(model, geometry.layers) if turns else None
     shared = LayerOptions(plan, stride, prefill_chunk, rotations)
     layers = layers_of(model, lambda index: BudgetedLayer(index, plan.geometry.kv_heads, shared))
     return BudgetedCache(layers, plan, Made(weakref.ref(model), arguments))
+
+
+def _rotations(model: PreTrainedModel, layers: Sequence[int]) -> tuple[Rotation, ...]:
+    """The rotations of the full-attention layers, found by running the model once."""
+    if model not in _ROTATIONS:
+        _ROTATIONS[model] = rotations_of(model, layers)
+    return _ROTATIONS[model]
+
+
+def _fitted(model: PreTrainedModel, record: dict) -> Fitted:
+    """A calibration ready to compute with; the last of each model is kept."""
+    known = _FITTED.get(model)
+    if known is None or known.record is not record:
+        known = _FITTED[model] = Fitted(record)
+    return known

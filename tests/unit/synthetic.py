@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kvbudget.calibration.options import DEFAULTS
 from kvbudget.study.identity import digest
 from kvbudget.study.plan import DEFAULT, OURS, Calibration, Planned, Study
 
+KEPT = {"10%": 0.81, "20%": 0.86, "40%": 0.93}  # of the scorer
 LAYERS, QUERY_HEADS, KV_HEADS, HEAD_DIM = 6, 6, 2, 16
 METHODS = {
     "full": {"policy": "full", "title": "Baseline (full cache, GPE)"},
@@ -104,11 +106,13 @@ ENVIRONMENT = {
 
 _NOT_IN_SPECS = ("title", "calibration_seeds")
 TEXT = "results/text/kjv-0.txt"
+CALIBRATION = {"haystack": "kjv", **DEFAULTS}
 
 
 def _expand(settings: dict) -> Study:
     calibrations = {
-        key: Calibration(key, DEFAULT, {}, "c0de", digest(key), TEXT) for key in settings["models"]
+        key: Calibration(key, DEFAULT, CALIBRATION, "c0de", digest(key), TEXT)
+        for key in settings["models"]
     }
     cells: dict[str, Planned] = {}
     for experiment in settings["experiments"]:
@@ -293,7 +297,13 @@ def calibration(model: str) -> dict:
                 for measure in ("mass", "output")
             },
         },
-        "scorer": {"kept": {"10%": 0.81, "20%": 0.86, "40%": 0.93}},
+        "scorer": {
+            features: {
+                "kept": {share: round(kept - lost, 2) for share, kept in KEPT.items()},
+                "ranks": (rng.uniform(0.5, 0.7, size=(LAYERS, KV_HEADS)) - lost).tolist(),
+            }
+            for features, lost in {"group": 0.0, "own": 0.05}.items()
+        },
         "stability": {"induction": 0.98, "answer loss, diversity": 0.9},
         "calibration": {"n": 4},
         "provenance": {},

@@ -247,7 +247,7 @@ def test_what_is_no_record(study, text):
     "spoil",
     [
         lambda record: record["heads"]["retrieval"][0].__setitem__(0, math.nan),
-        lambda record: record["scorer"]["kept"].update({"20%": math.nan}),
+        lambda record: record["scorer"]["own"]["kept"].update({"20%": math.nan}),
     ],
 )
 def test_a_calibration_with_nan(study, spoil):
@@ -441,11 +441,15 @@ def test_allocation_shares_have_mean_one(finished):
 def test_the_fit_of_the_scorer_is_what_calibrations_say(finished):
     frame = schema.read(finished[1], "scorer")
     assert set(frame["model"]) == {"tiny_a"}
-    assert dict(zip(frame["share"], frame["kept"], strict=True)) == {
-        0.1: 0.81,
-        0.2: 0.86,
-        0.4: 0.93,
-    }
+    for features, lost in (("group", 0), ("own", 0.05)):
+        part = frame[frame["features"] == features]
+        assert part["share"].tolist() == [0.1, 0.2, 0.4]
+        assert part["kept"].tolist() == pytest.approx([0.81 - lost, 0.86 - lost, 0.93 - lost])
+    ranks = schema.read(finished[1], "ranks").pivot(
+        index=["layer", "kv_head"], columns="features", values="correlation"
+    )
+    assert len(ranks) == synthetic.LAYERS * synthetic.KV_HEADS
+    assert ranks["group"].between(0.5, 0.7).all() and ranks["own"].between(0.45, 0.65).all()
 
 
 def test_aggregation_is_reproducible(finished, study):

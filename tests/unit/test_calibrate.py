@@ -22,7 +22,7 @@ def test_a_model_is_calibrated_and_its_cache_made_with_what_comes_out(tmp_path, 
     how, fit = capsys.readouterr().out.splitlines()[-2:]
     found = json.loads(out.read_text())
     assert str(out) in how
-    for share, kept in found["scorer"]["kept"].items():
+    for share, kept in found["scorer"]["group"]["kept"].items():
         assert 0 < kept <= 1 and f"{kept:.0%} at {share}" in fit
     assert found["calibration"]["tasks"] == ["recall"]
     loaded, tokenizer = load(model, "float32")

@@ -11,6 +11,7 @@ from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.policy import Candidates
 from kvbudget.cache.slots import Tokens
+from kvbudget.policies.fitted import Fitted
 from kvbudget.policies.make import make_policy
 from kvbudget.policies.rules import RULES
 
@@ -120,7 +121,7 @@ def test_a_batch_pools_by_the_means_of_its_best_scores():
 
 @pytest.mark.parametrize("allocation", ["predicted", "curves", "class", "uniform"])
 def test_budgets_add_up_to_the_total(calibration, allocation):
-    policy = make_policy("head-aware", calibration, allocation=allocation, rule="diversity")
+    policy = make_policy("head-aware", Fitted(calibration), allocation=allocation, rule="diversity")
     for budget, prompt in [(20, 60), (100, 3000), (500, 1000), (64, 64), (64, 30)]:
         budgets = np.array(policy.budgets(GEOMETRY, budget, prompt))
         assert budgets.shape == (4, 3)
@@ -131,7 +132,9 @@ def test_budgets_add_up_to_the_total(calibration, allocation):
 
 def test_classes_get_budgets_in_their_order(calibration):
     budgets = np.array(
-        make_policy("head-aware", calibration, allocation="class").budgets(GEOMETRY, 100, 3000)
+        make_policy("head-aware", Fitted(calibration), allocation="class").budgets(
+            GEOMETRY, 100, 3000
+        )
     )
     assert (budgets[:, :2] > budgets[:, 2:]).all()
 
@@ -144,7 +147,7 @@ def test_a_head_whose_loss_hurts_the_answer_gets_more(calibration):
     options = {"allocation": "curves", "rule": "diversity"}
     answer, output = (
         np.array(
-            make_policy("head-aware", calibration, loss=loss, **options).budgets(
+            make_policy("head-aware", Fitted(calibration), loss=loss, **options).budgets(
                 GEOMETRY, 100, 1000
             )
         )
@@ -198,19 +201,20 @@ def test_a_share_is_resolved_on_the_prompt():
             "rule must be one of predicted, diversity, attention, window, recency",
         ),
         ({"safeguard": 1.5}, "safeguard must be a number from 0 to 1"),
+        ({"features": "all"}, "features must be one of group, own, not 'all'"),
         ({"loss": "l2"}, "loss must be one of answer, output, mass, not 'l2'"),
     ],
 )
 def test_bad_options_are_named(calibration, options, message):
     with pytest.raises(UserError, match=message):
-        make_policy("head-aware", calibration, **options)
+        make_policy("head-aware", Fitted(calibration), **options)
 
 
 def test_a_calibration_of_another_model_or_without_the_curves_is_refused(calibration):
     other = Geometry(layers=(0, 1), kv_heads=3, query_heads=6, head_dim=16)
     with pytest.raises(UserError, match="make the calibration anew"):
-        make_policy("head-aware", calibration).budgets(other, 100, 1000)
+        make_policy("head-aware", Fitted(calibration)).budgets(other, 100, 1000)
     with pytest.raises(UserError, match="no answer curves of rule 'window', only of diversity"):
-        make_policy("head-aware", calibration, rule="window", allocation="curves").budgets(
+        make_policy("head-aware", Fitted(calibration), rule="window", allocation="curves").budgets(
             GEOMETRY, 100, 1000
         )

@@ -6,15 +6,20 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from oracle import Oracle
+from scipy.stats import spearmanr
 from tiny import VOCABULARY, tiny_calibration, tiny_model
 from torch.testing import assert_close
 
 from kvbudget import attach, make_cache
 from kvbudget.cache.budget import SINKS, Geometry
 from kvbudget.cache.cache import geometry_of
+from kvbudget.calibration.quality import judge, mean, spread
 from kvbudget.calibration.records import _THINGS, contexts
-from kvbudget.calibration.scorer import FLOOR, Moments, Read, spread
+from kvbudget.calibration.scorer import FLOOR, Moments, Read
+from kvbudget.errors import UserError
+from kvbudget.policies.fitted import Fitted
 from kvbudget.policies.make import make_policy
+from kvbudget.policies.predicted import owners
 
 BUDGET = 20
 KINDS = ["llama", "qwen3", "gemma3_text"]
@@ -47,8 +52,8 @@ def by_hand(kind: str, ids: torch.Tensor, calibration: dict) -> dict[int, torch.
         key, value = seen[index, "key"], seen[index, "value"]
         key = key.transpose(0, 1) if kind.startswith("gemma3") else key.view(ids.shape[1], 3, -1)
         value = value.view(ids.shape[1], 3, -1)
-        weights = torch.tensor(calibration["scorer"]["weights"][place])
-        bias = torch.tensor(calibration["scorer"]["bias"][place])
+        weights = torch.tensor(calibration["scorer"]["group"]["weights"][place])
+        bias = torch.tensor(calibration["scorer"]["group"]["bias"][place])
         scores[index] = torch.zeros(3, ids.shape[1])
         for token in range(ids.shape[1]):
             norms = [key[token].norm(dim=-1), value[token].norm(dim=-1)]
@@ -137,8 +142,8 @@ def test_it_equals_the_masked_oracle(kind, bits):
 def test_budgets_are_what_heads_keep_of_typical_text():
     calibration = tiny_calibration(1, 2, 2)
     calibration["shares"] = [0.0, 0.2, 1.0]
-    calibration["spread"] = [[[0.0, 0.3, 1.0], [0.0, 0.1, 1.0]]]
-    policy = make_policy("head-aware", calibration)
+    calibration["scorer"]["group"]["spread"] = [[[0.0, 0.3, 1.0], [0.0, 0.1, 1.0]]]
+    policy = make_policy("head-aware", Fitted(calibration))
     geometry = Geometry(layers=(0,), kv_heads=2, query_heads=2, head_dim=16)
     # Beside the 12 that each keeps, in proportion to 0.3 and 0.1, and to 0.65 and 0.55.
     assert policy.budgets(geometry, 200, 1000) == [[12 + 282, 12 + 94]]
@@ -151,8 +156,10 @@ def test_a_spread_counts_what_a_pool_of_all_heads_keeps():
     assert found.tolist() == [[[0.0, 0.5, 0.5, 1.0], [0.0, 0.0, 0.5, 1.0]]]
 
 
-def test_the_fit_is_ridge_regression_on_cut_logarithms():
-    """Against least squares on standardised features with rows that stand for the penalty."""
+@pytest.mark.parametrize("groups", [[[0, 1]], [[0], [1]]])
+def test_the_fit_is_ridge_regression_on_cut_logarithms(groups):
+    """Against least squares on standardised features with rows that stand for the penalty, of all
+    heads or of each head's own."""
     generator = torch.Generator().manual_seed(1)
     parts = []
     for count in (40, 90):
@@ -162,23 +169,72 @@ def test_the_fit_is_ridge_regression_on_cut_logarithms():
     moments = Moments()
     for part in parts:
         moments.add(part)
-    scorer = moments.solve(2)
+    scorer = moments.solve(groups)
+    got = np.concatenate([scorer(part.key, part.value)[0, :, 4:].T.numpy() for part in parts])
+    for heads in groups:
+        wanted = by_least_squares(parts, heads)
+        np.testing.assert_allclose(got[:, heads], wanted, atol=2e-3)
+
+
+def by_least_squares(parts: list[Read], heads: list[int]) -> np.ndarray:
+    """Predicted log-scores of some heads from their keys and values, `(tokens, heads)`."""
     rows, targets = [], []
     for part in parts:
         for token in range(4, part.score.shape[-1]):
-            key, value = part.key[0, :, token].numpy(), part.value[0, :, token].numpy()
+            key, value = (x[0, heads, token].numpy() for x in (part.key, part.value))
             norms = [np.linalg.norm(x, axis=-1) for x in (key, value)]
             rows.append(np.concatenate([key.ravel(), value.ravel(), *norms]))
-            targets.append(np.log(np.maximum(part.score[0, :, token].numpy(), FLOOR)))
+            targets.append(np.log(np.maximum(part.score[0, heads, token].numpy(), FLOOR)))
     x, y = np.array(rows, dtype=np.float64), np.array(targets, dtype=np.float64)
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     penalty = np.sqrt(1e-3 * len(x)) * np.eye(x.shape[1])
     design = np.concatenate([(x - mean) / deviation, penalty])
-    goal = np.concatenate([y - y.mean(axis=0), np.zeros((x.shape[1], 2))])
+    goal = np.concatenate([y - y.mean(axis=0), np.zeros((x.shape[1], y.shape[1]))])
     solution = np.linalg.lstsq(design, goal, rcond=None)[0]
-    wanted = ((x - mean) / deviation) @ solution + y.mean(axis=0)
-    got = np.concatenate([scorer(part.key, part.value)[0, :, 4:].T.numpy() for part in parts])
-    np.testing.assert_allclose(got, wanted, atol=2e-3)
+    return ((x - mean) / deviation) @ solution + y.mean(axis=0)
+
+
+def test_quality_is_what_is_held_and_how_tokens_are_ranked():
+    true = torch.tensor([[[4.0, 3, 2, 1], [0.5, 0, 0, 0]]]).repeat(1, 1, 10)
+    assert judge(true, true, [1.0]).ranks.tolist() == [[pytest.approx(1), pytest.approx(1)]]
+    turned = judge(-true, true, [1.0])
+    assert turned.ranks.tolist() == [[pytest.approx(-1), pytest.approx(-1)]]
+    # Ten each of 4, 3, 2 and 1 hold 32, 58 and 92 in a tenth, a fifth and two fifths of 80.
+    predicted = torch.stack((true[0, 1], true[0, 0]))[None]  # each head has those of the other
+    found = judge(predicted, true, [0.25, 1.0])
+    assert found.kept.tolist() == pytest.approx([4 / 32, 5 / 58, 5 / 92])
+    assert found.spread.tolist() == [[[0.0, 1.0], [0.5, 1.0]]]
+    spearman = [float(spearmanr(predicted[0, head], true[0, head]).statistic) for head in (0, 1)]
+    assert found.ranks[0].tolist() == pytest.approx(spearman)
+    both = mean([found, judge(true, true, [0.25, 1.0])])
+    assert both.kept.tolist() == pytest.approx([36 / 64, 63 / 116, 97 / 184])
+    assert judge(torch.zeros(1, 1, 10), torch.rand(1, 1, 10), [1.0]).ranks.tolist() == [[0.0]]
+
+
+def test_a_head_alone_is_scored_by_its_own_key_and_value():
+    """The map of own features has no weight for those of other heads, and is the one asked for."""
+    calibration = calibration_of(tiny_model("llama"))
+    own = tiny_calibration(4, 3, 6, seed=1)["scorer"]["group"]
+    foreign = owners(3, 16)[:, None] != torch.arange(3)
+    own["weights"] = torch.tensor(own["weights"]).masked_fill(foreign, 0).tolist()
+    calibration["scorer"]["own"] = own
+    policies = [
+        make_policy("head-aware", Fitted(calibration), features=features)
+        for features in ("group", "own")
+    ]
+    generator = torch.Generator().manual_seed(2)
+    key, value = torch.randn(2, 1, 3, 9, 16, generator=generator)
+    changed = key.clone()
+    changed[:, 1] += 1
+    for policy, others in zip(policies, (False, True), strict=True):
+        one, other = (policy.scorers[0](each, value)[0] for each in (key, changed))
+        same = [torch.equal(*pair) for pair in zip(one, other, strict=True)]
+        assert same == [others, False, others]
+    budgets = [policy.budgets(geometry_of(tiny_model("llama")), 30, 100) for policy in policies]
+    assert budgets[0] != budgets[1]
+    del calibration["scorer"]["own"]
+    with pytest.raises(UserError, match="has no scorer of features 'own'; make it anew with kvbu"):
+        make_policy("head-aware", Fitted(calibration), features="own")
 
 
 def test_contexts_of_the_scorer_are_of_the_calibration_split_and_no_needles():

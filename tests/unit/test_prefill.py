@@ -11,6 +11,7 @@ from kvbudget.cache.cache import BudgetedCache, geometry_of
 from kvbudget.cache.prefill import Prefill, difference, record
 from kvbudget.cache.signals import Reading, Signal
 from kvbudget.options import filled
+from kvbudget.policies.fitted import Fitted
 from kvbudget.policies.make import make_policy, signal_class
 from kvbudget.policies.registry import METHODS
 from kvbudget.sources.random import byte_tokenizer
@@ -152,7 +153,7 @@ def test_methods_say_by_which_signals_they_watch_a_prompt(name):
     rules = method.options["rule"].schema["enum"] if "rule" in options else [None]
     for rule in rules:
         given = options | ({"rule": rule} if rule else {})
-        calibration = tiny_calibration(2, 3, 6) if method.calibrated else None
+        calibration = Fitted(tiny_calibration(2, 3, 6)) if method.calibrated else None
         policy = make_policy(name, calibration, **given)
         policy.budgets(geometry_of(tiny_model("gemma2")), BUDGET, 90)
         used = {

@@ -11,6 +11,7 @@ from specs import task
 
 from kvbudget.calibration import prompts
 from kvbudget.calibration.options import OPTIONS, TASKS
+from kvbudget.calibration.records import contexts
 from kvbudget.errors import UserError
 from kvbudget.paper import check
 from kvbudget.run.cell import samples_of
@@ -55,7 +56,9 @@ def drawn(tokenizer, tmp_path_factory) -> dict[str, str]:
     shared = {"contexts": 6, "seed": 1}
     mixed = prompts.mixture(tokenizer, VERSES, tasks=TASKS[:4], length=LENGTH, **shared)
     mixed += prompts.mixture(tokenizer, VERSES, tasks=TASKS[4:], length=4000, **shared)
-    made["calibration"] = "".join(tokenizer.decode(each.context + each.later) for each in mixed)
+    repeated = contexts(tokenizer, VERSES, [LENGTH], range(6), seed=1)
+    read = [*(each.context + each.later for each in mixed), *repeated]
+    made["calibration"] = "".join(map(tokenizer.decode, read))
     return made
 
 

@@ -53,6 +53,10 @@ def cell_of(study: Study, method: str, budget: str, length: int = 500) -> Planne
     return found
 
 
+#: The calibration of the study below, as specs have it.
+CALIBRATED = {"haystack": "h", **DEFAULTS, "length": 400, "scorer_lengths": [300]}
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> dict:
     monkeypatch.chdir(tmp_path)
@@ -72,7 +76,7 @@ def config(tmp_path, monkeypatch) -> dict:
             "h2o": {"policy": "h2o", "title": "H2O"},
             "ours": {"policy": "head-aware", "safeguard": 0.5},
         },
-        "calibration": {"length": 500},
+        "calibration": {"length": 400, "scorer_lengths": [300]},
         "experiments": [
             {
                 "name": "one",
@@ -111,7 +115,7 @@ def test_a_spec_holds_what_the_cell_depends_on_and_no_titles(config):
         "samples": {"contexts": 6, "questions": 2},
     }
     ours = cell_of(study, "ours", "20p")
-    assert ours.spec["calibration"] == {**DEFAULTS, "length": 500}
+    assert ours.spec["calibration"] == CALIBRATED
     assert ours.spec["method"]["safeguard"] == 0.5
     assert ours.spec["method"]["rule"] == methods.METHODS["head-aware"].options["rule"].default
     assert place(ours.calibration) == "results/calibrations/m/default.json"
@@ -125,15 +129,39 @@ def test_a_method_may_have_a_calibration_of_its_own(config):
     study = expand(config)
     made = {each.name: (place(each.path), each.spec) for each in study.calibrations}
     assert made == {
-        "default": ("results/calibrations/m/default.json", {**DEFAULTS, "length": 500}),
+        "default": ("results/calibrations/m/default.json", CALIBRATED),
         "copying": (
             "results/calibrations/m/copying.json",
-            {**DEFAULTS, "length": 500, "tasks": ["recall"]},
+            {**CALIBRATED, "tasks": ["recall"]},
         ),
     }
     (other,) = {cell.calibration for cell in study.cells if cell.method == "other"}
     assert place(other) == "results/calibrations/m/copying.json"
     assert all("calibration" not in cell.spec["method"] for cell in study.cells)
+
+
+def test_a_calibration_may_be_made_of_another_text(config):
+    """And then is another result, as are the cells that use it, and no others."""
+    config["haystacks"]["p"] = {"source": "file", "path": "y.txt"}
+    Path("y.txt").write_text("Au commencement.\n")
+    config["calibrations"] = {"french": {"haystack": "p"}}
+    config["methods"]["other"] = config["methods"]["ours"] | {"calibration": "french"}
+    config["experiments"][0]["methods"] = ["ours", "other", "full"]
+    study = expand(config)
+    own, french = study.calibrations
+    assert french.spec == {**own.spec, "haystack": "p"}
+    assert [Path(each.text).name.rpartition("-")[0] for each in (own, french)] == ["h", "p"]
+    assert study.texts == [own.text, french.text]
+    before = {cell.method: cell.identity for cell in study.cells}
+    assert all(cell.text == own.text for cell in study.cells)
+    Path("y.txt").write_text("Au commencement, Dieu.\n")
+    after = {cell.method: cell.identity for cell in expand(config).cells}
+    assert {name for name in after if after[name] != before[name]} == {"other"}
+    # For all methods of a study.
+    config["calibration"]["haystack"] = "p"
+    assert {each.text.partition("/p-")[0] for each in expand(config).calibrations} == {
+        "results/text"
+    }
 
 
 def test_a_method_may_be_measured_with_several_seeds_of_its_calibration(config):
@@ -302,6 +330,13 @@ def change(config: dict, path: str, value: object) -> None:
         ("calibration/tasks", ["songs"], r"calibration: tasks: number 1: 'songs' is not one of"),
         ("calibration/thresholds", {"retrieval": 0.1}, r"thresholds: 'induction' is a required"),
         ("calibration/length", 3000, r"calibration: length 3000 is over the context of model 'm'"),
+        ("calibration/haystack", "x", r"calibration: haystack: there is no 'x'; haystacks has h"),
+        ("calibrations", {"c": {"haystack": "x"}}, r"calibrations: c: haystack: there is no 'x'"),
+        (
+            "calibration/scorer_lengths",
+            [300, 1500],
+            r"scorer_lengths reads a context of 1500 tokens twice, over the 2000 tokens of model",
+        ),
         ("haystacks/h/pth", "y", r"haystacks: h: unknown key 'pth' for source file"),
         ("haystacks/h/source", "web", r"haystacks: h: unknown source 'web'"),
         ("device", "gpu", r"config: device: 'gpu' is not one of"),

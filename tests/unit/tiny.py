@@ -71,8 +71,13 @@ def tiny_calibration(
         "heads": heads,
         "thresholds": thresholds,
         "classes": classify(heads, kv_heads, thresholds),
-        "scorer": {"weights": weights.tolist(), "bias": [[0.5] * kv_heads] * layers},
-        "spread": (torch.tensor(shares) ** powers).tolist(),
+        "scorer": {
+            "group": {
+                "weights": weights.tolist(),
+                "bias": [[0.5] * kv_heads] * layers,
+                "spread": (torch.tensor(shares) ** powers).tolist(),
+            }
+        },
         "shares": shares,
         "loss": {
             "answer": {"diversity": curves()},

@@ -9,6 +9,7 @@ TABLES = [
     "loss_curves",
     "stability",
     "scorer",
+    "ranks",
     "models",
     "provenance",
     "code_digests",

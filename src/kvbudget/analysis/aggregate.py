@@ -12,6 +12,7 @@ from kvbudget.analysis.head_rows import (
     head_rows,
     load_calibrations,
     loss_rows,
+    rank_rows,
     scorer_rows,
     stability_rows,
 )
@@ -58,6 +59,7 @@ def aggregate(study: Study, out: Path, draft: bool = False) -> None:
         "loss_curves": loss_rows(calibrations),
         "stability": stability_rows(calibrations),
         "scorer": scorer_rows(calibrations),
+        "ranks": rank_rows(calibrations),
         "models": model_rows(study, cells, models),
         "provenance": provenance_rows(cells),
         "code_digests": code_rows(cells),

@@ -1,5 +1,5 @@
-"""heads.csv, loss_curves.csv, stability.csv, scorer.csv and allocation.csv: what heads do, how well
-their scores are predicted, and where budgets go."""
+"""heads.csv, loss_curves.csv, stability.csv, scorer.csv, ranks.csv and allocation.csv: what heads
+do, how well their scores are predicted, and where budgets go."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def load_calibrations(study: Study) -> dict[str, dict]:
             calibration = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise _bad(study, planned.path, f"not JSON ({error})") from error
-        told = (calibration["heads"], calibration["loss"], calibration["scorer"]["kept"])
+        told = (calibration["heads"], calibration["loss"], calibration["scorer"])
         if not _finite(list(told)):
             raise _bad(study, planned.path, "holds a number that is not finite")
         found[planned.model] = calibration
@@ -102,9 +102,32 @@ def stability_rows(calibrations: dict[str, dict]) -> pd.DataFrame:
 def scorer_rows(calibrations: dict[str, dict]) -> pd.DataFrame:
     """One row a share of tokens: what the predicted best hold of what the truly best hold."""
     return pd.DataFrame(
-        {"model": model, "share": float(share.rstrip("%")) / 100, "kept": kept}
+        {
+            "model": model,
+            "features": features,
+            "share": float(share.rstrip("%")) / 100,
+            "kept": kept,
+        }
         for model, calibration in calibrations.items()
-        for share, kept in calibration["scorer"]["kept"].items()
+        for features, fitted in calibration["scorer"].items()
+        for share, kept in fitted["kept"].items()
+    )
+
+
+def rank_rows(calibrations: dict[str, dict]) -> pd.DataFrame:
+    """One row a KV head: how well its tokens are ranked."""
+    return pd.DataFrame(
+        {
+            "model": model,
+            "features": features,
+            "layer": layer,
+            "kv_head": head,
+            "correlation": correlation,
+        }
+        for model, calibration in calibrations.items()
+        for features, fitted in calibration["scorer"].items()
+        for layer, heads in zip(calibration["layers"], fitted["ranks"], strict=True)
+        for head, correlation in enumerate(heads)
     )
 
 

@@ -54,6 +54,9 @@ BUDGET = {
 LAYER = {"layer": _count("index of the full-attention layer in the model")}
 KV_HEAD = {"kv_head": _count("KV head")}
 CLASS = {"class": _text("functional class of the KV head, empty without a calibration")}
+FEATURES = {
+    "features": _text("what scores are predicted from: keys and values of the group, or own ones")
+}
 BITS = "bits of a stored number: 16, fewer, or keys/values where these differ"
 ALL_KEPT = Column("bool", description="the method evicts nothing at this budget")
 HEADLINE = Column(
@@ -207,13 +210,31 @@ TABLES: dict[str, DataFrameSchema] = {
     "scorer": _table(
         {
             **MODEL,
+            **FEATURES,
             "share": _share("share of tokens kept, of all heads of all layers together"),
             "kept": _share(
                 "part of all scores that the tokens predicted best have, over what the truly best"
                 " would have, on contexts that the scorer was not fitted on"
             ),
         },
-        [*MODEL, "share"],
+        [*MODEL, *FEATURES, "share"],
+    ),
+    "ranks": _table(
+        {
+            **MODEL,
+            **FEATURES,
+            **LAYER,
+            **KV_HEAD,
+            "correlation": Column(
+                "float64",
+                Check.in_range(-1, 1),
+                description=(
+                    "Spearman's, over tokens, between predicted and true scores, on contexts that"
+                    " the scorer was not fitted on"
+                ),
+            ),
+        },
+        [*MODEL, *FEATURES, *LAYER, *KV_HEAD],
     ),
     "models": _table(
         {

@@ -6,6 +6,7 @@ seed, needle or passage with any test sample.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ from kvbudget.calibration.curves import loss_curves
 from kvbudget.calibration.options import OPTIONS
 from kvbudget.calibration.probe import probe
 from kvbudget.calibration.prompts import Prompt, mixture
+from kvbudget.calibration.quality import TOLD
 from kvbudget.calibration.records import contexts
-from kvbudget.calibration.scorer import fit
+from kvbudget.calibration.scorer import Fit, fit
 from kvbudget.options import filled
 from kvbudget.policies.classify import classify
 from kvbudget.policies.rules import RULES
@@ -97,12 +99,7 @@ def calibrate(
             kind: {rule: _rounded(curve) for rule, curve in rules.items()}
             for kind, rules in mean_curves(measured).items()
         },
-        "scorer": {
-            "weights": [_rounded(each.weights) for each in fitted.scorers],
-            "bias": _rounded(torch.stack([each.bias for each in fitted.scorers])),
-            "kept": {f"{share:.0%}": round(kept, 4) for share, kept in fitted.kept.items()},
-        },
-        "spread": _rounded(fitted.spread),
+        "scorer": {features: _told(each) for features, each in fitted.items()},
         "stability": stability(measured, induction, _induction(model, spec["seed"] + 1)),
         "calibration": {"prompts": len(prompts), "answered_right": right, **spec},
     }
@@ -209,6 +206,20 @@ def _induction(model: PreTrainedModel, seed: int) -> Tensor:
     return torch.stack(
         [signals.induction(layer.probabilities[0].flatten(0, 1), PERIOD) for layer in cache.probes]
     ).cpu()
+
+
+def _told(fitted: Fit) -> dict[str, Any]:
+    """Maps and their quality as a record holds them."""
+    quality = fitted.quality
+    return {
+        "weights": [_rounded(each.weights) for each in fitted.scorers],
+        "bias": _rounded(torch.stack([each.bias for each in fitted.scorers])),
+        "spread": _rounded(quality.spread),
+        "kept": {
+            f"{share:.0%}": _round(k) for share, k in zip(TOLD, quality.kept.tolist(), strict=True)
+        },
+        "ranks": _rounded(quality.ranks),
+    }
 
 
 def _rounded(values: Tensor) -> list:

@@ -1,4 +1,8 @@
-"""What a calibration can be asked for. Imports no torch."""
+"""What a calibration can be asked for. Imports no torch.
+
+The defaults are those of `kvbudget calibrate`, of studies that name no others, and of the
+calibrations that come with the package.
+"""
 
 from collections.abc import Iterable
 
@@ -20,7 +24,7 @@ _SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 OPTIONS: dict[str, Option] = {
     "dtype": choice("float32", "Type of weights.", ("bfloat16", "float16", "float32")),
     "seed": Option(1, "All prompts follow from it.", {"type": "integer"}),
-    "length": count(1000, "Tokens of a calibration prompt.", least=200),
+    "length": count(500, "Tokens of a calibration prompt.", least=200),
     "contexts": count(2, "Prompts of each task."),
     "tasks": _some(["needles", "recall", "reading"], "The mixture of prompts.", TASKS, 1),
     "answer_rules": _some(
@@ -31,7 +35,7 @@ OPTIONS: dict[str, Option] = {
         0,
     ),
     "scorer_lengths": Option(
-        [500, 1000, 2000],
+        [1000, 2000],
         "Tokens of the contexts that are repeated to fit the scorer.",
         {
             "type": "array",
@@ -40,7 +44,7 @@ OPTIONS: dict[str, Option] = {
             "items": {"type": "integer", "minimum": 200},
         },
     ),
-    "scorer_contexts": count(4, "Contexts of each of these lengths; one more is held out."),
+    "scorer_contexts": count(3, "Contexts of each of these lengths; one more is held out."),
     "recent": count(8, "Last tokens that a head keeps in loss curves."),
     "thresholds": Option(
         {"retrieval": 0.1, "induction": 0.3},

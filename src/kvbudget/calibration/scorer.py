@@ -1,7 +1,8 @@
 """Fitting what predicts a repetition's attention: ridge regression, a layer at a time.
 
 The target is the logarithm of KVzip's score, cut off below: tokens that no budget would keep need
-not be told apart, and a fit that tries to spends most of its error on them.
+not be told apart, and a fit that tries to spends most of its error on them. The same sums give the
+map of each set of features: a head's own are a part of the group's.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,16 +16,15 @@ from kvbudget.api import make_cache
 from kvbudget.cache.budget import SINKS
 from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.positions import Rotation, rotations_of
+from kvbudget.calibration.quality import Quality, judge, mean
 from kvbudget.policies.kvzip import Repetition
-from kvbudget.policies.predicted import Scorer, features
+from kvbudget.policies.predicted import Scorer, features, owners
 from kvbudget.policies.repetition import repeat
 
 #: Scores below it count as it.
 FLOOR = 1e-3
 #: Of the variance of each feature, added to it.
 PENALTY = 1e-3
-#: Shares of tokens at which the quality of a fit is told.
-TOLD = (0.1, 0.2, 0.4)
 #: Of the largest variance: that of a feature which is the same for all tokens counts as so much.
 TINY = 1e-9
 
@@ -85,33 +85,39 @@ class Moments:
         self.sums = self.sums + both.sum(dim=0)
         self.products = self.products + both.T @ both
 
-    def solve(self, kv_heads: int) -> Scorer:
-        """The map that minimises squared errors and the penalty on weights (ridge regression)."""
+    def solve(self, groups: Sequence[Sequence[int]]) -> Scorer:
+        """The map that minimises squared errors and the penalty on weights (ridge regression).
+
+        Args:
+            groups: KV heads, each in one group, that see the keys and values of their group.
+        """
+        kv_heads = sum(map(len, groups))
         mean = self.sums / self.count
         covariance = self.products / self.count - torch.outer(mean, mean)
         own, shared = covariance[:-kv_heads, :-kv_heads], covariance[:-kv_heads, -kv_heads:]
         spread = own.diagonal()
-        penalty = PENALTY * spread.clamp(min=TINY * spread.max())
-        weights = torch.linalg.solve(own + penalty.diag(), shared)
+        penalised = own + (PENALTY * spread.clamp(min=TINY * spread.max())).diag()
+        owner = owners(kv_heads, head_dim=len(own) // (2 * kv_heads) - 1).to(own.device)
+        weights = torch.zeros_like(shared)
+        for group in groups:
+            heads = torch.tensor(group, device=own.device)
+            seen = torch.isin(owner, heads).nonzero()
+            weights[seen, heads] = torch.linalg.solve(penalised[seen, seen.T], shared[seen, heads])
         bias = mean[-kv_heads:] - mean[:-kv_heads] @ weights
         return Scorer(weights.float(), bias.float())
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What is fitted to a model, and how well.
+    """The maps from one set of features.
 
     Attributes:
-        scorers: the maps of all full-attention layers.
-        spread: what each head keeps of typical contexts if all heads of all layers together keep
-            a share, `(layers, kv_heads, shares)`.
-        kept: by share of tokens, the part of all scores that the predicted best tokens have, over
-            what the truly best would have; of contexts that were held out.
+        scorers: of all full-attention layers.
+        quality: on contexts that were held out.
     """
 
     scorers: list[Scorer]
-    spread: Tensor
-    kept: dict[float, float]
+    quality: Quality
 
 
 def fit(
@@ -120,48 +126,31 @@ def fit(
     contexts: Iterable[list[int]],
     held_out: Sequence[list[int]],
     shares: Sequence[float],
-) -> Fit:
-    """Fit the scorer of an attached model.
+) -> dict[str, Fit]:
+    """Fit the scorers of an attached model: what is found by the features, `"group"` and `"own"`.
 
     Args:
         model: attached.
         tokenizer: the model's.
-        contexts: token ids of the contexts that it is fitted on.
+        contexts: token ids of the contexts that they are fitted on.
         held_out: of those by which the spread and the quality are measured.
         shares: ascending, from 0 to 1.
     """
-    rotations = rotations_of(model, geometry_of(model).layers)
-    moments: list[Moments] = []
+    geometry = geometry_of(model)
+    rotations = rotations_of(model, geometry.layers)
+    moments = [Moments() for _ in geometry.layers]
     for ids in contexts:
-        parts = read(model, tokenizer, ids, rotations)
-        moments = moments or [Moments() for _ in parts]
-        for each, part in zip(moments, parts, strict=True):
+        for each, part in zip(moments, read(model, tokenizer, ids, rotations), strict=True):
             each.add(part)
-    scorers = [each.solve(parts[0].key.shape[1]) for each in moments]
-    spreads, kept = [], []
+    heads = range(geometry.kv_heads)
+    groups = {"group": [heads], "own": [[head] for head in heads]}
+    scorers = {name: [each.solve(group) for each in moments] for name, group in groups.items()}
+    judged: dict[str, list[Quality]] = {name: [] for name in groups}
     for ids in held_out:
         parts = read(model, tokenizer, ids, rotations)
-        true = torch.stack([part.score[0, :, SINKS:] for part in parts])
-        pairs = zip(scorers, parts, strict=True)
-        predicted = torch.stack([scorer(own.key, own.value)[0, :, SINKS:] for scorer, own in pairs])
-        spreads.append(spread(predicted, shares))
-        kept.append([_kept(predicted, true, share) for share in TOLD])
-    means = torch.tensor(kept).mean(dim=0).tolist()
-    return Fit(scorers, torch.stack(spreads).mean(dim=0), dict(zip(TOLD, means, strict=True)))
-
-
-def spread(scores: Tensor, shares: Sequence[float]) -> Tensor:
-    """What each head keeps where the best scores of all, `(layers, kv_heads, tokens)`, are kept:
-    `(layers, kv_heads, shares)`, in shares of its tokens."""
-    order = scores.flatten().sort(descending=True, stable=True).indices
-    owners, tokens = order // scores.shape[-1], scores.shape[-1]
-    heads = scores.shape[0] * scores.shape[1]
-    counts = [owners[: round(share * len(order))].bincount(minlength=heads) for share in shares]
-    return torch.stack(counts, dim=-1).view(*scores.shape[:2], -1) / tokens
-
-
-def _kept(predicted: Tensor, true: Tensor, share: float) -> float:
-    """The sum of the true scores of the predicted best, over that of the truly best."""
-    count = round(share * true.numel())
-    best = true.flatten()[predicted.flatten().topk(count).indices]
-    return float(best.sum() / true.flatten().topk(count).values.sum())
+        true = torch.stack([part.score[0, :, SINKS:] for part in parts]).cpu()
+        for name, maps in scorers.items():
+            pairs = zip(maps, parts, strict=True)
+            found = [own(part.key, part.value)[0, :, SINKS:] for own, part in pairs]
+            judged[name].append(judge(torch.stack(found).cpu(), true, shares))
+    return {name: Fit(scorers[name], mean(judged[name])) for name in groups}

@@ -22,6 +22,7 @@ COMMANDS = {
     "bundle": "archive the finished cells of a study",
     "unbundle": "put someone's finished cells into results/",
     "calibrate": "fit Head-Aware to a model",
+    "ship": "put a calibration into the package",
     "check": "does a model work with our caches?",
     "bench": "time and size of the caches, as ratios",
     "lock": "record the file hashes of a model",

@@ -36,5 +36,7 @@ def run(args: argparse.Namespace) -> None:
     found = calibrate_model(args.model, args.text, spec)
     write_json(args.out, found)
     print(f"{args.out}: make_cache(model, 'head-aware', budget, calibration=json.load(open(...)))")
-    told = ", ".join(f"{kept:.0%} at {share}" for share, kept in found["scorer"]["kept"].items())
+    told = ", ".join(
+        f"{kept:.0%} at {share}" for share, kept in found["scorer"]["group"]["kept"].items()
+    )
     print(f"fit: of what the best tokens of a held-out text score, the predicted best have {told}")

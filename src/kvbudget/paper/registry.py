@@ -92,6 +92,11 @@ FIGURES = {
         what="what heads lose as they keep less",
         csv=("loss_curves",),
     ),
+    "ranks": Made(
+        module="kvbudget.paper.plots.ranks",
+        what="how well predicted scores rank tokens, layer by layer",
+        csv=("ranks",),
+    ),
 }
 NUMBERS = Made(
     module="kvbudget.paper.numbers",
@@ -103,6 +108,7 @@ NUMBERS = Made(
         "heads",
         "stability",
         "scorer",
+        "ranks",
         "provenance",
         "missing",
     ),

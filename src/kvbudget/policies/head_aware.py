@@ -8,7 +8,6 @@ calibration tells.
 import warnings
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kvbudget.cache.budget import SINKS, Geometry
@@ -16,8 +15,9 @@ from kvbudget.cache.policy import Candidates, Policy
 from kvbudget.cache.signals import Signal
 from kvbudget.errors import UserError
 from kvbudget.policies.allocate import in_proportion, water_fill
+from kvbudget.policies.fitted import Fitted
 from kvbudget.policies.pooling import pooled
-from kvbudget.policies.predicted import Predicted, Scorer
+from kvbudget.policies.predicted import Predicted
 from kvbudget.policies.rules import RULES, SIGNALS
 
 SHRINKAGE = 0.2  # share of the mean curve in that of a head
@@ -36,6 +36,8 @@ class HeadAware(Policy):
         loss: which loss curves: `"answer"` (what the answer's likelihood loses), `"output"` (norm
             of the attention output) or `"mass"` (of attention).
         rule: `"predicted"`, or a scoring rule of `kvbudget.policies.rules`.
+        features: what scores are predicted from: `"group"`, the keys and values of all KV heads of
+            the layer, or `"own"`, those of the head alone.
         safeguard: α in [0, 1]. Each head keeps that share of its budget; the rest is pooled over
             its layer and spent by this prompt's scores (AdaKV, Feng et al., 2024). None is 1, or
             0.5 without a calibration.
@@ -44,10 +46,11 @@ class HeadAware(Policy):
 
     def __init__(
         self,
-        calibration: dict | None,
+        calibration: Fitted | None,
         allocation: str,
         loss: str,
         rule: str,
+        features: str,
         safeguard: float | None,
         recent: int,
     ) -> None:
@@ -62,20 +65,15 @@ class HeadAware(Policy):
             allocation, rule = "uniform", "diversity" if rule == "predicted" else rule
         self.calibration, self.loss, self.rule = calibration, loss, rule
         self.allocation, self.safeguard, self.recent = allocation, safeguard, recent
-        self.unrotates = rule == "predicted"
-        self.scorers = _scorers(calibration) if self.unrotates else []
+        self.features, self.unrotates = features, rule == "predicted"
+        self.scorers = calibration.scorers(features) if self.unrotates else []
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         layers, kv_heads = len(geometry.layers), geometry.kv_heads
         heads = layers * kv_heads
         tokens = max(prompt_tokens, budget)
         if self.calibration is not None:
-            found = (len(self.calibration["layers"]), self.calibration["kv_heads"])
-            if found != (layers, kv_heads):
-                raise UserError(
-                    f"the calibration is of a model with {found} (layers, KV heads), this one has "
-                    f"{(layers, kv_heads)}; make the calibration anew for this model"
-                )
+            self.calibration.check(layers, kv_heads)
         total, floor = budget * heads, SINKS + self.recent
         if budget < floor:
             raise UserError(
@@ -85,35 +83,17 @@ class HeadAware(Policy):
         if self.allocation == "uniform":
             spent = np.full(heads, budget)
         elif self.allocation == "class":
-            names = [name for row in self.calibration["classes"] for name in row]
-            weights = np.array([CLASS_WEIGHTS[name] for name in names])
+            weights = np.array([CLASS_WEIGHTS[name] for name in self.calibration.classes])
             spent = in_proportion(weights, total, floor, tokens)
         elif self.allocation == "predicted":
-            spent = in_proportion(self._spread(budget / tokens), total, floor, tokens)
+            spread = self.calibration.spread(self.features, budget / tokens)
+            spent = in_proportion(spread, total, floor, tokens)
         else:
-            shares = np.array(self.calibration["shares"])
-            losses = self._losses().reshape(heads, -1)
+            shares, losses = self.calibration.losses(self.loss, self.rule)
             # On few prompts a head that matters may seem not to: shrink to the mean curve.
             losses = (1 - SHRINKAGE) * losses + SHRINKAGE * losses.mean(axis=0)
             spent = water_fill(shares, losses, total, floor, tokens)
         return spent.reshape(layers, kv_heads).tolist()
-
-    def _spread(self, share: float) -> np.ndarray:
-        """What each head keeps of typical text if all heads together keep `share`, `(heads,)`."""
-        spread, shares = np.array(self.calibration["spread"]), self.calibration["shares"]
-        rows = spread.reshape(-1, len(shares))
-        return np.array([np.interp(share, shares, row) for row in rows])
-
-    def _losses(self) -> np.ndarray:
-        """Loss curves `(layers, kv_heads, shares)`."""
-        curves = self.calibration["loss"].get(self.loss, {})
-        if self.rule not in curves:
-            raise UserError(
-                f"the calibration holds no {self.loss} curves of rule {self.rule!r}, only of "
-                f"{', '.join(curves) or 'none'}; add the rule to the calibration's answer_rules, "
-                "or use the method with loss: output, or with another rule or allocation"
-            )
-        return np.array(curves[self.rule])
 
     def signals(self, layer: int) -> list[Signal]:
         if self.rule == "predicted":
@@ -127,10 +107,3 @@ class HeadAware(Policy):
 
     def redistribute(self, layer: int, scores: list[Tensor], budgets: list[int]) -> list[int]:
         return pooled(scores, budgets, [range(len(budgets))], self.safeguard)
-
-
-def _scorers(calibration: dict) -> list[Scorer]:
-    """The maps of a calibration, a layer each."""
-    weights = [torch.tensor(own) for own in calibration["scorer"]["weights"]]
-    biases = [torch.tensor(own) for own in calibration["scorer"]["bias"]]
-    return [Scorer(*own) for own in zip(weights, biases, strict=True)]

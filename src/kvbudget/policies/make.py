@@ -6,10 +6,11 @@ from typing import Any
 from kvbudget.cache.policy import Policy
 from kvbudget.cache.signals import Signal
 from kvbudget.options import filled
+from kvbudget.policies.fitted import Fitted
 from kvbudget.policies.registry import located, method
 
 
-def make_policy(name: str, calibration: dict | None = None, **options) -> Policy:
+def make_policy(name: str, calibration: Fitted | None = None, **options) -> Policy:
     """The policy of a method. Raises `UserError` for an unknown name or option."""
     known = method(name)
     options = filled(f"method {name!r}", options, known.options)

@@ -3,7 +3,9 @@
 KVzip (Kim et al., NeurIPS 2025) scores a token by the most attention that it gets while the model
 repeats its context. A linear map of a layer's keys before rotation, its values and their norms
 predicts the logarithm of that score for each KV head. All heads of the layer are the features of
-each: together they hold nearly what the hidden state holds, of which each head alone sees a part.
+each (`"group"`): together they hold nearly what the hidden state holds, of which each head alone
+sees a part. As an ablation, a head's score is predicted from its own key and value (`"own"`): the
+same map with no weight for those of others.
 """
 
 from dataclasses import dataclass
@@ -29,6 +31,12 @@ def features(key: Tensor, value: Tensor) -> Tensor:
     return torch.cat([*(x.flatten(2) for x in both), *(vector_norm(x, dim=-1) for x in both)], -1)
 
 
+def owners(kv_heads: int, head_dim: int) -> Tensor:
+    """Of which KV head each of the `features` is, `(2 * kv_heads * (head_dim + 1),)`."""
+    heads = torch.arange(kv_heads)
+    return torch.cat([heads.repeat_interleave(head_dim).repeat(2), heads.repeat(2)])
+
+
 @dataclass(frozen=True)
 class Scorer:
     """The linear map of a layer.
@@ -43,9 +51,11 @@ class Scorer:
 
     def __call__(self, key: Tensor, value: Tensor) -> Tensor:
         """Predicted log-scores `(batch, kv_heads, tokens)` float32; arguments as of `features`."""
-        found = features(key, value)
-        weights, bias = self.weights.to(found.device), self.bias.to(found.device)
-        return (found @ weights + bias).transpose(1, 2)
+        return (features(key, value) @ self.weights + self.bias).transpose(1, 2)
+
+    def to(self, device: torch.device) -> "Scorer":
+        """The same map on a device."""
+        return Scorer(self.weights.to(device), self.bias.to(device))
 
 
 class Predicted(Signal):
@@ -59,4 +69,5 @@ class Predicted(Signal):
         self._scorer = scorer
 
     def arrive(self, arrival: Arrival) -> Tensor:
+        self._scorer = self._scorer.to(arrival.key.device)  # once, not for each token
         return self._scorer(arrival.unrotated_key, arrival.value)

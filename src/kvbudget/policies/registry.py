@@ -123,6 +123,12 @@ METHODS: dict[str, Method] = {
                 ("answer", "output", "mass"),
             ),
             "rule": choice("predicted", "The score by which a head keeps tokens.", _OF_RULE),
+            "features": choice(
+                "group",
+                "What scores are predicted from: keys and values of all KV heads of the layer, or "
+                "of the head alone.",
+                ("group", "own"),
+            ),
             "safeguard": share(
                 None,
                 "α, the share of its budget that each head is sure of; the rest is pooled over its "

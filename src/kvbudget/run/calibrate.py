@@ -18,7 +18,7 @@ from kvbudget.sources.verified import read as read_verified
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration(Job):
-    """What a calibration is made from; its spec has all options.
+    """What a calibration is made from; its spec has all options, and the key of the haystack.
 
     Attributes:
         model: its key.
@@ -50,7 +50,8 @@ def run_calibration(job: Calibration) -> None:
     started = time.time()
     sha256 = read_verified(job.verified, job.model_identity)["sha256"]
     model, tokenizer = load(job.model_dir, job.spec["dtype"])
-    calibration = calibrate(attach(model), tokenizer, read_passages(job.text), job.spec)
+    spec = {key: value for key, value in job.spec.items() if key in OPTIONS}
+    calibration = calibrate(attach(model), tokenizer, read_passages(job.text), spec)
     write_json(
         job.out,
         {

@@ -1,21 +1,30 @@
 """Calibrations that come with the package, so that Head-Aware works at once on some models.
 
-Each is what `kvbudget calibrate` writes, without what is only told, under a name that follows from
-the model's weights. Studies do not use them: they measure their own.
+Each is what `kvbudget calibrate` writes, without what Head-Aware does not read, under a name that
+follows from the model's weights; `kvbudget ship` puts it here. Studies do not use them: they
+measure their own.
 """
 
+import functools
 import gzip
 import hashlib
 import importlib.resources
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from kvbudget.cache.samples import samples
+from kvbudget.errors import UserError
 
-#: What Head-Aware reads of a calibration, loss curves aside.
-KEYS = ("layers", "kv_heads", "query_heads", "classes", "shares", "spread", "scorer", "calibration")
+#: Where they lie.
+FOLDER = Path(str(importlib.resources.files(__package__)))
+#: What Head-Aware reads of a calibration, loss curves and ablations aside, and of its scorer.
+_KEYS = ("layers", "kv_heads", "classes", "shares")
+_OF_SCORER = ("weights", "bias", "spread")
 
 
 def name_of(model: PreTrainedModel) -> str:
@@ -29,12 +38,29 @@ def name_of(model: PreTrainedModel) -> str:
 
 
 def calibration_of(model: PreTrainedModel) -> dict | None:
-    """The calibration of a model that comes with the package; None if there is none."""
-    file = importlib.resources.files(__package__) / name_of(model)
-    return json.loads(gzip.decompress(file.read_bytes())) if file.is_file() else None
+    """The calibration of a model that comes with the package, always the same object; None if there
+    is none. The model is looked at each time, as its weights may have changed."""
+    file = FOLDER / name_of(model)
+    return _read(file) if file.is_file() else None
 
 
-def packed(calibration: dict) -> bytes:
-    """A calibration as it is shipped: the same bytes for the same calibration."""
-    kept = {key: calibration[key] for key in KEYS}
+@functools.cache
+def _read(file: Path) -> dict:
+    return json.loads(gzip.decompress(file.read_bytes()))
+
+
+def packed(calibration: Mapping[str, Any]) -> bytes:
+    """A calibration as it is shipped: the same bytes for the same calibration.
+
+    Raises:
+        UserError: it is not what `kvbudget calibrate` writes.
+    """
+    try:
+        scorer = calibration["scorer"]["group"]
+        kept: dict[str, Any] = {key: calibration[key] for key in _KEYS}
+        kept["scorer"] = {"group": {key: scorer[key] for key in _OF_SCORER}}
+    except KeyError as error:
+        raise UserError(
+            f"the calibration has no {error}; make it anew with kvbudget calibrate"
+        ) from None
     return gzip.compress(json.dumps(kept, separators=(",", ":")).encode(), mtime=0)

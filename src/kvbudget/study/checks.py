@@ -123,6 +123,12 @@ def check_method(
         raise UserError(f"{where}: policy 'full' has no budget that could be bounded; drop bounded")
 
 
+def check_calibration(where: str, entry: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """A calibration is made of a text that there is."""
+    if "haystack" in entry:
+        known(f"{where}: haystack", entry["haystack"], config["haystacks"], "haystacks")
+
+
 def check_task(name: str, task: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """A task has options of its kind alone, and a text that it can use."""
     known(f"tasks: {name}: kind", task["kind"], tasks.KINDS, "kvbudget.tasks")
@@ -158,7 +164,9 @@ def check_experiment(experiment: Mapping[str, Any], config: Mapping[str, Any]) -
         for length in own_lengths.get(model, experiment["lengths"]):
             check_length(where, config, model, length)
             for method in experiment["methods"]:
-                _check_repetition(where, config, model, method, length)
+                policy = methods.method(config["methods"][method]["policy"])
+                reader = f"{where}: method {method!r}"
+                check_repetition(reader, config, model, length, policy.rereads)
     for task in experiment["tasks"]:
         for method in experiment["methods"]:
             here, kind = f"{where}: task {task!r}", config["tasks"][task]["kind"]
@@ -181,16 +189,15 @@ def _check_fits(where: str, kind: str, name: str, method: Mapping[str, Any]) -> 
         _check_streaming(where, name, method)
 
 
-def _check_repetition(
-    where: str, config: Mapping[str, Any], model: str, method: str, length: int
+def check_repetition(
+    reader: str, config: Mapping[str, Any], model: str, length: int, rereads: int
 ) -> None:
-    """What is read twice fits the model's context twice."""
+    """What is read again, `rereads` tokens at a time, fits the model's context beside itself."""
     context = config["models"][model].get("context")
-    rereads = methods.method(config["methods"][method]["policy"]).rereads
     if rereads and context is not None and length + min(length, rereads) > context:
         raise UserError(
-            f"{where}: method {method!r} reads a context of {length} tokens twice, over the "
-            f"{context} tokens of model {model!r}; use a shorter length or another model"
+            f"{reader} reads a context of {length} tokens twice, over the {context} tokens of "
+            f"model {model!r}; use a shorter length or another model"
         )
 
 

@@ -82,6 +82,9 @@ def _check(config: Mapping[str, Any]) -> None:
     checks.known("haystack", config["haystack"], config["haystacks"], "haystacks")
     for key, spec in config["haystacks"].items():
         text.check(key, spec)
+    checks.check_calibration("calibration", config["calibration"], config)
+    for name, entry in config["calibrations"].items():
+        checks.check_calibration(f"calibrations: {name}", entry, config)
     for name, method in config["methods"].items():
         checks.check_method(name, method, config["calibrations"])
     for name, task in config["tasks"].items():
@@ -190,6 +193,7 @@ class _Expansion:
 
     def _calibration(self, model: str, name: str, seed: int | None) -> Calibration:
         changes = {**self.config["calibration"], **self.config["calibrations"].get(name, {})}
+        haystack = changes.pop("haystack", self.config["haystack"])
         if seed == changes.get("seed", CALIBRATION["seed"].default):
             seed = None
         key = (model, name, seed)
@@ -197,17 +201,21 @@ class _Expansion:
             if seed is not None:
                 changes, name = {**changes, "seed": seed}, f"{name}{SEEDED}{seed}"
             spec = options.filled("calibration", changes, CALIBRATION)
+            spec = {"haystack": haystack, **spec}
             checks.check_length("calibration", self.config, model, spec["length"])
+            for length in spec["scorer_lengths"]:
+                rereads = methods.method("kvzip").rereads  # by which its target is measured
+                reader = "calibration: scorer_lengths"
+                checks.check_repetition(reader, self.config, model, length, rereads)
             code = _code(*_CALIBRATING)
             parts = {
                 "spec": spec,
                 "code": code,
                 "model": self._model(model),
-                "text": self._text(self.config["haystack"]),
+                "text": self._text(haystack),
             }
-            text_path = self._text_path(self.config["haystack"])
             self.calibrations[key] = Calibration(
-                model, name, spec, code, identity.digest(parts), text_path
+                model, name, spec, code, identity.digest(parts), self._text_path(haystack)
             )
         return self.calibrations[key]
 

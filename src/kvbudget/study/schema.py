@@ -29,11 +29,8 @@ def generate() -> dict[str, Any]:
     of_method |= _union((name, method.options) for name, method in METHODS.items())
     of_task = schema["properties"]["tasks"]["additionalProperties"]["properties"]
     of_task |= _union((name, tasks.options_of(name)) for name in tasks.KINDS)
-    schema["$defs"]["calibration"] = {
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {name: _property(option) for name, option in CALIBRATION.items()},
-    }
+    of_calibration = schema["$defs"]["calibration"]["properties"]
+    of_calibration |= {name: _property(option) for name, option in CALIBRATION.items()}
     return schema
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-from kvbudget.calibration.options import OPTIONS
-from kvbudget.options import filled
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import count, percent, span
@@ -23,12 +21,13 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
 def _fit(src: Source) -> Latex:
     """On what the scorer is fitted, and what its choice holds of what the best would."""
     frame = src.table("scorer")
+    frame = frame[frame["features"] == "group"]
     if frame.empty:
         return NO_CALIBRATION
+    ranks = src.table("ranks").groupby(["model", "features"])["correlation"].mean()
     own = next(each for each in src.study.calibrations if each.own)
-    spec = filled("calibration", own.spec, OPTIONS)
-    lengths = spec["scorer_lengths"]
-    contexts = count(spec["scorer_contexts"] * len(lengths), "context")
+    lengths = own.spec["scorer_lengths"]
+    contexts = count(own.spec["scorer_contexts"] * len(lengths), "context")
     texts = [
         f"In this study the map is fitted on {contexts} of {span(min(lengths), max(lengths), 0)} "
         "tokens, and judged on others."
@@ -38,7 +37,10 @@ def _fit(src: Source) -> Latex:
         rest = "".join(f"; of {percent(s)} they hold {percent(k)}" for s, k in more)
         texts.append(
             f"With {latex.title(src.study, 'models', model)}, the {percent(share)} of tokens that "
-            f"it ranks first hold {percent(kept)} of the scores that the truly best hold{rest}."
+            f"it ranks first hold {percent(kept)} of the scores that the truly best hold{rest}. "
+            f"Over the tokens of a head its ranks correlate with the true ones by "
+            f"{ranks[model, 'group']:.2f}, those of a map of the head's own key and value by "
+            f"{ranks[model, 'own']:.2f}."
         )
     return Latex(" ".join(texts))
 
