@@ -219,23 +219,34 @@ def _opening(file: Path) -> str:
     return " ".join(line[2:] for line in itertools.takewhile(lambda x: x.startswith("# "), lines))
 
 
-def model_cards() -> str:
-    """The models that studies name, a line each."""
+def models() -> dict[str, dict[str, Any]]:
+    """The models that studies name."""
     files = (ROOT / "config.yaml", ROOT / "workflow/studies/full.yaml")
-    read = (yaml.safe_load(file.read_text(encoding="utf-8"))["models"] for file in files)
-    head = ("key", "parameters", "layers", "query heads / KV heads / dimension", "context", "from")
-    return _table(head, (_card(name, each) for models in read for name, each in models.items()))
+    read = [yaml.safe_load(file.read_text(encoding="utf-8"))["models"] for file in files]
+    return {name: entry for each in read for name, entry in each.items()}
 
 
-def _card(name: str, entry: Mapping[str, Any]) -> tuple:
+def model_shapes() -> str:
+    """Sizes of models, a line each."""
+    head = ("key", "parameters", "layers", "query heads", "KV heads", "dimension", "context")
+    return _table(head, (_shape(name, entry) for name, entry in models().items()))
+
+
+def _shape(name: str, entry: Mapping[str, Any]) -> tuple:
     size = entry["size"]
-    heads = f"{size['query_heads']} / {size['kv_heads']} / {size['head_dim']}"
-    if "repo" in entry:
-        where = f"{entry['repo']}, commit `{entry['revision'][:10]}`"
-    else:
-        where = f"{', '.join(entry['packages'])}; sha256 `{entry['sha256']}`"
-    millions = f"{size['parameters'] / 1e6:,.0f} M"
-    return f"`{name}`", millions, size["layers"], heads, f"{entry['context']:,}", where
+    heads = (size[key] for key in ("layers", "query_heads", "kv_heads", "head_dim"))
+    return f"`{name}`", f"{size['parameters'] / 1e6:,.0f} M", *heads, f"{entry['context']:,}"
+
+
+def model_origins() -> str:
+    """Where models come from."""
+
+    def origin(entry: Mapping[str, Any]) -> str:
+        if "repo" in entry:
+            return f"{entry['repo']} on the hub, commit `{entry['revision']}`"
+        return f"{', '.join(entry['packages'])}; sha256 `{entry['sha256']}`"
+
+    return "\n".join(f"- `{name}`: {origin(entry)}" for name, entry in models().items())
 
 
 BLOCKS: dict[str, Callable[..., str]] = {
@@ -251,7 +262,8 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "commands": commands,
     "targets": targets,
     "studies": studies,
-    "models": model_cards,
+    "models": model_shapes,
+    "origins": model_origins,
 }
 
 
