@@ -148,7 +148,7 @@ def options_of(name: str) -> str:
         ("`prefill_chunk`", "no: it holds the whole context" if method.holds_context else "yes"),
     ]
     own = _options(method.options) if method.options else "It has no options of its own."
-    return f"{_table(('fact', ''), facts)}\n\n{own}"
+    return f"{_table(('fact', 'value'), facts)}\n\n{own}"
 
 
 def common_options() -> str:
