@@ -6,6 +6,7 @@ Random weights cost what trained ones do, so nothing has to be downloaded.
 import argparse
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ SHAPES = {
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
     }),
 }  # fmt: skip
+EMPTY = {"decode": [], "prefill": [], "memory": {}}
 
 
 def model_of(shape: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -33,6 +35,17 @@ def model_of(shape: str, dtype: torch.dtype) -> torch.nn.Module:
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return attach(model.eval().requires_grad_(False))
+
+
+@torch.inference_mode()
+def measured(model: torch.nn.Module, args: argparse.Namespace) -> Iterator[dict]:
+    """One measurement after the other, as it is made."""
+    for tokens in args.decode_at:
+        yield {"decode": [bench.decode(model, tokens, 15)]}
+    for tokens in args.prefill_at:
+        yield {"prefill": [bench.prefills(model, tokens, 2)]}
+    for name in bench.METHODS if args.memory_at else ():
+        yield {"memory": {name: bench.bounded_memory(model, name, args.memory_at)}}
 
 
 def main() -> None:
@@ -49,24 +62,13 @@ def main() -> None:
     for shape in args.shapes:
         for dtype in args.dtypes:
             model = model_of(shape, getattr(torch, dtype))
-            result = {"decode": [], "prefill": [], "memory": {}}
-            with torch.inference_mode():
-                for tokens in args.decode_at:
-                    result["decode"].append(bench.decode(model, tokens, 15))
-                for tokens in args.prefill_at:
-                    result["prefill"].append(bench.prefills(model, tokens, 3))
-                for name in bench.METHODS if args.memory_at else ():
-                    rows = bench.bounded_memory(model, name, args.memory_at)
-                    result["memory"][name] = rows
-            found[shape] = found.get(shape, {}) | {dtype: result}
-            print(shape, torch.cuda.get_device_name())
-            print(bench.table({dtype: result}), flush=True)
-            for name, rows in result["memory"].items():
-                for length, row in rows.items():
-                    peak = row["peak_cuda_bytes"] / 2**20
-                    print(f"peak {name} {length}: {peak:.0f} MiB, {row['seconds']:.2f} s")
-            if args.out:
-                args.out.write_text(json.dumps(found, indent=1))
+            print(f"{shape}, {dtype}, {torch.cuda.get_device_name()}", flush=True)
+            result = found.setdefault(shape, {}).setdefault(dtype, [])
+            for part in measured(model, args):
+                result.append(part)
+                print(bench.table({dtype: EMPTY | part}), flush=True)
+                if args.out:
+                    args.out.write_text(json.dumps(found, indent=1))
             del model
 
 
