@@ -25,7 +25,7 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help plan paper smoke draft status rerun report verify bundle unbundle audit test test-slurm gpu soak lint \
-    bench docs lock packages tex slurm clean-paper clean-results clean-downloads clean-env
+    bench lock packages tex slurm clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -104,6 +104,7 @@ bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MOD
 	$(KVBUDGET) bench --model-dir results/models/$(MODEL) \
 	    --verified results/models/$(MODEL).verified.json --out results/bench/$(MODEL).json $(BENCH)
 
+.PHONY: docs
 docs: .venv/.installed ## Build the guides of docs/ as a site: build/docs/index.html
 	$(PIP) --editable '.[docs]'
 	$(BIN)/mkdocs build --strict --quiet
