@@ -107,7 +107,7 @@ bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MOD
 .PHONY: docs
 docs: .venv/.installed ## Build the guides of docs/ as a site: build/docs/index.html
 	$(PIP) --editable '.[docs]'
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo build/docs/index.html
 
 lock: .venv/.installed ## Record the file hashes of a model: make lock MODEL=key [STUDY=...]
