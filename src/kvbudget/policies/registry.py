@@ -66,6 +66,13 @@ _SAFEGUARD = share(
     "(AdaKV; 0.2 as published).",
 )
 
+_POOLING = choice(
+    "max",
+    "What a token takes of its neighbours' attention: the most, as in the authors' LongBench runs, "
+    "or the mean, their code's default.",
+    ("max", "mean"),
+)
+
 _REPEATED = 2048  # tokens that KVzip and KVzip+ repeat at a time, as published
 
 #: The signals that a rule of Head-Aware may need beside keys and values.
@@ -95,7 +102,11 @@ METHODS: dict[str, Method] = {
         },
         stays=("positions", "absolute"),
     ),
-    "snapkv": Method("snapkv:SnapKV", {"safeguard": _SAFEGUARD}, signals=_always(WINDOW)),
+    "snapkv": Method(
+        "snapkv:SnapKV",
+        {"safeguard": _SAFEGUARD, "pooling": _POOLING},
+        signals=_always(WINDOW),
+    ),
     "keydiff": Method("keydiff:KeyDiff", {"safeguard": _SAFEGUARD}),
     "kvzip": Method("kvzip:KVzip", rereads=_REPEATED),
     "kvzip-plus": Method("kvzip_plus:KVzipPlus", rereads=_REPEATED),
@@ -105,7 +116,10 @@ METHODS: dict[str, Method] = {
     "tova": Method("tova:TOVA", signals=_always("tova:Newest")),
     "pyramidkv": Method(
         "pyramidkv:PyramidKV",
-        {"beta": count(20, "Beside its window, the last layer gets the mean budget over beta.")},
+        {
+            "beta": count(20, "Beside its window, the last layer gets the mean budget over beta."),
+            "pooling": _POOLING,
+        },
         signals=_always(WINDOW),
     ),
     "head-aware": Method(
