@@ -111,7 +111,16 @@ METHODS: dict[str, Method] = {
     "kvzip": Method("kvzip:KVzip", rereads=_REPEATED),
     "kvzip-plus": Method("kvzip_plus:KVzipPlus", rereads=_REPEATED),
     "expected-attention": Method(
-        "expected_attention:ExpectedAttention", signals=_always("expected_attention:Expected")
+        "expected_attention:ExpectedAttention",
+        {
+            "safeguard": _SAFEGUARD,
+            "epsilon": share(
+                0.0,
+                "Attention that every token is given before it is weighed by the norm of its value "
+                "(the leaderboard of kvpress has 0.01 as a variant).",
+            ),
+        },
+        signals=_always("expected_attention:Expected"),
     ),
     "tova": Method("tova:TOVA", signals=_always("tova:Newest")),
     "pyramidkv": Method(
