@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from kvbudget.cli import of_model
-from kvbudget.run.cell import Cell, run_cell
+from kvbudget.run.cell import run_cell
+from kvbudget.run.job import Cell
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
