@@ -29,34 +29,34 @@ OF_WINDOW = {"window_size": 32, "kernel_size": 7}
 ADAKV = {"safeguard": 0.2}
 #: Name → our method and its options, and the press.
 PAIRS = {
-    "StreamingLLM": ("streaming-llm", {"positions": "absolute"}, {"class": "StreamingLLMPress"}),
-    "H2O": ("h2o", {}, {"class": "H2OPress", "eager": True}),
-    "SnapKV": ("snapkv", {"pooling": "mean"}, {"class": "SnapKVPress", "options": OF_WINDOW}),
-    "PyramidKV": ("pyramidkv", {"pooling": "mean"}, {"class": "PyramidPress"}),
-    "TOVA": ("tova", {}, {"class": "TOVAPress"}),
-    "KeyDiff": ("keydiff", {}, {"class": "KeyDiffKeeping"}),
-    "ExpectedAttention": ("expected-attention", {}, {"class": "ExpectedAttentionKeeping"}),
+    "StreamingLLM": ("streaming-llm", {"positions": "absolute"}, {"press": "StreamingLLMPress"}),
+    "H2O": ("h2o", {}, {"press": "H2OPress"}),
+    "SnapKV": ("snapkv", {"pooling": "mean"}, {"press": "SnapKVPress", "arguments": OF_WINDOW}),
+    "PyramidKV": ("pyramidkv", {"pooling": "mean"}, {"press": "PyramidPress"}),
+    "TOVA": ("tova", {}, {"press": "TOVAPress"}),
+    "KeyDiff": ("keydiff", {}, {"press": "KeyDiffKeeping"}),
+    "ExpectedAttention": ("expected-attention", {}, {"press": "ExpectedAttentionKeeping"}),
     "ExpectedAttention with epsilon": (
         "expected-attention",
         {"epsilon": 0.01},
-        {"class": "ExpectedAttentionKeeping", "options": {"epsilon": 0.01}},
+        {"press": "ExpectedAttentionKeeping", "arguments": {"epsilon": 0.01}},
     ),
-    "KVzip": ("kvzip", {}, {"class": "KVzipPress"}),
+    "KVzip": ("kvzip", {}, {"press": "KVzipPress"}),
     "KVzip+": (
         "kvzip-plus",
         {},
-        {"class": "KVzipPress", "options": {"kvzip_plus_normalization": True}},
+        {"press": "KVzipPress", "arguments": {"kvzip_plus_normalization": True}},
     ),
     "AdaKV over SnapKV": (
         "snapkv",
         {"pooling": "mean", **ADAKV},
-        {"class": "SnapKVPress", "options": OF_WINDOW, "adakv": True},
+        {"press": "SnapKVPress", "arguments": OF_WINDOW, **ADAKV},
     ),
-    "AdaKV over KeyDiff": ("keydiff", ADAKV, {"class": "KeyDiffKeeping", "adakv": True}),
+    "AdaKV over KeyDiff": ("keydiff", ADAKV, {"press": "KeyDiffKeeping", **ADAKV}),
     "AdaKV over ExpectedAttention": (
         "expected-attention",
         {"epsilon": 0.01, **ADAKV},
-        {"class": "ExpectedAttentionKeeping", "options": {"epsilon": 0.01}, "adakv": True},
+        {"press": "ExpectedAttentionKeeping", "arguments": {"epsilon": 0.01}, **ADAKV},
     ),
 }
 
@@ -79,14 +79,14 @@ class Pair:
             if method == "pyramidkv":
                 cache = make_cache(self.model, method, BUDGET, prompt_tokens=TOKENS, **options)
                 budgets = [own for own, *_ in cache.plan.budgets()]
-                press = {**press, "options": {**OF_WINDOW, "budgets": budgets}}
+                press = {**press, "arguments": {**OF_WINDOW, "budgets": budgets}}
             requests.append(
                 {
                     "model_dir": str(directory),
                     "dtype": "float32",
                     "device": "cpu",
                     "threads": 1,
-                    "press": press,
+                    "press": {"arguments": {}, "safeguard": 1.0, **press},
                     "contexts": [context],
                     "details": True,
                 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvbudget.errors import UserError
-from kvbudget.options import Option, auto, choice, count, share, suggest
+from kvbudget.options import Option, arguments, auto, choice, count, share, suggest
 
 ATTENTION, WINDOW = "received:Attention", "received:Window"
 
@@ -34,6 +34,8 @@ class Method:
             0 for a method that evicts as it reads.
         stays: the option and its value with which keys keep their positions; None if they always
             do.
+        elsewhere: whether a library of others measures it, in an environment of its own (`make
+            peers`); then there is no cache of ours.
         signals: from all its options to the signals by which it watches a prompt being read, each
             as `module:Class` in this package.
     """
@@ -43,6 +45,7 @@ class Method:
     calibrated: bool = False
     rereads: int = 0
     stays: tuple[str, Any] | None = None
+    elsewhere: bool = False
     signals: Callable[[Mapping[str, Any]], tuple[str, ...]] = _NONE
 
     @property
@@ -130,6 +133,36 @@ METHODS: dict[str, Method] = {
             "pooling": _POOLING,
         },
         signals=_always(WINDOW),
+    ),
+    "kvpress": Method(
+        "peer:Peer",
+        {
+            "press": choice(
+                "SnapKVPress",
+                "Class of kvpress: of those that learn nothing and fetch nothing.",
+                (
+                    "SnapKVPress",
+                    "ExpectedAttentionPress",
+                    "TOVAPress",
+                    "KeyDiffPress",
+                    "KnormPress",
+                    "ObservedAttentionPress",
+                    "StreamingLLMPress",
+                    "PyramidKVPress",
+                    "CompactorPress",
+                    "LeverageScorePress",
+                    "NonCausalAttnPress",
+                    "LagKVPress",
+                    "CURPress",
+                    "KVzipPress",
+                    "KVgradPress",
+                    "RandomPress",
+                ),
+            ),
+            "arguments": arguments("Its own, beside the compression ratio."),
+            "safeguard": _SAFEGUARD,
+        },
+        elsewhere=True,
     ),
     "head-aware": Method(
         "head_aware:HeadAware",

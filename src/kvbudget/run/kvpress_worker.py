@@ -24,6 +24,7 @@ from kvbudget.run.stopwatch import Stopwatch
 
 #: Whose versions a result depends on.
 LIBRARIES = ("kvpress", "torch", "transformers", "numpy", "safetensors", "tokenizers")
+WARM_UP = 64  # tokens read before anything is timed
 #: A share of tokens by which a ratio is moved, so that a press that rounds keeps what is meant.
 _NUDGE = 1e-9
 
@@ -36,8 +37,8 @@ class Request:
         model_dir: safetensors and a tokenizer; nothing is fetched.
         dtype, device: as torch names them.
         threads: to compute with.
-        press: class of kvpress, `{"class": ..., "options": {...}}`; with `"adakv"` true, AdaKV over
-            it; with `"eager"` true, it needs attention weights.
+        press: `press`, a class of kvpress, its `arguments`, and `safeguard`: 1, or the share of its
+            budget that each head keeps under AdaKV over it.
         contexts: `ids`, the `budget` in tokens of a KV head, and `questions`, each with `ids`,
             `answers` (ids of the answers that are given) and `max_new_tokens`.
         details: whether to tell the positions that are kept and the logits after each question.
@@ -84,11 +85,13 @@ def work(request: Request) -> Iterator[dict[str, Any]]:
     import kvpress  # patches transformers' attention, so before a model is loaded
 
     watch = Stopwatch()
-    implementation = "eager" if request.press.get("eager") else "sdpa"
+    needs_weights = issubclass(
+        getattr(kvpress, request.press["press"]), kvpress.ObservedAttentionPress
+    )
     model = AutoModelForCausalLM.from_pretrained(
         request.model_dir,
         dtype=getattr(torch, request.dtype),
-        attn_implementation=implementation,
+        attn_implementation="eager" if needs_weights else "sdpa",
         local_files_only=True,
         use_safetensors=True,
     )
@@ -99,6 +102,9 @@ def work(request: Request) -> Iterator[dict[str, Any]]:
         "machine": machine(model.device),
         "load_s": watch.seconds(),
     }
+    for context in request.contexts[:1]:
+        with torch.no_grad():
+            model.model(input_ids=torch.tensor([context["ids"][:WARM_UP]], device=model.device))
     for context in request.contexts:
         press = make_press(kvpress, request.press, len(context["ids"]), context["budget"])
         with torch.no_grad():
@@ -107,12 +113,14 @@ def work(request: Request) -> Iterator[dict[str, Any]]:
 
 def make_press(kvpress: Any, wanted: dict[str, Any], tokens: int, budget: int) -> Any:
     """A press that keeps `budget` of `tokens` tokens in the mean over the KV heads."""
-    press = getattr(kvpress, wanted["class"])(**wanted.get("options", {}))
+    press = getattr(kvpress, wanted["press"])(**wanted["arguments"])
     # Most round what they keep down, KVzip and its kin what they evict.
     nudge = _NUDGE if isinstance(press, kvpress.KVzipPress) else -_NUDGE
     if budget < tokens:
         press.compression_ratio = (tokens - budget) / tokens + nudge
-    return kvpress.AdaKVPress(press) if wanted.get("adakv") else press
+    if wanted["safeguard"] == 1:
+        return press
+    return kvpress.AdaKVPress(press, alpha_safeguard=wanted["safeguard"])
 
 
 def _result(model: PreTrainedModel, press: Any, context: dict, details: bool) -> dict[str, Any]:
