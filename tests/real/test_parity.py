@@ -13,6 +13,7 @@ import torch
 
 from kvbudget import attach, make_cache
 from kvbudget.prompts import encode, prompt_frame
+from kvbudget.run.elsewhere import GIVEN
 from kvbudget.sources.download import download
 from kvbudget.sources.load import load
 from kvbudget.sources.registry import Random
@@ -20,7 +21,7 @@ from kvbudget.sources.registry import Random
 pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON = ROOT / ".venv-peers/bin/python"
+PYTHON = Path(os.environ.get(GIVEN, ROOT / ".venv-peers/bin/python"))
 if not PYTHON.exists():
     pytest.skip("kvpress is not there; make peers installs it", allow_module_level=True)
 

@@ -200,8 +200,8 @@ def ask(model: PreTrainedModel, compressed: Compressed, question: dict, details:
 def forward(model: PreTrainedModel, compressed: Compressed, ids: list[int], start: int) -> Tensor:
     """Logits after each of some tokens, the first at position `start`.
 
-    The mask is made for the first layer. Where others hold fewer tokens, tokens that are read
-    together would see those that follow them, so they are read one at a time.
+    transformers makes one mask, for the first layer. It does not fit others that hold fewer tokens;
+    then tokens are read one at a time, for which it needs none.
     """
     step = len(ids) if len(set(compressed.lengths)) == 1 else 1
     logits = []
