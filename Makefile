@@ -130,7 +130,8 @@ clean-env: ## Remove the virtual environments
 
 .venv-peers/.installed: workflow/envs/peers.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< \
+	    || { rm -rf .venv-peers; exit 1; }
 	@touch $@
 
 # $(call install,Name,command,packages,what is missing without them): through apt where that needs
