@@ -138,6 +138,8 @@ def options_of(name: str) -> str:
         if method.stays
         else "stay"
     )
+    if method.elsewhere:
+        return f"Measured in an environment of its own: `make peers`.\n\n{_options(method.options)}"
     facts = [
         ("file", f"`src/{methods.module_of(name).replace('.', '/')}.py`"),
         ("reads the context", _reads(method) + again),

@@ -13,7 +13,7 @@ from kvbudget.calibration import prompts
 from kvbudget.calibration.options import OPTIONS, TASKS
 from kvbudget.errors import UserError
 from kvbudget.paper import check
-from kvbudget.run.cell import samples_of
+from kvbudget.run.samples import samples_of
 from kvbudget.sources.random import byte_tokenizer
 from kvbudget.study import config as configs
 from kvbudget.study.config import SCHEMA
