@@ -24,8 +24,8 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help plan paper smoke draft status rerun report verify bundle unbundle audit test test-slurm gpu soak lint \
-    bench lock packages tex slurm clean-paper clean-results clean-downloads clean-env
+.PHONY: help plan paper smoke draft status rerun report verify bundle unbundle audit peers test test-slurm gpu soak \
+    lint bench lock packages tex slurm clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -72,6 +72,9 @@ audit: .venv/.installed ## Look the installed packages up in the database of kno
 	$(BIN)/pip freeze --exclude-editable | sed 's/+.*//' | $(BIN)/pip-audit --strict --no-deps \
 	    --disable-pip --progress-spinner off --requirement /dev/stdin
 
+# kvpress wants another transformers. Nothing else needs it, and its tests are skipped without it.
+peers: .venv-peers/.installed ## Install kvpress in an environment of its own: cells of method kvpress, and parity
+
 # Each test keeps to one thread, and the tests of one file to one process; the longest files first.
 test: ## Lint, then run all tests; those with a Slurm on this machine only as root
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test packages
@@ -104,6 +107,12 @@ bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MOD
 	$(KVBUDGET) bench --model-dir results/models/$(MODEL) \
 	    --verified results/models/$(MODEL).verified.json --out results/bench/$(MODEL).json $(BENCH)
 
+.PHONY: docs
+docs: .venv/.installed ## Build the guides of docs/ as a site: build/docs/index.html
+	$(PIP) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/docs/index.html
+
 lock: .venv/.installed ## Record the file hashes of a model: make lock MODEL=key [STUDY=...]
 	@test -n "$(MODEL)" || { echo "error: name the model: make lock MODEL=key [STUDY=...]" >&2; exit 2; }
 	$(SNAKEMAKE) results/models/$(MODEL)/source.json
@@ -118,8 +127,8 @@ clean-results: ## Remove all cells and calibrations, and what was made of them f
 clean-downloads: ## Remove models and texts
 	rm -rf results/models results/text
 
-clean-env: ## Remove the virtual environment
-	rm -rf .venv
+clean-env: ## Remove the virtual environments
+	rm -rf .venv .venv-peers
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer \
@@ -132,6 +141,12 @@ clean-env: ## Remove the virtual environment
 
 .venv/.installed-test: .venv/.installed
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+.venv-peers/.installed: workflow/envs/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< \
+	    || { rm -rf .venv-peers; exit 1; }
 	@touch $@
 
 # $(call install,Name,command,packages,what is missing without them): through apt where that needs

@@ -55,6 +55,11 @@ def text(default: str, about: str) -> Option:
     return Option(default, about, {"type": "string"})
 
 
+def arguments(about: str) -> Option:
+    """Names and values that are handed on as they are."""
+    return Option({}, about, {"type": "object"})
+
+
 def field(option: Option) -> Any:
     """A field of a dataclass of options."""
     return dataclasses.field(default=option.default, metadata={"option": option})
@@ -97,7 +102,7 @@ def spoken(schema: Mapping[str, Any]) -> str:
         return f"a number from {schema['minimum']} to {schema['maximum']}"
     if "minimum" in schema:
         return f"an integer of {schema['minimum']} or more"
-    return f"a {schema['type']}"
+    return "names with values" if schema["type"] == "object" else f"a {schema['type']}"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from kvbudget.cache.prefill import Prefill, difference, record
 from kvbudget.cache.streaming import StreamingCache
 from kvbudget.calibration.prompts import mixture
 from kvbudget.policies.make import signal_class
-from kvbudget.run.cell import samples_of
+from kvbudget.run.samples import samples_of
 from kvbudget.run.translation import Translator
 from kvbudget.sources import integrity
 from kvbudget.sources.download import download

@@ -17,7 +17,8 @@ from kvbudget.cache import files
 from kvbudget.calibration.calibrate import calibrate
 from kvbudget.run import cell as cells
 from kvbudget.run import grouping, protocols, questions
-from kvbudget.run.cell import Cell, Runner, finished, run_cell
+from kvbudget.run.cell import Runner, finished, run_cell
+from kvbudget.run.job import Cell
 from kvbudget.run.prefill import Prefills, run_prefills
 from kvbudget.run.prefills import Store
 from kvbudget.sources import integrity

@@ -62,6 +62,33 @@ def published(kind: str, ids: torch.Tensor) -> dict[int, torch.Tensor]:
     return scores
 
 
+def test_epsilon_lets_the_norms_of_values_decide_among_the_others(model):
+    ids = tokens(COUNT)
+    everything = make_cache(model, "full")
+    model(ids, past_key_values=everything)
+    cache = make_cache(model, "expected-attention", BUDGET, epsilon=0.02)
+    model(ids, past_key_values=cache)
+    plain = make_cache(model, "expected-attention", BUDGET)
+    model(ids, past_key_values=plain)
+    moved = 0
+    for index, scores in published("llama", ids).items():
+        (held,) = everything.layers[index].store.slots.tokens()
+        scores = scores + 0.02 * held.values[0].norm(dim=-1)
+        for head, positions in enumerate(cache.kept_positions(index)):
+            best = 4 + scores[head, 4 : COUNT - 1].topk(BUDGET - 5).indices.sort().values
+            assert positions.tolist() == [0, 1, 2, 3, *best.tolist(), COUNT - 1]
+            moved += positions.tolist() != plain.kept_positions(index)[head].tolist()
+    assert moved
+
+
+def test_adakv_over_it_spends_one_total_unevenly(model):
+    cache = make_cache(model, "expected-attention", BUDGET, safeguard=0.2)
+    model(tokens(COUNT), past_key_values=cache)
+    counts = [[len(own) for own in cache.kept_positions(layer)] for layer in range(4)]
+    assert all(sum(own) == 3 * BUDGET for own in counts)
+    assert any(len(set(own)) > 1 for own in counts)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
 def test_it_keeps_the_tokens_of_the_highest_published_scores(kind):
     model, ids = attach(tiny_model(kind)), tokens(COUNT)

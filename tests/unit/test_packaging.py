@@ -54,3 +54,11 @@ def test_environments_of_jobs_repeat_the_pinned_versions(name):
     environment = yaml.safe_load((REPO / f"workflow/envs/{name}.yaml").read_text())
     (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
     assert pip and set(pip) <= set(PROJECT["dependencies"])
+
+
+def test_both_ways_to_install_the_peers_give_the_same_versions():
+    environment = yaml.safe_load((REPO / "workflow/envs/peers.yaml").read_text())
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    lines = (REPO / "workflow/envs/peers.txt").read_text().splitlines()
+    assert pip == [line for line in lines if not line.startswith("#")]
+    assert {f"torch=={metadata.version('torch').split('+')[0]}"} <= set(pip)

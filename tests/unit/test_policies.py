@@ -73,15 +73,19 @@ def test_pooled_budgets_go_to_the_best_scores_of_the_group():
     assert policy.redistribute(0, scores, [8, 8]) == [8, 8]  # everything fits
 
 
-def test_snapkv_keeps_its_window_and_what_it_attended_to(model):
-    """By the definition, from eager attention: the last 32 queries, pooled over 7 neighbours."""
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+def test_snapkv_keeps_its_window_and_what_it_attended_to(model, pooling):
+    """By the definition, from eager attention: the last 32 queries, pooled over 7 neighbours
+    before the window."""
     stock = tiny_model("llama")
     stock.set_attn_implementation("eager")
     output = stock(tokens(150), output_attentions=True)
-    for index, layer in enumerate(kept(model, tokens(150), method="snapkv", budget=70)):
+    options = {"method": "snapkv", "budget": 70, "pooling": pooling}
+    for index, layer in enumerate(kept(model, tokens(150), **options)):
         attention = output.attentions[index][0].unflatten(0, (3, 2))[:, :, -32:].sum(dim=(1, 2))
         for head, positions in enumerate(layer):
-            pooled = [attention[head, max(0, j - 3) : j + 4].max() for j in range(118)]
+            around = [attention[head, max(0, j - 3) : min(j + 4, 118)] for j in range(118)]
+            pooled = [own.max() if pooling == "max" else own.sum() / 7 for own in around]
             best = torch.stack(pooled).sort(descending=True, stable=True).indices[:38]
             assert positions == [*best.sort().values.tolist(), *range(118, 150)]
 

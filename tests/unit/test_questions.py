@@ -10,7 +10,7 @@ from kvbudget import UserError, attach
 from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.joined import join
 from kvbudget.run import grouping, one_by_one, questions, together
-from kvbudget.run.answer import Answer
+from kvbudget.run.answer import Answer, Marker
 from kvbudget.run.contexts import read_context
 from kvbudget.run.runner import Runner
 from kvbudget.sources.random import byte_tokenizer
@@ -321,13 +321,10 @@ def test_kvzip_needs_no_window_for_what_follows():
 
 def sample_of(output: str, likelihoods: list[float], others: tuple[str, ...] = ("222", "333")):
     """What is noted of an answer to a question whose reference is 111."""
-    runner = SimpleNamespace(
-        tokenizer=SimpleNamespace(decode=lambda tokens, skip_special_tokens: output),
-        task=niah,
-        finite=Runner.finite.__get__(SimpleNamespace(model=SimpleNamespace(dtype="float32"))),
-    )
+    tokenizer = SimpleNamespace(decode=lambda tokens, skip_special_tokens: output)
     question = asked("Which?", "111", others)
-    return questions._measured(runner, question, Answer([], likelihoods))
+    marker = Marker(tokenizer, niah, "float32")
+    return marker.sample(Context("context", [], [question]), question, Answer([], likelihoods), 8)
 
 
 def test_any_needle_the_right_needle_and_none():

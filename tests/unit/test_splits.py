@@ -14,7 +14,7 @@ from kvbudget.calibration.options import OPTIONS, TASKS
 from kvbudget.calibration.records import contexts
 from kvbudget.errors import UserError
 from kvbudget.paper import check
-from kvbudget.run.cell import samples_of
+from kvbudget.run.samples import samples_of
 from kvbudget.sources.random import byte_tokenizer
 from kvbudget.study import config as configs
 from kvbudget.study.config import SCHEMA

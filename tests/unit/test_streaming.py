@@ -12,7 +12,8 @@ from transformers import DynamicCache
 
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.streaming import StreamingCache
-from kvbudget.run.cell import Cell, run_cell
+from kvbudget.run.cell import run_cell
+from kvbudget.run.job import Cell
 from kvbudget.run.translation import Translator
 from kvbudget.sources import integrity
 from kvbudget.sources.download import download

@@ -478,7 +478,7 @@ def test_perplexity_reads_half_of_its_text_as_the_prompt_that_a_share_is_of(conf
 def test_the_schema_is_what_methods_tasks_and_calibrations_declare():
     assert schema.as_yaml() == (REPO / "workflow/schemas/config.schema.yaml").read_text()
     of_method = SCHEMA["properties"]["methods"]["additionalProperties"]["properties"]
-    assert of_method["safeguard"]["description"].startswith("snapkv, keydiff, head-aware")
+    assert of_method["safeguard"]["description"].startswith("snapkv, keydiff, expected-attention, ")
     of_task = SCHEMA["properties"]["tasks"]["additionalProperties"]["properties"]
     assert of_task["needles"] == {
         "description": "niah. Keys of a context.",
@@ -495,7 +495,8 @@ def test_what_is_planned_is_what_the_modules_know():
     assert set(TASKS) == set(prompts.TASKS)
     assert set(RULES) == set(rules.RULES)
     assert {"calibration", *OPTIONS} == {"calibration", *DEFAULTS}
-    for name, method in methods.METHODS.items():
+    ours = {name: each for name, each in methods.METHODS.items() if not each.elsewhere}
+    for name, method in ours.items():
         policy = make_policy(name)
         assert policy.holds_context == method.holds_context
         defaults = {key: option.default for key, option in method.options.items()}

@@ -23,7 +23,9 @@ for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.execut
 
 from kvbudget.errors import UserError
 from kvbudget.paper import registry as paper
+from kvbudget.policies.registry import method as method_named
 from kvbudget.run import lease, warm
+from kvbudget.run.elsewhere import python as python_of_peers
 from kvbudget.study import identity, prefills, provenance, resources
 from kvbudget.study.config import validate
 from kvbudget.study.expand import expand as expand_study
@@ -253,6 +255,11 @@ def refuse_early():
     place = next(path for path in (Path(RESULTS), Path("results"), Path()) if path.exists())
     if not os.access(place, os.W_OK):
         raise WorkflowError(f"{place.resolve()} cannot be written; make it writable for you")
+    if measures_here() and any(method_named(CELLS[path].policy).elsewhere for path in WANTED):
+        try:
+            python_of_peers()
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
     # On a cluster, the jobs look for themselves.
     if measures_here() and STUDY.config["device"] == "cuda":
         command = [sys.executable, "-m", "kvbudget", "environment", "--require-cuda"]

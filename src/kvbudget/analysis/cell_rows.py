@@ -10,6 +10,7 @@ from kvbudget.analysis.statistics import Bounds, mean_interval
 
 MEMORY = (
     "cache_bytes_planned",
+    "cache_bytes_claimed",
     "cache_bytes_allocated",
     "cache_bytes_full",
     "cache_bytes_sliding",

@@ -40,13 +40,15 @@ def unequal_bytes(cells: list[Cell]) -> list[Problem]:
 
 
 def beyond_plan(cells: list[Cell]) -> list[Problem]:
-    """What a method that evicts holds must be what it planned, whatever it stores numbers in."""
+    """What a method that evicts holds must be what it planned, whatever it stores numbers in; of a
+    cache of others, which may mask what it evicts, what it claims to hold."""
     problems = []
     for cell in cells:
         if cell.planned.policy == FULL:
             continue
         planned = cell.record["memory"]["cache_bytes_planned"]
-        allocated = cell.record["memory"]["cache_bytes_allocated"]
+        memory = cell.record["memory"]
+        allocated = memory.get("cache_bytes_claimed", memory["cache_bytes_allocated"])
         budget = statistics.mean(sample["budget_tokens"] for sample in cell.samples)
         slots = sum(map(sum, cell.record["allocation"]["slots"]))
         allowed = planned * (1 + STRIDE + SPARE_TOKENS / budget) + slots * INDEX_BYTES

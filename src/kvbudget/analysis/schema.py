@@ -123,7 +123,8 @@ TABLES: dict[str, DataFrameSchema] = {
             "machine": _text("device and machine: times of two never stand in one ratio"),
             "metric": _text(
                 "score, nll, kept (share of the context's tokens that a head keeps in the mean), or"
-                " a cost in bytes, seconds, milliseconds or tokens (cache_tokens_on_top and"
+                " a cost in bytes, seconds, milliseconds or tokens (cache_bytes_claimed: of what"
+                " can be seen of a cache of others, which may hold more; cache_tokens_on_top and"
                 " cache_bytes_on_top: of a question and its answer, where the budget is the"
                 " context's alone); where one of several needles is asked for also any (the answer"
                 " is some needle of the context), given_any (score of those answers), choice (the"

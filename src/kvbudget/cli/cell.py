@@ -4,7 +4,10 @@ import argparse
 from pathlib import Path
 
 from kvbudget.cli import of_model
-from kvbudget.run.cell import Cell, run_cell
+from kvbudget.policies.registry import method
+from kvbudget.run.cell import run_cell
+from kvbudget.run.job import Cell
+from kvbudget.run.peers import run_peer
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,4 +26,5 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the record."""
-    run_cell(Cell(**vars(args)))
+    cell = Cell(**vars(args))
+    run_peer(cell) if method(cell.spec["method"]["policy"]).elsewhere else run_cell(cell)

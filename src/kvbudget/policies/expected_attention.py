@@ -1,4 +1,5 @@
-"""Expected Attention (Devoto et al., 2025, arXiv 2510.00636): keeps what later queries should read.
+"""Expected Attention (Devoto et al., 2025, arXiv 2510.00636): keeps what later queries should read;
+and AdaKV (Feng et al., 2024) over it.
 
 Queries to come are taken for normal, with the mean and the covariance that the prompt's have before
 rotation, turned to the average of the positions that follow. The weight of a key k is then expected
@@ -14,6 +15,7 @@ from kvbudget.cache.budget import SINKS
 from kvbudget.cache.policy import Candidates, Policy
 from kvbudget.cache.positions import Rotation
 from kvbudget.cache.signals import Arrival, Reading, Signal
+from kvbudget.policies.pooling import pooled
 
 FUTURE = 512  # positions after the prompt that are averaged over; a power of 2
 WINDOW = 32  # tokens after the prompt that are kept while they are recent
@@ -105,15 +107,32 @@ class ExpectedAttention(Policy):
     Published Expected Attention compresses a prompt and evicts nothing afterwards; here the cache
     stays within its budget: of what follows the prompt it keeps a window, and what leaves the
     window goes first.
+
+    Args:
+        safeguard: 1 is Expected Attention; below, the heads of a layer pool their budgets, and each
+            keeps that share of its own: AdaKV (0.2 as published).
+        epsilon: attention that every token is given before it is weighed by the norm of its value.
+            Expected attention falls on few tokens; among the others the norms then decide.
     """
 
     unrotates = Expected.unrotates
+
+    def __init__(self, safeguard: float, epsilon: float) -> None:
+        self.safeguard, self.epsilon = safeguard, epsilon
 
     def signals(self, layer: int) -> list[Expected]:
         return [Expected()]
 
     def score(self, candidates: Candidates) -> Tensor:
-        scores = candidates.signals[Expected.name]
+        expected = candidates.signals[Expected.name]
+        unscored = expected == UNSCORED
+        scores = expected
+        if self.epsilon:
+            scores = expected + self.epsilon * candidates.values.float().norm(dim=-1)
+            scores = scores.masked_fill(unscored, UNSCORED)
         window = min(WINDOW, min(candidates.budgets) // 2)
         recent = candidates.positions >= candidates.seen - window
-        return candidates.protect(scores.masked_fill(recent & (scores == UNSCORED), float("inf")))
+        return candidates.protect(scores.masked_fill(recent & unscored, float("inf")))
+
+    def redistribute(self, layer: int, scores: list[Tensor], budgets: list[int]) -> list[int]:
+        return pooled(scores, budgets, [range(len(budgets))], self.safeguard)

@@ -17,10 +17,11 @@ class PyramidKV(Policy):
     Args:
         beta: beside the window, the last layer gets the mean over `beta`, the first as much more
             than the mean as the last gets less, and those between a linear share.
+        pooling: as in SnapKV.
     """
 
-    def __init__(self, beta: int) -> None:
-        self.beta = beta
+    def __init__(self, beta: int, pooling: str) -> None:
+        self.beta, self.pooling = beta, pooling
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         """Shares as in `pyramidkv_utils.py` of the authors (github.com/Zefan-Cai/KVCache-Factory),
@@ -37,4 +38,5 @@ class PyramidKV(Policy):
         return [Window()]
 
     def score(self, candidates: Candidates) -> Tensor:
-        return candidates.protect(window(candidates), recent=self._window, sinks=0)
+        scores = window(candidates, self._window, self.pooling)
+        return candidates.protect(scores, recent=self._window, sinks=0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvbudget.errors import UserError
-from kvbudget.options import Option, auto, choice, count, share, suggest
+from kvbudget.options import Option, arguments, auto, choice, count, share, suggest
 
 ATTENTION, WINDOW = "received:Attention", "received:Window"
 
@@ -34,6 +34,8 @@ class Method:
             0 for a method that evicts as it reads.
         stays: the option and its value with which keys keep their positions; None if they always
             do.
+        elsewhere: whether a library of others measures it, in an environment of its own (`make
+            peers`); then there is no cache of ours.
         signals: from all its options to the signals by which it watches a prompt being read, each
             as `module:Class` in this package.
     """
@@ -43,6 +45,7 @@ class Method:
     calibrated: bool = False
     rereads: int = 0
     stays: tuple[str, Any] | None = None
+    elsewhere: bool = False
     signals: Callable[[Mapping[str, Any]], tuple[str, ...]] = _NONE
 
     @property
@@ -64,6 +67,13 @@ _SAFEGUARD = share(
     1.0,
     "α, the share of its budget that each head is sure of; the rest is pooled over its layer "
     "(AdaKV; 0.2 as published).",
+)
+
+_POOLING = choice(
+    "max",
+    "What a token takes of its neighbours' attention: the most, as in the authors' LongBench runs, "
+    "or the mean, their code's default.",
+    ("max", "mean"),
 )
 
 _REPEATED = 2048  # tokens that KVzip and KVzip+ repeat at a time, as published
@@ -95,18 +105,64 @@ METHODS: dict[str, Method] = {
         },
         stays=("positions", "absolute"),
     ),
-    "snapkv": Method("snapkv:SnapKV", {"safeguard": _SAFEGUARD}, signals=_always(WINDOW)),
+    "snapkv": Method(
+        "snapkv:SnapKV",
+        {"safeguard": _SAFEGUARD, "pooling": _POOLING},
+        signals=_always(WINDOW),
+    ),
     "keydiff": Method("keydiff:KeyDiff", {"safeguard": _SAFEGUARD}),
     "kvzip": Method("kvzip:KVzip", rereads=_REPEATED),
     "kvzip-plus": Method("kvzip_plus:KVzipPlus", rereads=_REPEATED),
     "expected-attention": Method(
-        "expected_attention:ExpectedAttention", signals=_always("expected_attention:Expected")
+        "expected_attention:ExpectedAttention",
+        {
+            "safeguard": _SAFEGUARD,
+            "epsilon": share(
+                0.0,
+                "Attention that every token is given before it is weighed by the norm of its value "
+                "(the leaderboard of kvpress has 0.01 as a variant).",
+            ),
+        },
+        signals=_always("expected_attention:Expected"),
     ),
     "tova": Method("tova:TOVA", signals=_always("tova:Newest")),
     "pyramidkv": Method(
         "pyramidkv:PyramidKV",
-        {"beta": count(20, "Beside its window, the last layer gets the mean budget over beta.")},
+        {
+            "beta": count(20, "Beside its window, the last layer gets the mean budget over beta."),
+            "pooling": _POOLING,
+        },
         signals=_always(WINDOW),
+    ),
+    "kvpress": Method(
+        "peer:Peer",
+        {
+            "press": choice(
+                "SnapKVPress",
+                "Class of kvpress: of those that learn nothing and fetch nothing.",
+                (
+                    "SnapKVPress",
+                    "ExpectedAttentionPress",
+                    "TOVAPress",
+                    "KeyDiffPress",
+                    "KnormPress",
+                    "ObservedAttentionPress",
+                    "StreamingLLMPress",
+                    "PyramidKVPress",
+                    "CompactorPress",
+                    "LeverageScorePress",
+                    "NonCausalAttnPress",
+                    "LagKVPress",
+                    "CURPress",
+                    "KVzipPress",
+                    "KVgradPress",
+                    "RandomPress",
+                ),
+            ),
+            "arguments": arguments("Its own, beside the compression ratio."),
+            "safeguard": _SAFEGUARD,
+        },
+        elsewhere=True,
     ),
     "head-aware": Method(
         "head_aware:HeadAware",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.nn.functional import max_pool1d, normalize
+from torch.nn.functional import avg_pool1d, max_pool1d, normalize
 
 from kvbudget.cache.policy import Candidates
 from kvbudget.cache.signals import Signal
@@ -28,11 +28,19 @@ def attention(candidates: Candidates) -> Tensor:
     return candidates.signals[Attention.name]
 
 
-def window(candidates: Candidates) -> Tensor:
-    """Attention of the last queries, max-pooled over neighbours (SnapKV, Li et al., 2024)."""
+def window(candidates: Candidates, recent: int = 0, pooling: str = "max") -> Tensor:
+    """Attention of the last queries, pooled over neighbours (SnapKV, Li et al., 2024).
+
+    Args:
+        candidates: with the signal `Window`.
+        recent: tokens at the end that are kept anyway and lend nothing to their neighbours.
+        pooling: `"max"` or `"mean"` of a token and those around it, none being 0.
+    """
     sums = candidates.signals[Window.name]
+    sums = sums.masked_fill(candidates.positions >= candidates.seen - recent, 0)
     order = candidates.positions.argsort(dim=-1)
-    pooled = max_pool1d(
+    pool = max_pool1d if pooling == "max" else avg_pool1d
+    pooled = pool(
         sums.gather(-1, order).flatten(0, 1), POOLING, stride=1, padding=POOLING // 2
     ).view_as(sums)
     return torch.empty_like(sums).scatter_(-1, order, pooled)

@@ -1,13 +1,17 @@
-"""What a model answers to a question, however the questions of a context are asked."""
+"""What a model answers to a question, however and by whatever library it is asked."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from kvbudget.run.runner import Runner
-from kvbudget.tasks.request import Question
+from kvbudget.errors import UserError
+from kvbudget.tasks.request import Context, Question
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,71 @@ def log_likelihood(first: Tensor, after: Sequence[Tensor], ids: Sequence[int]) -
     return -torch.nn.functional.cross_entropy(predicted, target, reduction="sum").item()
 
 
-def is_over(runner: Runner, question: Question, tokens: Sequence[int], following: int) -> bool:
-    """Whether an answer is at its end: there is no more room, or the model would end it."""
-    return len(tokens) >= question.max_new_tokens or following in runner.stops()
+def is_over(
+    stops: Collection[int], question: Question, tokens: Sequence[int], following: int
+) -> bool:
+    """Whether an answer is at its end: there is no more room, or the model would end it by one of
+    its `stops`."""
+    return len(tokens) >= question.max_new_tokens or following in stops
+
+
+def finite(nll: float, answer: str, dtype: object) -> float:
+    """A likelihood, or an error that says what to do about one that is no number."""
+    if not math.isfinite(nll):
+        raise UserError(
+            f"the likelihood of the answer to {answer} is {nll} in {dtype}: "
+            "the model overflows; use another dtype (float32 is the safest)"
+        )
+    return nll
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What answers are marked by.
+
+    Attributes:
+        tokenizer: the model's.
+        task: module of the task, which scores answers.
+        dtype: of the model, to be named where it overflows.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    task: ModuleType
+    dtype: object
+
+    def sample(
+        self, context: Context, question: Question, answer: Answer, budget_tokens: int | None
+    ) -> dict[str, Any]:
+        """A question as the record has it: what it was, and what came of it."""
+        return {
+            "id": question.id,
+            "context_id": context.id,
+            "prompt_tokens": len(context.ids) + len(question.ids),
+            "budget_tokens": budget_tokens,
+            **self._measured(question, answer),
+            "reference": question.references,
+            "depth": list(question.depth),
+        }
+
+    def _measured(self, question: Question, answer: Answer) -> dict[str, Any]:
+        """Score, likelihood and output; where the answer could have been another of the context:
+
+        - `any`: whether the output has a value of any of the answers that there are,
+        - `choice`: 1 if the reference is likelier than each other answer, by likelihoods summed
+          over all tokens, which is fair as all are equally long; a tie is lost,
+        - `choices`: how many answers there are; a choice by chance is right once in as many.
+        """
+        output = self.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        reference, *others = (
+            finite(each, question.id, self.dtype) for each in answer.log_likelihoods
+        )
+        known = [question.references, *(each.references for each in question.alternatives)]
+        chosen = bool(others)
+        return {
+            "score": self.task.score(output, question.references),
+            "nll": -reference / len(question.answer_ids),
+            "any": any(self.task.score(output, each) > 0 for each in known) if chosen else None,
+            "choice": float(reference > max(others)) if chosen else None,
+            "choices": len(known) if chosen else None,
+            "output": output,
+        }

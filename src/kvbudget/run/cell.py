@@ -7,71 +7,34 @@ it has, the workflow removes the file.
 """
 
 import json
-import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from kvbudget.api import attach
 from kvbudget.errors import UserError
 from kvbudget.run import protocols
 from kvbudget.run.files import write_json
-from kvbudget.run.job import Job
+from kvbudget.run.job import Cell
 from kvbudget.run.machine import machine
 from kvbudget.run.prefills import Store, facts
 from kvbudget.run.record import provenance
 from kvbudget.run.resume import finished
 from kvbudget.run.runner import Runner
+from kvbudget.run.samples import samples_of
 from kvbudget.run.stopwatch import Stopwatch
+from kvbudget.run.summary import summarise
 from kvbudget.sources.digest import file_sha256
-from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
 from kvbudget.sources.verified import read as read_verified
 from kvbudget.tasks import registry as tasks
-from kvbudget.tasks.request import Context, Request
+from kvbudget.tasks.request import Context
 
 WARM_UP = 64  # tokens read before anything is timed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell(Job):
-    """What a cell is measured from; its spec says model, dtype, seed, split, haystack, task,
-    length, method, budget and samples.
-
-    Attributes:
-        code: digest of the code that it runs.
-        identity: digest of all that the result depends on: spec, code, model, text, calibration.
-        calibration: of the model's heads, for a method that uses one.
-        prefills: folder of contexts that were read before; None reads them all.
-        own_contexts: contexts, of the first, that are read all the same; 1 or more.
-    """
-
-    code: str
-    identity: str
-    calibration: Path | None = None
-    prefills: Path | None = None
-    own_contexts: int = 1
-
-
-def samples_of(spec: dict, tokenizer: PreTrainedTokenizerBase, text: Path) -> list[Context]:
-    """Contexts of a cell, which depend on the tokenizer, task, length, split and seed alone."""
-    kind = spec["task"]["kind"]
-    request = Request(
-        tokenizer,
-        read_passages(text),
-        length=spec["length"],
-        contexts=spec["samples"]["contexts"],
-        questions=spec["samples"]["questions"],
-        seed=spec["seed"],
-        split=spec["split"],
-    )
-    return tasks.load(kind).make(request, tasks.options_from(kind, spec["task"]))
 
 
 def results(
@@ -103,47 +66,6 @@ def results(
                 parts += new
             bar.update(len(parts))
             yield from parts
-
-
-def summarise(parts: list[dict]) -> dict:
-    """The record's measures: means of bytes, highest peaks, medians of times.
-
-    A decode step is one of a sequence alone, also where questions were answered together. A context
-    that was adopted has no times and no peak, one that was read beside others no peak.
-    """
-
-    def column(group: str, key: str) -> list:
-        return [part[group][key] for part in parts]
-
-    read = [part for part in parts if part["timing"]["prefill_s"] is not None]
-    measures = {key: column("memory", key) for key in parts[0]["memory"]}
-    steps = [seconds for part in parts for seconds in part["timing"]["decode_s"]]
-    slots = torch.tensor([part["slots"] for part in parts], dtype=torch.float64).mean(dim=0)
-    return {
-        "samples": [sample for part in parts for sample in part["samples"]],
-        "memory": {
-            key: (
-                round(statistics.mean(values))
-                if key.startswith("cache")
-                else max(values, key=lambda value: value or 0)
-            )
-            for key, values in measures.items()
-        },
-        "timing": {
-            "prefill_s": statistics.median(part["timing"]["prefill_s"] for part in read),
-            "decode_ms_per_token": 1000 * statistics.median(steps) if steps else None,
-        },
-        "allocation": {"slots": slots.tolist()},
-        "contexts": {
-            "read": [_name(part) for part in read],
-            "adopted": [_name(part) for part in parts if part not in read],
-        },
-    }
-
-
-def _name(part: dict) -> str:
-    """Name of the context of a result."""
-    return part["samples"][0]["context_id"]
 
 
 def run_cell(cell: Cell) -> dict:

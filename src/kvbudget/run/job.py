@@ -23,3 +23,23 @@ class Job:
     verified: Path
     text: Path
     out: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Job):
+    """What a cell is measured from; its spec says model, dtype, seed, split, haystack, task,
+    length, method, budget and samples.
+
+    Attributes:
+        code: digest of the code that it runs.
+        identity: digest of all that the result depends on: spec, code, model, text, calibration.
+        calibration: of the model's heads, for a method that uses one.
+        prefills: folder of contexts that were read before; None reads them all.
+        own_contexts: contexts, of the first, that are read all the same; 1 or more.
+    """
+
+    code: str
+    identity: str
+    calibration: Path | None = None
+    prefills: Path | None = None
+    own_contexts: int = 1

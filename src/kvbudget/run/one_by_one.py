@@ -39,7 +39,7 @@ def _written(
     """Greedy answer from the logits after the question, and the seconds of each decode step."""
     tokens: list[int] = []
     seconds: list[float] = []
-    while not is_over(runner, question, tokens, token := int(last.argmax())):
+    while not is_over(runner.stops(), question, tokens, token := int(last.argmax())):
         tokens.append(token)
         watch = Stopwatch()
         last = runner.read(cache, [token])[-1]

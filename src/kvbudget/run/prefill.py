@@ -19,9 +19,9 @@ from kvbudget.cache.signals import Signal
 from kvbudget.errors import UserError
 from kvbudget.policies.make import signal_class
 from kvbudget.run import prefills
-from kvbudget.run.cell import samples_of
 from kvbudget.run.files import replace_text
 from kvbudget.run.job import Job
+from kvbudget.run.samples import samples_of
 from kvbudget.sources.load import load
 from kvbudget.sources.verified import read as read_verified
 

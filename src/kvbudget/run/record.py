@@ -21,6 +21,13 @@ def provenance(model: PreTrainedModel, model_sha256: str, started: float) -> dic
         "model_sha256": model_sha256,
         **machine(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
+        **made(started),
+    }
+
+
+def made(started: float) -> dict:
+    """By which commit a result was made, and when."""
+    return {
         "git_commit": _git_commit(),
         "started": _iso(started),
         "finished": _iso(datetime.datetime.now().timestamp()),

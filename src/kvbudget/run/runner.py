@@ -1,6 +1,5 @@
 """A model with a method, ready to read: what all protocols use."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -12,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kvbudget.api import make_cache
 from kvbudget.cache.cache import BudgetedCache
 from kvbudget.cache.joined import JoinedCache
-from kvbudget.errors import UserError
 
 
 @dataclass
@@ -64,15 +62,6 @@ class Runner:
         """Tokens that end the model's answer."""
         stops = self.model.generation_config.eos_token_id
         return {stops} if isinstance(stops, int) else set(stops or ())
-
-    def finite(self, nll: float, answer: str) -> float:
-        """A likelihood, or an error that says what to do about one that is no number."""
-        if not math.isfinite(nll):
-            raise UserError(
-                f"the likelihood of the answer to {answer} is {nll} in {self.model.dtype}: "
-                "the model overflows; use another dtype (float32 is the safest)"
-            )
-        return nll
 
     def read(self, cache: BudgetedCache, ids: list[int], logits: int = 1) -> Tensor:
         """Logits of the last `logits` of some tokens, read in one forward pass."""

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from kvbudget.cache.streaming import StreamingCache
 from kvbudget.errors import UserError
 from kvbudget.run import memory
+from kvbudget.run.answer import finite
 from kvbudget.run.runner import Runner
 from kvbudget.run.stopwatch import Stopwatch
 from kvbudget.run.translation import Translation, Translator
@@ -50,7 +51,7 @@ def _translate(runner: Runner, passage: Passage) -> dict:
         predictions += logits.argmax(dim=-1).tolist()
         wanted = torch.tensor(word, device=logits.device)
         nll += cross_entropy(logits.float(), wanted, reduction="sum").item()
-    nll = runner.finite(nll / len(predictions), passage.id)
+    nll = finite(nll / len(predictions), passage.id, runner.model.dtype)
     cache = translator.cache
     held = {
         **runner.cache_bytes(cache.source, len(passage.ids)),

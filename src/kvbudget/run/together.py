@@ -91,7 +91,7 @@ def _written(
 
     def goes_on(row: int, following: int) -> bool:
         """Whether the answer of a row takes one token more, and if so, take it."""
-        if is_over(runner, questions[row], written[row], following):
+        if is_over(runner.stops(), questions[row], written[row], following):
             return False
         written[row].append(following)
         return True

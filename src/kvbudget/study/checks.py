@@ -106,6 +106,8 @@ def check_method(
     if policy.calibrated:
         own.pop(SEEDS, None)
     given = options.filled(where, own, policy.options)
+    if policy.elsewhere:
+        _check_elsewhere(where, method)
     if method.get("prefill_chunk") and policy.holds_context:
         raise UserError(
             f"{where}: policy {method['policy']!r} needs the whole context before it "
@@ -127,6 +129,16 @@ def check_calibration(where: str, entry: Mapping[str, Any], config: Mapping[str,
     """A calibration is made of a text that there is."""
     if "haystack" in entry:
         known(f"{where}: haystack", entry["haystack"], config["haystacks"], "haystacks")
+
+
+def _check_elsewhere(where: str, method: Mapping[str, Any]) -> None:
+    """A library of others has none of our cache's options."""
+    ours = OF_ANY_METHOD - {"policy", "title"}
+    if found := sorted(ours.intersection(method)):
+        raise UserError(
+            f"{where}: {found[0]} is an option of our caches, and policy {method['policy']!r} is "
+            "measured without them; drop it"
+        )
 
 
 def check_task(name: str, task: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -175,6 +187,13 @@ def check_experiment(experiment: Mapping[str, Any], config: Mapping[str, Any]) -
 
 def _check_fits(where: str, kind: str, name: str, method: Mapping[str, Any]) -> None:
     """Not every method can do what a kind of task asks of it."""
+    if methods.method(method["policy"]).elsewhere and (
+        tasks.kind(kind).throughout or tasks.kind(kind).protocol != "questions"
+    ):
+        raise UserError(
+            f"{where}: method {name!r} compresses a context once, before it is asked about, and "
+            f"{kind} asks for more; use a task with questions, or another method"
+        )
     if tasks.kind(kind).throughout and methods.method(method["policy"]).holds_context:
         raise UserError(
             f"{where}: method {name!r} needs the whole context before it evicts, and {kind} is "

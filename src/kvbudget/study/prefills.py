@@ -55,6 +55,7 @@ def can_adopt(cell: Planned) -> bool:
     """Whether a cell reads the whole of a context before it evicts any of it."""
     whole = cell.spec["task"].get("chunk") is None
     whole &= cell.spec["method"].get("prefill_chunk") is None
+    whole &= not methods.method(cell.policy).elsewhere
     return whole and not tasks.kind(cell.kind).throughout
 
 
