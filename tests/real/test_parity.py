@@ -3,28 +3,21 @@
 `docs/peers.md` says how each definition is mapped.
 """
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
+import peers
 import pytest
 import torch
 
 from kvbudget import attach, make_cache
 from kvbudget.prompts import encode, prompt_frame
-from kvbudget.run.elsewhere import GIVEN
 from kvbudget.sources.download import download
 from kvbudget.sources.load import load
 from kvbudget.sources.registry import Random
 
 pytestmark = pytest.mark.real
 
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON = Path(os.environ.get(GIVEN, ROOT / ".venv-peers/bin/python"))
-if not PYTHON.exists():
-    pytest.skip("kvpress is not there; make peers installs it", allow_module_level=True)
-
+PYTHON, ROOT = peers.required(), peers.ROOT
 TOKENS, BUDGET = 560, 112
 OF_WINDOW = {"window_size": 32, "kernel_size": 7}
 ADAKV = {"safeguard": 0.2}
@@ -75,32 +68,15 @@ class Pair:
     def _ask(self, directory: Path) -> list[dict]:
         question = {"ids": self.question, "answers": [self.answer], "max_new_tokens": 0}
         context = {"ids": self.ids, "budget": BUDGET, "questions": [question]}
-        requests = []
+        asked = []
         for method, options, press in PAIRS.values():
             if method == "pyramidkv":
                 cache = make_cache(self.model, method, BUDGET, prompt_tokens=TOKENS, **options)
                 budgets = [own for own, *_ in cache.plan.budgets()]
                 press = {**press, "arguments": {**OF_WINDOW, "budgets": budgets}}
-            requests.append(
-                {
-                    "model_dir": str(directory),
-                    "dtype": "float32",
-                    "device": "cpu",
-                    "threads": 1,
-                    "press": {"arguments": {}, "safeguard": 1.0, **press},
-                    "contexts": [context],
-                    "details": True,
-                }
-            )
-        done = subprocess.run(
-            [PYTHON, Path(__file__).with_name("presses.py")],
-            input=json.dumps(requests),
-            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return [result for _, result in json.loads(done.stdout)]
+            press = {"arguments": {}, "safeguard": 1.0, **press}
+            asked.append({"press": press, "contexts": [context], "details": True})
+        return peers.ask(PYTHON, directory, asked)
 
     @torch.inference_mode()
     def ours(self, method: str, options: dict) -> tuple[list[list[list[int]]], torch.Tensor]:
