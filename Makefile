@@ -136,7 +136,7 @@ clean-env: ## Remove the virtual environments
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: pyproject.toml | .venv/bin/python
-	$(PIP) --editable .
+	$(PIP) --editable '.[fast]'
 	@touch $@
 
 .venv/.installed-test: .venv/.installed

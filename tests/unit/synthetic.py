@@ -231,6 +231,7 @@ def record(cell: Planned) -> dict:
             "device": "cpu",
             "cpu": "Some CPU",
             "threads": 2,
+            "kernels": "none",
             "dtype": spec["dtype"],
             "git_commit": "0123456789abcdef",
             "started": "2026-01-01T00:00:00+00:00",

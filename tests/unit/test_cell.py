@@ -85,7 +85,7 @@ def test_the_record_of_a_cell(home, tmp_path):
     assert json.loads(identity) == {
         "identity": "identity",
         "calibration_sha256": None,
-        **{name: provenance[name] for name in ("device", "cpu", "threads")},
+        **{name: provenance[name] for name in ("device", "cpu", "threads", "kernels")},
     }
     assert provenance["cpu"] and provenance["calibration_sha256"] is None
     assert len(contexts) == 2
@@ -259,7 +259,14 @@ def test_contexts_that_are_asked_together_are_so_again(home, tmp_path, monkeypat
 @pytest.mark.parametrize("other", ["identity", "cpu", "calibration_sha256"])
 def test_side_files_of_another_cell_machine_or_calibration_are_not_taken(tmp_path, capsys, other):
     side = tmp_path / "cell.contexts.jsonl"
-    basis = {"identity": "i", "calibration_sha256": "c", "device": "cpu", "cpu": "X", "threads": 2}
+    basis = {
+        "identity": "i",
+        "calibration_sha256": "c",
+        "device": "cpu",
+        "cpu": "X",
+        "threads": 2,
+        "kernels": "none",
+    }
     side.write_text(json.dumps(basis | {other: "old"}) + '\n{"samples": []}\n')
     assert finished(side, basis) == []
     assert side.read_text() == json.dumps(basis) + "\n"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kvbudget.cache.budget import UNBOUNDED
+from kvbudget.cache.kernels import store_for
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.policy import Candidates
 from kvbudget.cache.quantize import Coding
@@ -71,7 +72,7 @@ class Store:
     def append_one(self, new: Tokens) -> None:
         """Put one new token of all heads into free slots, whatever the budgets."""
         self._make_room(1)
-        self.slots.append_one(new)
+        self.slots.append_one(new, store_for(self.slots))
 
     def append(self, new: Tokens) -> list[Tokens]:
         """Put new tokens of all heads into free slots, as they fit. Returns all that is held, the

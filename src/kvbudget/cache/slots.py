@@ -7,7 +7,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kvbudget.cache.kernels import store_for
 from kvbudget.cache.quantize import Coding
 
 
@@ -207,15 +206,16 @@ class Slots:
         for slots, tensor in zip(room.tensors(), new.tensors(), strict=True):
             slots.copy_(tensor)
 
-    def append_one(self, new: Tokens) -> None:
+    def append_one(self, new: Tokens, pack: Callable[..., None] | None = None) -> None:
         """Put one new token of all heads, in their order, into the next free slot of each.
 
-        One write a tensor, however many segments there are: this runs at each decode step.
+        One write a tensor, however many segments there are: this runs at each decode step. `pack`
+        is a kernel that writes keys and values (`kvbudget.cache.kernels.Store`), if there is one.
         """
         _, free = self.bounds()
         pairs = list(zip(self.tensors(), new.tensors(), strict=True))
-        if store := store_for(self):
-            store(self, new.keys, new.values)
+        if pack is not None:
+            pack(self, new.keys, new.values)
             pairs = pairs[2:]
         elif self.coding is not None:
             rows = self.coding.encode(new.keys, new.values, list(new.heads))

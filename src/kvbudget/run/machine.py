@@ -1,18 +1,24 @@
 """What measures: the device, its processor and how much of it. Times of two are never mixed."""
 
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kvbudget.cache.kernels import package_for
+
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a time was taken on: a GPU's name or `cpu`, the CPU's name, threads to compute with."""
+    """What a time was taken on: a GPU's name or `cpu`, the CPU's name, threads to compute with, and
+    what compiled the kernels."""
+    package = package_for(device)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
+        "kernels": f"{package} {version(package)}" if package else "none",
     }
 
 

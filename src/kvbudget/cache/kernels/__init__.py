@@ -9,13 +9,12 @@ import functools
 import importlib
 import importlib.util
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # slots are stored by kernels
-    from kvbudget.cache.slots import Slots
+from kvbudget.cache.slots import Slots
 
 
 class Attend(Protocol):
@@ -39,7 +38,7 @@ class Attend(Protocol):
     def __call__(
         self,
         query: Tensor,
-        slots: "Slots",
+        slots: Slots,
         *,
         scaling: float,
         softcap: float | None,
@@ -56,7 +55,7 @@ class Store(Protocol):
         keys, values: turned, `(batch, kv_heads, 1, head_dim)`.
     """
 
-    def __call__(self, slots: "Slots", keys: Tensor, values: Tensor) -> None: ...
+    def __call__(self, slots: Slots, keys: Tensor, values: Tensor) -> None: ...
 
 
 #: What compiles the kernel of a device.
@@ -65,7 +64,7 @@ PACKAGES = {"cpu": "numba", "cuda": "triton"}
 MANY = 48
 
 
-def attend_for(slots: "Slots", rows: int) -> Attend | None:
+def attend_for(slots: Slots, rows: int) -> Attend | None:
     """The kernel that is faster than plain operations for these slots and so many rows of a KV
     head; None if there is none."""
     if slots.keys.device.type == "cpu" and (slots.coding is None or rows > MANY):
@@ -74,15 +73,20 @@ def attend_for(slots: "Slots", rows: int) -> Attend | None:
     return kernels and kernels.attend
 
 
-def store_for(slots: "Slots") -> Store | None:
+def store_for(slots: Slots) -> Store | None:
     """The kernel that packs tokens into slots; None if nothing is packed or there is none."""
     kernels = _kernels(slots.keys.device) if slots.coding else None
     return kernels and kernels.store
 
 
+def package_for(device: torch.device) -> str | None:
+    """The package that compiles kernels for a device, if it is installed."""
+    package = PACKAGES.get(device.type)
+    return package if package and importlib.util.find_spec(package) else None
+
+
 @functools.cache
 def _kernels(device: torch.device) -> ModuleType | None:
-    package = PACKAGES.get(device.type)
-    if package is None or importlib.util.find_spec(package) is None:
+    if package_for(device) is None:
         return None
     return importlib.import_module(f"{__name__}.{device.type}")
