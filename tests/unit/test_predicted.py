@@ -17,6 +17,7 @@ from kvbudget.calibration.quality import judge, mean, spread
 from kvbudget.calibration.records import _THINGS, contexts
 from kvbudget.calibration.scorer import FLOOR, Moments, Read
 from kvbudget.errors import UserError
+from kvbudget.policies.allocate import at_one_level
 from kvbudget.policies.fitted import Fitted
 from kvbudget.policies.make import make_policy
 from kvbudget.policies.predicted import owners
@@ -145,9 +146,29 @@ def test_budgets_are_what_heads_keep_of_typical_text():
     calibration["scorer"]["group"]["spread"] = [[[0.0, 0.3, 1.0], [0.0, 0.1, 1.0]]]
     policy = make_policy("head-aware", Fitted(calibration))
     geometry = Geometry(layers=(0,), kv_heads=2, query_heads=2, head_dim=16)
-    # Beside the 12 that each keeps, in proportion to 0.3 and 0.1, and to 0.65 and 0.55.
-    assert policy.budgets(geometry, 200, 1000) == [[12 + 282, 12 + 94]]
-    assert policy.budgets(geometry, 600, 1000) == [[12 + 637, 12 + 539]]
+    # Of 0.1 of all tokens the heads keep 0.15 and 0.05; of more, more alike.
+    assert policy.budgets(geometry, 100, 1000) == [[150, 50]]
+    assert policy.budgets(geometry, 200, 1000) == [[300, 100]]
+    assert policy.budgets(geometry, 600, 1000) == [[650, 550]]
+    # The other head's share of 36 tokens would be 9, below what each keeps at least.
+    assert policy.budgets(geometry, 18, 1000) == [[24, 12]]
+
+
+@given(
+    st.lists(st.floats(0.2, 5), min_size=1, max_size=12),
+    st.integers(12, 1000),
+    st.integers(0, 500),
+)
+def test_heads_compete_at_one_level(powers, budget, more):
+    """Beside the floor, the heads' budgets are what they keep at one and the same level."""
+    heads, tokens, floor, exponents = len(powers), budget + more, 12, np.array(powers)
+    found = at_one_level(lambda level: level**exponents, budget * heads, floor, tokens)
+    assert found.sum() == budget * heads and found.min() >= floor and found.max() <= tokens
+    # The levels at which a head keeps a token less and a token more have one in common.
+    above = found > floor
+    lowest = ((found[above] - 1) / tokens) ** (1 / exponents[above])
+    highest = ((found[above] + 1) / tokens) ** (1 / exponents[above])
+    assert not above.any() or lowest.max() <= highest.min() + 1e-9
 
 
 def test_a_spread_counts_what_a_pool_of_all_heads_keeps():

@@ -65,7 +65,7 @@ class Measured:
 
     @property
     def machine(self) -> str:
-        """Where it was timed, to threads and kernels; several are joined and equal no other."""
+        """Where it was timed: device, CPU and threads; several are joined and equal no other."""
         places = (cell.record["provenance"] for cell in self.cells)
         return "; ".join(sorted({_place(each) for each in places}))
 
@@ -119,6 +119,4 @@ def _place(provenance: dict) -> str:
     """What a record was timed on, in words."""
     threads = provenance["threads"]
     count = f"{threads} thread{'s' if threads != 1 else ''}"
-    kernels = provenance["kernels"]
-    compiled = None if kernels == "none" else f"kernels by {kernels}"
-    return ", ".join(filter(None, (provenance["device"], provenance.get("cpu"), count, compiled)))
+    return ", ".join(filter(None, (provenance["device"], provenance.get("cpu"), count)))

@@ -6,7 +6,10 @@ steepest remaining descent (greedy water-filling) is optimal: at the optimum all
 equally steeply (the KKT condition), and a greedy step never has to be taken back.
 """
 
+from collections.abc import Callable
+
 import numpy as np
+from scipy.optimize import bisect
 
 #: What a weight counts at least, so that heads of no weight share what the others cannot take.
 _LEAST = 1e-9
@@ -74,6 +77,28 @@ def round_to_sum(values: np.ndarray, total: int) -> np.ndarray:
     order = np.argsort(-(values - floors), kind="stable")
     floors[order[:missing]] += 1
     return floors
+
+
+def at_one_level(
+    kept: Callable[[float], np.ndarray], total: int, floor: int, tokens: int
+) -> np.ndarray:
+    """Budgets of heads that all compete at one level, within `[floor, tokens]`.
+
+    Args:
+        kept: the share of its tokens that each head keeps at a level from 0 to 1, `(heads,)`,
+            which grows with the level, from 0 to 1.
+        total, floor, tokens: as of `water_fill`.
+
+    Returns:
+        `(heads,)` integers that add up to `total`: those of the level at which heads that keep less
+        than the floor get the floor, and all together get `total`.
+    """
+
+    def at(level: float) -> np.ndarray:
+        return np.clip(kept(level) * tokens, min(floor, tokens), tokens)
+
+    level = bisect(lambda level: at(level).sum() - total, 0.0, 1.0, xtol=1e-12)
+    return round_to_sum(at(level), total)
 
 
 def in_proportion(weights: np.ndarray, total: int, floor: int, tokens: int) -> np.ndarray:

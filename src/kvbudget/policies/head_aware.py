@@ -6,6 +6,7 @@ calibration tells.
 """
 
 import warnings
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +15,7 @@ from kvbudget.cache.budget import SINKS, Geometry
 from kvbudget.cache.policy import Candidates, Policy
 from kvbudget.cache.signals import Signal
 from kvbudget.errors import UserError
-from kvbudget.policies.allocate import in_proportion, water_fill
+from kvbudget.policies.allocate import at_one_level, in_proportion, water_fill
 from kvbudget.policies.fitted import Fitted
 from kvbudget.policies.pooling import pooled
 from kvbudget.policies.predicted import Predicted
@@ -86,8 +87,8 @@ class HeadAware(Policy):
             weights = np.array([CLASS_WEIGHTS[name] for name in self.calibration.classes])
             spent = in_proportion(weights, total, floor, tokens)
         elif self.allocation == "predicted":
-            spread = self.calibration.spread(self.features, budget / tokens)
-            spent = in_proportion(spread, total, floor, tokens)
+            kept = partial(self.calibration.spread, self.features)
+            spent = at_one_level(kept, total, floor, tokens)
         else:
             shares, losses = self.calibration.losses(self.loss, self.rule)
             # On few prompts a head that matters may seem not to: shrink to the mean curve.

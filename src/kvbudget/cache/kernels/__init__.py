@@ -8,6 +8,7 @@ package is installed: numba on a CPU, Triton on a GPU.
 import functools
 import importlib
 import importlib.util
+import warnings
 from types import ModuleType
 from typing import Protocol
 
@@ -89,4 +90,14 @@ def package_for(device: torch.device) -> str | None:
 def _kernels(device: torch.device) -> ModuleType | None:
     if package_for(device) is None:
         return None
-    return importlib.import_module(f"{__name__}.{device.type}")
+    module = importlib.import_module(f"{__name__}.{device.type}")
+    try:
+        module.check()
+    except Exception as error:  # of a compiler, a linker, a driver
+        warnings.warn(
+            f"{package_for(device)} does not work here ({error}), so decode steps take plain "
+            "operations, which are slower; Triton needs a C compiler and the headers of Python",
+            stacklevel=2,
+        )
+        return None
+    return module

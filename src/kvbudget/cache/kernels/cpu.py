@@ -310,6 +310,10 @@ def _half(number, whole):
     return np.uint16(sign | bits)
 
 
+def check() -> None:
+    """Nothing can be missing here: numba compiles by itself."""
+
+
 def store(slots: Slots, keys: Tensor, values: Tensor) -> None:
     """As `kvbudget.cache.kernels.Store`."""
     _, free = slots.bounds()

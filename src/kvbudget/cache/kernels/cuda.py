@@ -11,12 +11,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 from kvbudget.cache.slots import Slots
 
 BLOCK = 64  # tokens that a program looks at at once
 ROWS = 32  # rows of a program at most
 LEAST = 256  # tokens of a program at least, or joining costs more than it saves
+BFLOAT16 = (8, 0)  # compute capability from which products take bfloat16 (Ampere)
 PARTS = 16  # that are joined at once
 WAVES = 4  # programs for each multiprocessor
 
@@ -326,6 +328,11 @@ def _difference(vector, centre, share, number, real):
     return x - share * tl.load(centre + number, mask=real, other=0.0)
 
 
+def check() -> None:
+    """See that Triton finds its driver, which it builds at the first use. Raises what it raises."""
+    driver.active.get_current_target()
+
+
 def store(slots: Slots, keys: Tensor, values: Tensor) -> None:
     """As `kvbudget.cache.kernels.Store`."""
     batch, kv_heads, _, head_dim = keys.shape
@@ -359,6 +366,9 @@ def attend(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `kvbudget.cache.kernels.Attend`."""
     batch, kv_heads, rows, head_dim = query.shape
+    dtype = query.dtype
+    if dtype == torch.bfloat16 and _capability(query.device) < BFLOAT16:
+        query = query.float()
     query = query.contiguous()
     key_bits, value_bits = slots.bits()
     centre = slots.coding.centre if slots.coding else query
@@ -410,7 +420,7 @@ def attend(
         num_warps=4,
         num_stages=2,
     )
-    output = torch.empty_like(query)
+    output = torch.empty_like(query, dtype=dtype)
     logsumexp = torch.empty(batch, kv_heads, rows, **numbers)
     pad = triton.next_power_of_2(head_dim)
     _join[places, rows](
@@ -428,6 +438,12 @@ def attend(
 def _padded(count: int) -> int:
     """The extent of a block for so many numbers: products take 16 or more, a power of 2."""
     return max(16, triton.next_power_of_2(count))
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Of an interpreter, the least."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @functools.cache
