@@ -2,6 +2,7 @@
 operations that stand in where they cannot run."""
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
 import pytest
@@ -81,8 +82,6 @@ def test_a_kernel_attends_as_the_formula_says(kernel, shape, bits, rows, softcap
 @pytest.mark.parametrize("bits", [None, (4, 4)])
 @pytest.mark.parametrize("shape", ["ragged", "padded"])
 def test_in_every_dtype(kernel, shape, bits, dtype):
-    if kernel.__name__.endswith("cpu") and bits is None:
-        return  # PyTorch's own operations are faster there
     if device_of(kernel) == "cpu" and dtype == torch.bfloat16 and kernel.__name__.endswith("cuda"):
         return  # NumPy, which interprets, has no bfloat16
     given = SHAPES[shape]
@@ -101,16 +100,33 @@ def test_a_sequence_of_padding_alone_attends_to_nothing(kernel):
     assert output[1].isfinite().all() and (received[0, :70] == 0).all()
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_share_the_tokens_of_all_heads(threads):
+def test_threads_share_the_tokens_and_change_no_bit():
     cpu = pytest.importorskip("kvbudget.cache.kernels.cpu", exc_type=ImportError)
-    before = torch.get_num_threads()
+    slots, query = filled([1300, 7, 640], bits=(4, 4)), torch.randn(1, 3, 2, 64)
+    terms = {"scaling": 0.1, "softcap": None, "padded": False}
+    before, found = torch.get_num_threads(), []
     try:
-        torch.set_num_threads(threads)
-        slots = filled([200, 7, 64], bits=(4, 4))
-        check(cpu, slots, torch.randn(1, 3, 2, 64), scaling=0.1, softcap=None, padded=False)
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(cpu.attend(query, slots, **terms, received=True))
     finally:
         torch.set_num_threads(before)
+    check(cpu, slots, query, **terms)
+    for other in found[1:]:
+        assert other[0].equal(found[0][0]) and other[1].equal(found[0][1])
+        told = (slots.by_segment(each[2]) for each in (other, found[0]))
+        assert all(mine.equal(own) for mine, own in zip(*told, strict=True))
+
+
+def test_callers_in_threads_of_their_own_do_not_meet():
+    cpu = pytest.importorskip("kvbudget.cache.kernels.cpu", exc_type=ImportError)
+    terms = {"scaling": 0.1, "softcap": None, "padded": False, "received": False}
+    given = [(filled([900, 40], bits=(4, 4), seed=i), torch.randn(1, 2, 3, 64)) for i in range(8)]
+    expected = [cpu.attend(query, slots, **terms)[0] for slots, query in given]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda each: cpu.attend(each[1], each[0], **terms)[0], given * 20)
+        for mine, own in zip(found, expected * 20, strict=True):
+            assert mine.equal(own)
 
 
 def test_plain_operations_are_the_same_and_take_over_without_the_compiler(monkeypatch):
@@ -146,8 +162,8 @@ def test_a_kernel_packs_a_token_as_plain_operations_do(kernel, bits, head_dim):
 
 
 def test_where_plain_operations_are_faster_they_are_used():
-    assert attend_for(filled([50, 9]), 1) is None
-    assert attend_for(filled([50, 9], bits=(4, 4)), kernels.MANY + 1) is None
+    assert attend_for(filled([50, 9]), kernels.MANY + 1) is None
+    assert attend_for(filled([50, 9], dtype=torch.float64), 1) is None
 
 
 @torch.inference_mode()

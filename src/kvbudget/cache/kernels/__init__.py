@@ -61,14 +61,15 @@ class Store(Protocol):
 
 #: What compiles the kernel of a device.
 PACKAGES = {"cpu": "numba", "cuda": "triton"}
-#: Rows from which plain products on a CPU, which unpack once for all of them, are faster.
-MANY = 48
+#: Rows from which plain products of what is not packed are faster on a CPU.
+MANY = 8
 
 
 def attend_for(slots: Slots, rows: int) -> Attend | None:
     """The kernel that is faster than plain operations for these slots and so many rows of a KV
     head; None if there is none."""
-    if slots.keys.device.type == "cpu" and (slots.coding is None or rows > MANY):
+    plain = slots.coding is None and slots.keys.device.type == "cpu"
+    if plain and (rows > MANY or slots.keys.dtype == torch.float64):
         return None
     kernels = _kernels(slots.keys.device)
     return kernels and kernels.attend

@@ -1,268 +1,349 @@
-"""Decode attention on a CPU, compiled by numba: straight from slots whose numbers are packed.
+"""Decode attention on a CPU, compiled by numba: straight from the slots, packed or not.
 
-The tokens of all heads are shared out evenly among threads. Each takes blocks that fit its caches:
-keys are unpacked and multiplied, and the softmax of a block is joined to that of the blocks before
-it (Milakov and Gimelshein, 2018), so that what is stored is read once and little is written. Where
-numbers are not packed, PyTorch's own kernels are faster.
+The tokens of each head are cut into chunks, which threads take in turn. A chunk is read in blocks
+that stay in the fastest cache: keys are unpacked and multiplied, and the softmax of a block is
+joined to that of the blocks before it (Milakov and Gimelshein, 2018); whoever finishes the last
+chunk joins all of them. So what is stored is read once, and as chunks do not depend on the number
+of threads, neither do results.
+
+Threads are those of torch (see `_run`), as a second pool would spin beside the first.
 """
 
+import ctypes
+import functools
 import math
 
-import numba
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import carray, cfunc, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import Tensor
 
 from kvbudget.cache.slots import Slots
 
 BLOCK = 64  # tokens that are unpacked at once: 16 KiB at a head dimension of 64
+CHUNK = 512  # tokens that a thread takes at once
+#: How numbers are stored that are not packed; those that are have 2, 4 or 8.
+FORMATS = {torch.float32: 32, torch.float16: 16, torch.bfloat16: 17}
+
+#: What a call hands to its threads: addresses, sizes and flags, and two numbers.
+_WORDS = [
+    *("taken", "done", "query", "keys", "values", "positions", "centre", "starts", "ends"),
+    *("parts", "logits", "output", "logsumexp", "sums"),
+    *("batch", "heads", "rows", "slots", "chunks", "received", "padded"),
+]
+_NUMBERS = ["scaling", "softcap"]
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _WORDS),
+        *((name, ctypes.c_float) for name in _NUMBERS),
+    ]
+
+
+_record = types.Record.make_c_struct(
+    [*((name, types.int64) for name in _WORDS), *((name, types.float32) for name in _NUMBERS)]
+)
+_signature = types.void(types.CPointer(_record))
 
 # Sums in any order, or they could not be taken by vector instructions; infinity keeps its meaning.
-_how = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+_how = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
+_inline = njit(forceinline=True, **_how)
 
 
-@njit(**_how)
-def _exponentials(x, whole, scale, count):
-    """Replace `x` by e to its power, 0 below -87: a polynomial times a power of 2 (Cephes, Moshier,
-    1992), which becomes vector instructions. `whole` and `scale` are the same memory."""
-    for i in range(count):
-        y = max(x[i], np.float32(-87.0))
-        n = math.floor(y * np.float32(1.44269504) + np.float32(0.5))
-        y = y - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-        p = np.float32(1.9875691500e-4)
-        p = p * y + np.float32(1.3981999507e-3)
-        p = p * y + np.float32(8.3334519073e-3)
-        p = p * y + np.float32(4.1665795894e-2)
-        p = p * y + np.float32(1.6666665459e-1)
-        p = p * y + np.float32(5.0000001201e-1)
-        p = p * y * y + y + np.float32(1.0)
-        whole[i] = (np.int32(n) + np.int32(127)) << 23
-        x[i] = p if x[i] > np.float32(-87.0) else np.float32(0.0)
-    for i in range(count):
-        x[i] *= scale[i]
+@intrinsic
+def _pointer(context, address):
+    """An address as a pointer."""
+
+    def code(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), code
 
 
-@njit(**_how)
-def _unpack(bits, row, count, stored, halves, numbers, least, step):
-    """Levels of rows as float32, `(parts, count, codes)`, and the least number and the step of each
-    row. `stored` and `halves` are the same rows as bytes and as bits of float16."""
-    parts, _, codes = numbers.shape
-    mask = np.int32((1 << bits) - 1)
-    for part in range(parts):
-        shift = np.int32(part * bits)
+@intrinsic
+def _take(context, address):
+    """The number at an address, which becomes one more: no two threads get the same."""
+
+    def code(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], cgutils.intp_t.as_pointer())
+        return builder.atomic_rmw("add", place, cgutils.intp_t(1), "seq_cst")
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
+def _as_float(context, bits):
+    """The float32 of 32 bits."""
+
+    def code(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+
+    return types.float32(types.int32), code
+
+
+@_inline
+def _floats(address, shape):
+    return carray(_pointer(address), shape, np.float32)
+
+
+@_inline
+def _exponential(x):
+    """e to the power of `x` (up to 88; 0 from -87 down): a polynomial times a power of 2 (Cephes,
+    Moshier, 1992), which becomes vector instructions."""
+    y = max(x, np.float32(-87.0))
+    n = math.floor(y * np.float32(1.44269504) + np.float32(0.5))
+    y = y - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * y + np.float32(1.3981999507e-3)
+    p = p * y + np.float32(8.3334519073e-3)
+    p = p * y + np.float32(4.1665795894e-2)
+    p = p * y + np.float32(1.6666665459e-1)
+    p = p * y + np.float32(5.0000001201e-1)
+    p = p * y * y + y + np.float32(1.0)
+    p *= _as_float(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    return p if x >= np.float32(-87.0) else np.float32(0.0)
+
+
+@_inline
+def _half(bits):
+    """A float16 in float32, from its bits."""
+    bits = np.int32(bits)
+    moved = np.int32((bits & np.int32(0x8000)) << np.int32(16))
+    moved |= np.int32((bits & np.int32(0x7FFF)) << np.int32(13))
+    return _as_float(moved) * np.float32(2.0**112)  # the offset of exponents; subnormal, too
+
+
+@_inline
+def _unpack(form, dim, address, first, count, numbers, least, step):
+    """Rows as float32, `(count, dim)`; of packed ones their levels, with the least number and the
+    step of each row."""
+    if form == 32:
+        stored = carray(_pointer(address + first * dim * 4), (count, dim), np.float32)
         for t in range(count):
-            for i in range(codes):
-                numbers[part, t, i] = np.float32((np.int32(stored[row + t, i]) >> shift) & mask)
-    _widen(halves, row, codes // 2, count, least, least.view(np.int32))
-    _widen(halves, row, codes // 2 + 1, count, step, step.view(np.int32))
-
-
-@njit(**_how)
-def _widen(halves, row, column, count, numbers, whole):
-    """float16 to float32, of a column; `numbers` and `whole` are the same memory."""
-    for t in range(count):
-        one = np.int32(halves[row + t, column])
-        whole[t] = ((one & 0x8000) << 16) | ((one & 0x7FFF) << 13)
-    for t in range(count):
-        numbers[t] *= np.float32(2.0**112)  # the exponent's offset; right for the smallest, too
-
-
-@njit(**_how)
-def _products(query, numbers, count, weights):
-    """Products of the queries with each of the rows."""
-    parts, _, codes = numbers.shape
-    for r in range(len(query)):
+            for i in range(dim):
+                numbers[t, i] = stored[t, i]
+    elif form > 8:
+        halves = carray(_pointer(address + first * dim * 2), (count, dim), np.uint16)
         for t in range(count):
-            total = np.float32(0.0)
-            for part in range(parts):
+            for i in range(dim):
+                if form == 17:
+                    numbers[t, i] = _as_float(np.int32(np.int32(halves[t, i]) << np.int32(16)))
+                else:
+                    numbers[t, i] = _half(halves[t, i])
+    else:
+        codes = dim * form // 8
+        width = codes + 4
+        mask = np.int32((1 << form) - 1)
+        rows = carray(_pointer(address + first * width), (count, width), np.uint8)
+        for t in range(count):
+            for place in range(8 // form):
+                shift = np.int32(place * form)
                 for i in range(codes):
-                    total += query[r, part, i] * numbers[part, t, i]
-            weights[r, t] = total
-
-
-@njit(**_how)
-def _combine(weights, numbers, count, sums):
-    """Add the rows by their weights, eight at a time; those behind the last weigh nothing."""
-    parts, _, codes = numbers.shape
-    for r in range(len(weights)):
-        for t in range(count, (count + 7) // 8 * 8):
-            weights[r, t] = np.float32(0.0)
-        for t in range(0, count, 8):
-            a, b, c, d = weights[r, t], weights[r, t + 1], weights[r, t + 2], weights[r, t + 3]
-            e, f, g, h = weights[r, t + 4], weights[r, t + 5], weights[r, t + 6], weights[r, t + 7]
-            for part in range(parts):
-                for i in range(codes):
-                    one = a * numbers[part, t, i] + b * numbers[part, t + 1, i]
-                    two = c * numbers[part, t + 2, i] + d * numbers[part, t + 3, i]
-                    three = e * numbers[part, t + 4, i] + f * numbers[part, t + 5, i]
-                    four = g * numbers[part, t + 6, i] + h * numbers[part, t + 7, i]
-                    sums[r, part, i] += (one + two) + (three + four)
-
-
-@njit(**_how)
-def _cap(x, softcap, whole, scale, count):
-    """`softcap * tanh(x / softcap)`."""
-    for t in range(count):
-        x[t] *= np.float32(2.0) / softcap
-    _exponentials(x, whole, scale, count)
-    for t in range(count):
-        x[t] = softcap - np.float32(2.0) * softcap / (x[t] + np.float32(1.0))
-
-
-@njit(**_how)
-def _share(
-    begin, end, query, centre, positions, starts, ends, key_bits, keys, key_halves, value_bits,
-    values, value_halves, scaling, softcap, padded, received, logits, sums, norms, peaks,
-):  # fmt: skip
-    """What one thread adds up: tokens `begin` to `end` of those of all heads, one after another."""
-    batch, heads, rows, key_parts, key_codes = query.shape
-    _, _, value_parts, value_codes = sums.shape
-    of_keys = np.zeros((key_parts, BLOCK, key_codes), np.float32)
-    of_values = np.zeros((value_parts, BLOCK, value_codes), np.float32)
-    powers = np.zeros(BLOCK, np.int32)
-    scale = powers.view(np.float32)
-    least, step = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
-    weights = np.zeros((rows, BLOCK), np.float32)
-    total, shift = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
-    before = 0
-    for place in range(batch * heads):
-        b, head = place // heads, place % heads
-        length = ends[head] - starts[head]
-        low, high = max(begin - before, 0), min(end - before, length)
-        before += length
-        if low >= high:
-            continue
-        own, norm, peak = sums[place], norms[place], peaks[place]
-        asked = query[b, head]
-        _offsets(asked, centre[b, head], total, shift)
-        for first in range(low, high, BLOCK):
-            count = min(BLOCK, high - first)
-            slot = starts[head] + first
-            row = b * positions.shape[1] + slot
-            _unpack(key_bits, row, count, keys, key_halves, of_keys, least, step)
-            _products(asked, of_keys, count, weights)
-            for r in range(rows):
-                w = weights[r]
-                for t in range(count):
-                    w[t] = scaling * (w[t] * step[t] + total[r] * least[t] + shift[r])
-                if softcap > 0:
-                    _cap(w, softcap, powers, scale, count)
-                if padded:
-                    for t in range(count):
-                        if positions[b, slot + t] < 0:
-                            w[t] = -np.inf
-                if received:
-                    for t in range(count):
-                        logits[b, r, slot + t] = w[t]
-                most = peak[r]
-                for t in range(count):
-                    most = max(most, w[t])
-                # A block of padding alone weighs nothing, whatever its peak is taken to be.
-                safe = most if most > -np.inf else np.float32(0.0)
-                for t in range(count):
-                    w[t] -= safe
-                _exponentials(w, powers, scale, count)
-                part = np.float32(0.0)
-                for t in range(count):
-                    part += w[t]
-                fade = np.float32(math.exp(peak[r] - safe))
-                peak[r], norm[r] = most, norm[r] * fade + part
-                if fade != 1:
-                    for j in range(value_parts):
-                        for i in range(value_codes):
-                            own[r, j, i] *= fade
-            _unpack(value_bits, row, count, values, value_halves, of_values, least, step)
-            _scale(weights, least, step, count, own)
-            _combine(weights, of_values, count, own)
-
-
-@njit(**_how)
-def _offsets(query, centre, total, shift):
-    """What the least number of a key and the centre go with in its product with each query."""
-    rows, parts, codes = query.shape
-    for r in range(rows):
-        one, other = np.float32(0.0), np.float32(0.0)
-        for part in range(parts):
-            for i in range(codes):
-                one += query[r, part, i]
-                other += query[r, part, i] * centre[part, i]
-        total[r], shift[r] = one, other
-
-
-@njit(**_how)
-def _scale(weights, least, step, count, sums):
-    """Weights of levels from those of values, whose least numbers are added."""
-    rows, parts, codes = sums.shape
-    for r in range(rows):
-        base = np.float32(0.0)
+                    level = (np.int32(rows[t, i]) >> shift) & mask
+                    numbers[t, place * codes + i] = np.float32(level)
+        scales = carray(_pointer(address + first * width), (count, width // 2), np.uint16)
         for t in range(count):
-            base += weights[r, t] * least[t]
-            weights[r, t] *= step[t]
-        for part in range(parts):
-            for i in range(codes):
-                sums[r, part, i] += base
+            least[t], step[t] = _half(scales[t, codes // 2]), _half(scales[t, codes // 2 + 1])
 
 
-@njit(**_how)
-def _join(sums, norms, peaks, output, logsumexp):
-    """The output of all rows from the shares of all threads."""
-    threads, places, rows, dim = sums.shape
-    for place in range(places):
+@_inline
+def _products(dim, query, numbers, count, weights):
+    """Products of a query with each of the rows, four at a time: those behind the last are free."""
+    for t in range(0, count, 4):
+        a = b = c = d = np.float32(0.0)
+        for i in range(dim):
+            x = query[i]
+            a += x * numbers[t, i]
+            b += x * numbers[t + 1, i]
+            c += x * numbers[t + 2, i]
+            d += x * numbers[t + 3, i]
+        weights[t], weights[t + 1], weights[t + 2], weights[t + 3] = a, b, c, d
+
+
+@_inline
+def _combine(dim, weights, numbers, count, sums):
+    """Add the rows by their weights, eight at a time: what is behind the last weighs nothing."""
+    for t in range(count, (count + 7) // 8 * 8):
+        weights[t] = np.float32(0.0)
+    for t in range(0, count, 8):
+        a, b, c, d = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
+        e, f, g, h = weights[t + 4], weights[t + 5], weights[t + 6], weights[t + 7]
+        for i in range(dim):
+            one = a * numbers[t, i] + b * numbers[t + 1, i]
+            two = c * numbers[t + 2, i] + d * numbers[t + 3, i]
+            three = e * numbers[t + 4, i] + f * numbers[t + 5, i]
+            four = g * numbers[t + 6, i] + h * numbers[t + 7, i]
+            sums[i] += (one + two) + (three + four)
+
+
+@_inline
+def _chunk(call, dim, key_form, value_form, place, low, high, part, scratch):
+    """Attention to tokens `low` to `high` of one head: the sums of its values, unnormalised, and
+    their norm and peak."""
+    rows = call.rows
+    query = _floats(call.query, (call.batch * call.heads, rows, dim))[place]
+    centre = _floats(call.centre + place * dim * 4, dim)
+    start = carray(_pointer(call.starts), call.heads, np.int64)[place % call.heads]
+    base = place // call.heads * call.slots + start
+    positions = carray(_pointer(call.positions), call.batch * call.slots, np.int32)
+    numbers, least, step, weights, total, shift = scratch
+    for r in range(rows):
+        for i in range(dim + 1):
+            part[r, i] = np.float32(0.0)
+        part[r, dim + 1] = np.float32(-np.inf)
+        if key_form <= 8:
+            total[r] = shift[r] = np.float32(0.0)
+            for i in range(dim):
+                total[r] += query[r, i]
+                shift[r] += query[r, i] * centre[i]
+    for first in range(low, high, BLOCK):
+        count = min(BLOCK, high - first)
+        _unpack(key_form, dim, call.keys, base + first, count, numbers, least, step)
         for r in range(rows):
-            most, norm = np.float32(-np.inf), np.float32(0.0)
-            for thread in range(threads):
-                most = max(most, peaks[thread, place, r])
-            for i in range(dim):
-                output[place, r, i] = np.float32(0.0)
-            logsumexp[place, r] = np.float32(-np.inf)
-            if most == -np.inf:
-                continue
-            for thread in range(threads):
-                share = np.float32(math.exp(peaks[thread, place, r] - most))
-                norm += share * norms[thread, place, r]
-                for i in range(dim):
-                    output[place, r, i] += share * sums[thread, place, r, i]
-            for i in range(dim):
-                output[place, r, i] /= norm
-            logsumexp[place, r] = most + np.float32(math.log(norm))
-
-
-@njit(parallel=True, **_how)
-def _attend(
-    query, centre, positions, starts, ends, key_bits, keys, key_halves, value_bits, values,
-    value_halves, scaling, softcap, padded, received, logits, sums, norms, peaks,
-):  # fmt: skip
-    """Fill the sums, norms and peaks of all threads."""
-    threads, tokens = len(sums), 0
-    for head in range(len(starts)):
-        tokens += len(query) * (ends[head] - starts[head])
-    for thread in prange(threads):
-        _share(
-            tokens * thread // threads, tokens * (thread + 1) // threads, query, centre, positions,
-            starts, ends, key_bits, keys, key_halves, value_bits, values, value_halves, scaling,
-            softcap, padded, received, logits, sums[thread], norms[thread], peaks[thread],
-        )  # fmt: skip
-
-
-@njit(**_how)
-def _receive(logits, logsumexp, starts, ends, received):
-    """Attention that tokens receive, summed over rows."""
-    batch, rows, _ = logits.shape
-    powers = np.empty(BLOCK, np.int32)
-    weights = np.empty(BLOCK, np.float32)
-    for b in range(batch):
-        for head in range(len(starts)):
-            for first in range(starts[head], ends[head], BLOCK):
-                count = min(BLOCK, ends[head] - first)
+            w = weights[r]
+            _products(dim, query[r], numbers, count, w)
+            if key_form <= 8:
                 for t in range(count):
-                    received[b, first + t] = np.float32(0.0)
-                for r in range(rows):
-                    for t in range(count):
-                        weights[t] = logits[b, r, first + t] - logsumexp[b, head, r]
-                    _exponentials(weights, powers, powers.view(np.float32), count)
-                    for t in range(count):
-                        received[b, first + t] += weights[t]
+                    w[t] = w[t] * step[t] + total[r] * least[t] + shift[r]
+            for t in range(count):
+                w[t] *= call.scaling
+            if call.softcap > 0:
+                for t in range(count):
+                    power = _exponential(np.float32(2.0) / call.softcap * w[t])
+                    w[t] = call.softcap - np.float32(2.0) * call.softcap / (power + np.float32(1.0))
+            if call.padded:
+                for t in range(count):
+                    if positions[base + first + t] < 0:
+                        w[t] = np.float32(-np.inf)
+            if call.received:
+                noted = place // call.heads * rows + r
+                logits = _floats(call.logits + (noted * call.slots + start + first) * 4, count)
+                for t in range(count):
+                    logits[t] = w[t]
+            peak = most = part[r, dim + 1]
+            for t in range(count):
+                most = max(most, w[t])
+            if most == -np.inf:
+                for t in range(count):
+                    w[t] = np.float32(0.0)
+                continue
+            norm = np.float32(0.0)
+            for t in range(count):
+                w[t] = _exponential(w[t] - most)
+                norm += w[t]
+            if peak != most:
+                fade = _exponential(peak - most)
+                for i in range(dim + 1):
+                    part[r, i] *= fade
+                part[r, dim + 1] = most
+            part[r, dim] += norm
+        _unpack(value_form, dim, call.values, base + first, count, numbers, least, step)
+        for r in range(rows):
+            w, own = weights[r], part[r]
+            if value_form <= 8:
+                lift = np.float32(0.0)
+                for t in range(count):
+                    lift += w[t] * least[t]
+                    w[t] *= step[t]
+                for i in range(dim):
+                    own[i] += lift
+            _combine(dim, w, numbers, count, own)
+
+
+@_inline
+def _join(call, dim, place, parts):
+    """The output of a head from its chunks, `parts`."""
+    for r in range(call.rows):
+        row = place * call.rows + r
+        output = _floats(call.output + row * dim * 4, dim)
+        most, norm = np.float32(-np.inf), np.float32(0.0)
+        for k in range(len(parts)):
+            most = max(most, parts[k, r, dim + 1])
+        for i in range(dim):
+            output[i] = np.float32(0.0)
+        for k in range(len(parts)):
+            if parts[k, r, dim + 1] > -np.inf:
+                share = _exponential(parts[k, r, dim + 1] - most)
+                norm += share * parts[k, r, dim]
+                for i in range(dim):
+                    output[i] += share * parts[k, r, i]
+        if norm > 0:
+            for i in range(dim):
+                output[i] /= norm
+            most += np.float32(math.log(norm))
+        _floats(call.logsumexp, row + 1)[row] = most
+
+
+@functools.cache
+def _attend(dim: int, key_form: int, value_form: int):
+    """What a thread does for a head dimension and formats, which are constants to the compiler."""
+
+    @cfunc(_signature, cache=True, **_how)
+    def attend(calls):
+        call = carray(calls, 1)[0]
+        rows, heads, chunks = call.rows, call.heads, call.chunks
+        starts = carray(_pointer(call.starts), heads, np.int64)
+        ends = carray(_pointer(call.ends), heads, np.int64)
+        parts = _floats(call.parts, (chunks, rows, dim + 2))
+        scratch = (
+            np.zeros((BLOCK, dim), np.float32),  # what weighs nothing must not be NaN
+            np.empty(BLOCK, np.float32),
+            np.empty(BLOCK, np.float32),
+            np.empty((rows, BLOCK), np.float32),
+            np.empty(rows, np.float32),
+            np.empty(rows, np.float32),
+        )
+        chunk = _take(call.taken)
+        while chunk < chunks:
+            place, low = 0, chunk
+            length = ends[0] - starts[0]
+            while low * CHUNK >= length:
+                low -= (length + CHUNK - 1) // CHUNK
+                place += 1
+                length = ends[place % heads] - starts[place % heads]
+            low *= CHUNK
+            high = min(length, low + CHUNK)
+            _chunk(call, dim, key_form, value_form, place, low, high, parts[chunk], scratch)
+            chunk = _take(call.taken)
+            if _take(call.done) == chunks - 1:
+                first = 0
+                for place in range(call.batch * heads):
+                    length = ends[place % heads] - starts[place % heads]
+                    last = first + (length + CHUNK - 1) // CHUNK
+                    _join(call, dim, place, parts[first:last])
+                    first = last
+
+    return attend
+
+
+@functools.cache
+def _receive():
+    """What a thread does to sum up the attention that tokens receive."""
+
+    @cfunc(_signature, cache=True, **_how)
+    def receive(calls):
+        call = carray(calls, 1)[0]
+        rows, heads, slots = call.rows, call.heads, call.slots
+        starts = carray(_pointer(call.starts), heads, np.int64)
+        ends = carray(_pointer(call.ends), heads, np.int64)
+        place = _take(call.taken)
+        while place < call.batch * heads:
+            batch, head = place // heads, place % heads
+            start, count = starts[head], ends[head] - starts[head]
+            sums = _floats(call.sums + (batch * slots + start) * 4, count)
+            for t in range(count):
+                sums[t] = np.float32(0.0)
+            for r in range(rows):
+                logits = _floats(call.logits + ((batch * rows + r) * slots + start) * 4, count)
+                whole = _floats(call.logsumexp, (place + 1) * rows)[place * rows + r]
+                for t in range(count):
+                    sums[t] += _exponential(logits[t] - whole)
+            place = _take(call.taken)
+
+    return receive
 
 
 @njit(cache=True, nogil=True)  # rounding as it is written
@@ -278,10 +359,10 @@ def _store(vectors, centre, free, bits, stored, halves):
                 x[i] = vectors[b, head, i] - centre[b, head, i]
             row = b * slots + free[head]
             number[0] = x.min()
-            halves[row, codes // 2] = _half(number, whole)
+            halves[row, codes // 2] = _to_half(number, whole)
             least = number[0]
             number[0] = (x.max() - least) / most
-            halves[row, codes // 2 + 1] = _half(number, whole)
+            halves[row, codes // 2 + 1] = _to_half(number, whole)
             step = number[0] if number[0] > 0 else np.float32(1.0)
             for i in range(codes):
                 code = 0
@@ -292,7 +373,7 @@ def _store(vectors, centre, free, bits, stored, halves):
 
 
 @njit(cache=True, nogil=True)
-def _half(number, whole):
+def _to_half(number, whole):
     """The bits of the float16 next to a number, even on a tie; the number becomes it. `number` and
     `whole` are the same memory."""
     sign, size = (whole[0] >> 16) & 0x8000, whole[0] & 0x7FFFFFFF
@@ -333,34 +414,67 @@ def attend(
     padded: bool,
     received: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As `kvbudget.cache.kernels.Attend`, of packed slots."""
-    batch, kv_heads, rows, head_dim = query.shape
-    places, asked = batch * kv_heads, query.float().contiguous()
-    starts, ends = (each.numpy() for each in slots.bounds())
-    bits = slots.bits()
-    key_parts, value_parts = (8 // each for each in bits)
-    logits = torch.empty(batch, rows if received else 0, slots.keys.shape[1])
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
-    sums = np.zeros((threads, places, rows, value_parts, head_dim // value_parts), np.float32)
-    norms = np.zeros((threads, places, rows), np.float32)
-    peaks = np.full((threads, places, rows), -np.inf, np.float32)
-    _attend(
-        asked.view(batch, kv_heads, rows, key_parts, -1).numpy(),
-        slots.coding.centre.view(batch, kv_heads, key_parts, -1).numpy(),
-        slots.positions.numpy(), starts, ends,
-        bits[0], *_rows(slots.keys), bits[1], *_rows(slots.values),
-        np.float32(scaling), np.float32(softcap or 0), padded, received,
-        logits.numpy(), sums, norms, peaks,
+    """As `kvbudget.cache.kernels.Attend`."""
+    batch, heads, rows, head_dim = query.shape
+    asked = query.float().contiguous()
+    starts, ends = slots.bounds()
+    chunks = batch * sum(-(-each.length // CHUNK) * len(each.heads) for each in slots.segments)
+    total = slots.keys.shape[1]
+    output = torch.empty_like(asked) if chunks else torch.zeros_like(asked)
+    logsumexp = asked.new_full((batch, heads, rows), -math.inf)
+    parts = asked.new_empty(chunks, rows, head_dim + 2)
+    logits = asked.new_empty(batch, rows, total) if received else None
+    sums = asked.new_empty(batch, total) if received else None
+    key_form, value_form = (
+        bits or FORMATS[stored.dtype]
+        for bits, stored in zip(slots.bits(), (slots.keys, slots.values), strict=True)
+    )
+    counters = (ctypes.c_int64 * 2)()
+    call = _Call(
+        taken=ctypes.addressof(counters),
+        done=ctypes.addressof(counters) + 8,
+        batch=batch, heads=heads, rows=rows, slots=total, chunks=chunks,
+        received=received, padded=padded, scaling=scaling, softcap=softcap or 0.0,
+        query=asked.data_ptr(),
+        keys=slots.keys.data_ptr(),
+        values=slots.values.data_ptr(),
+        positions=slots.positions.data_ptr(),
+        centre=slots.coding.centre.data_ptr() if slots.coding else 0,
+        starts=starts.data_ptr(),
+        ends=ends.data_ptr(),
+        parts=parts.data_ptr(),
+        output=output.data_ptr(),
+        logsumexp=logsumexp.data_ptr(),
+        logits=logits.data_ptr() if received else 0,
+        sums=sums.data_ptr() if received else 0,
     )  # fmt: skip
-    output, logsumexp = torch.empty_like(asked), torch.empty(query.shape[:3])
-    joined = output.flatten(0, 1).numpy(), logsumexp.flatten(0, 1).numpy()
-    _join(sums.reshape(threads, places, rows, head_dim), norms, peaks, *joined)
-    weights = None
+    _run(_attend(head_dim, key_form, value_form), call, chunks)
     if received:
-        weights = torch.empty(batch, slots.keys.shape[1])
-        _receive(logits.numpy(), logsumexp.numpy(), starts, ends, weights.numpy())
-    return output.to(query.dtype), logsumexp, weights
+        counters[0] = 0
+        _run(_receive(), call, batch * heads)
+    return output.to(query.dtype), logsumexp, sums
+
+
+def _run(kernel, call: _Call, pieces: int) -> None:
+    """Let torch's threads do a call, as many as there are pieces for."""
+    team, threads = _team(), min(torch.get_num_threads(), pieces)
+    if team is None or threads <= 1:
+        kernel.ctypes(ctypes.addressof(call))
+    else:
+        team(kernel.address, ctypes.addressof(call), threads, 0)
+
+
+@functools.cache
+def _team():
+    """How GNU's OpenMP, the one that torch has loaded, starts its threads
+    (`GOMP_parallel` of gcc.gnu.org/onlinedocs/libgomp); None where torch has another."""
+    try:
+        team = ctypes.CDLL("libgomp.so.1").GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    team.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    team.restype = None
+    return team
 
 
 def _rows(stored: Tensor) -> tuple[np.ndarray, np.ndarray]:
