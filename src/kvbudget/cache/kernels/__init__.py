@@ -91,10 +91,10 @@ def package_for(device: torch.device) -> str | None:
 def _kernels(device: torch.device) -> ModuleType | None:
     if package_for(device) is None:
         return None
-    module = importlib.import_module(f"{__name__}.{device.type}")
     try:
+        module = importlib.import_module(f"{__name__}.{device.type}")
         module.check()
-    except Exception as error:  # of a compiler, a linker, a driver
+    except Exception as error:  # of a compiler, a linker, a driver, a folder for what is compiled
         warnings.warn(
             f"{package_for(device)} does not work here ({error}), so decode steps take plain "
             "operations, which are slower; Triton needs a C compiler and the headers of Python",
