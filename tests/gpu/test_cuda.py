@@ -8,7 +8,7 @@ from kvbudget import attach, load_cache, make_cache
 from kvbudget.cache.cache import geometry_of, read_aside
 from kvbudget.policies import registry
 
-METHODS = [name for name in registry.METHODS if name != "full"]
+METHODS = [name for name, each in registry.METHODS.items() if name != "full" and not each.elsewhere]
 BUDGET, PROMPT = 16, 60
 
 

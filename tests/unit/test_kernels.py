@@ -82,6 +82,8 @@ def test_a_kernel_attends_as_the_formula_says(kernel, shape, bits, rows, softcap
 @pytest.mark.parametrize("bits", [None, (4, 4)])
 @pytest.mark.parametrize("shape", ["ragged", "padded"])
 def test_in_every_dtype(kernel, shape, bits, dtype):
+    if kernel.__name__.endswith("cpu") and bits is None:
+        return  # PyTorch's own kernels are as fast there
     if device_of(kernel) == "cpu" and dtype == torch.bfloat16 and kernel.__name__.endswith("cuda"):
         return  # NumPy, which interprets, has no bfloat16
     given = SHAPES[shape]
@@ -133,14 +135,14 @@ def test_plain_operations_are_the_same_and_take_over_without_the_compiler(monkey
     slots, query = filled([50, 9], bits=(4, 4)), torch.randn(1, 2, 3, 64)
     terms = {"scaling": 0.1, "softcap": None, "padded": False}
     plain, received = attend_densely(query, slots, **terms)
-    if kernel := attend_for(slots, 3):
+    if kernel := attend_for(slots):
         output, _, told = kernel(query, slots, **terms, received=True)
         assert_close(output, plain, atol=1e-5, rtol=1e-5)
         for mine, own in zip(slots.by_segment(told), received, strict=True):
             assert_close(mine, own, atol=1e-5, rtol=1e-5)
     kernels._kernels.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert attend_for(slots, 3) is None
+    assert attend_for(slots) is None
     kernels._kernels.cache_clear()
 
 
@@ -161,9 +163,8 @@ def test_a_kernel_packs_a_token_as_plain_operations_do(kernel, bits, head_dim):
             assert mine.equal(own)
 
 
-def test_where_plain_operations_are_faster_they_are_used():
-    assert attend_for(filled([50, 9]), kernels.MANY + 1) is None
-    assert attend_for(filled([50, 9], dtype=torch.float64), 1) is None
+def test_where_plain_operations_are_as_fast_they_are_used():
+    assert attend_for(filled([50, 9])) is None
 
 
 @torch.inference_mode()

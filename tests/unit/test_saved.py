@@ -27,7 +27,7 @@ BUDGET = 24
 
 #: Every method, and what bears on what a cache holds.
 VARIANTS = {
-    **{name: {} for name in METHODS},
+    **{name: {} for name, each in METHODS.items() if not each.elsewhere},
     "full-phi": {"method": "full", "phi": 7},
     "streaming-llm-absolute": {"method": "streaming-llm", "positions": "absolute"},
     "adakv-snapkv": {"method": "snapkv", "safeguard": 0.8},

@@ -309,8 +309,7 @@ class BudgetedLayer(AttendingLayer):
         self.seen += key.shape[2]
         slots, seats = self.store.slots, Seats.even(contexts, query.shape[0], query.device)
         terms = {"scaling": scaling, "softcap": softcap}
-        rows = seats.each * query.shape[1] // self.kv_heads * query.shape[2]
-        if kernel := attend_for(slots, rows):
+        if kernel := attend_for(slots):
             return attend_by_kernel(kernel, query, slots, self.tail, seats, **terms)
         return attend_on_top(query, shared_slots(slots), self.tail, seats, **terms)
 
@@ -337,9 +336,11 @@ class BudgetedLayer(AttendingLayer):
         return numbers
 
     def _growing(self) -> list[Signal]:
-        """The signals that what is being read concerns."""
+        """The signals that grow by what is being read."""
         repeating = self.repeated is not None
-        return [each for each in self.signals if each.in_repetition == repeating]
+        return [
+            each for each in self.signals if each.in_repetition == repeating and not each.of_arrival
+        ]
 
     def _reading(
         self,

@@ -32,7 +32,7 @@ def attend_slots(
     kv_heads = sum(len(segment.heads) for segment in slots.segments)
     grouped = query.view(query.shape[0], kv_heads, -1, query.shape[-1])
     terms = {"scaling": scaling, "softcap": softcap, "padded": padded}
-    if kernel := attend_for(slots, grouped.shape[2]):
+    if kernel := attend_for(slots):
         output, _, weights = kernel(grouped, slots, **terms, received=received)
         return output.reshape(query.shape), slots.by_segment(weights)
     output, weights = attend_densely(grouped, slots, **terms)

@@ -61,15 +61,12 @@ class Store(Protocol):
 
 #: What compiles the kernel of a device.
 PACKAGES = {"cpu": "numba", "cuda": "triton"}
-#: Rows from which plain products of what is not packed are faster on a CPU.
-MANY = 8
 
 
-def attend_for(slots: Slots, rows: int) -> Attend | None:
-    """The kernel that is faster than plain operations for these slots and so many rows of a KV
-    head; None if there is none."""
-    plain = slots.coding is None and slots.keys.device.type == "cpu"
-    if plain and (rows > MANY or slots.keys.dtype == torch.float64):
+def attend_for(slots: Slots) -> Attend | None:
+    """The kernel that is faster than plain operations for these slots; None if there is none, as
+    for numbers that are not packed on a CPU, where PyTorch's own kernels are as fast."""
+    if slots.keys.device.type == "cpu" and slots.coding is None:
         return None
     kernels = _kernels(slots.keys.device)
     return kernels and kernels.attend

@@ -1,10 +1,10 @@
-"""Decode attention on a CPU, compiled by numba: straight from the slots, packed or not.
+"""Decode attention on a CPU, compiled by numba: straight from slots whose numbers are packed.
 
 The tokens of each head are cut into chunks, which threads take in turn. A chunk is read in blocks
 that stay in the fastest cache: keys are unpacked and multiplied, and the softmax of a block is
 joined to that of the blocks before it (Milakov and Gimelshein, 2018); whoever finishes the last
 chunk joins all of them. So what is stored is read once, and as chunks do not depend on the number
-of threads, neither do results.
+of threads, neither do results. Numbers that are not packed are left to PyTorch's own kernels.
 
 Threads are those of torch (see `_run`), as a second pool would spin beside the first.
 """
@@ -24,8 +24,6 @@ from kvbudget.cache.slots import Slots
 
 BLOCK = 64  # tokens that are unpacked at once: 16 KiB at a head dimension of 64
 CHUNK = 512  # tokens that a thread takes at once
-#: How numbers are stored that are not packed; those that are have 2, 4 or 8.
-FORMATS = {torch.float32: 32, torch.float16: 16, torch.bfloat16: 17}
 
 #: What a call hands to its threads: addresses, sizes and flags, and two numbers.
 _WORDS = [
@@ -117,36 +115,21 @@ def _half(bits):
 
 
 @_inline
-def _unpack(form, dim, address, first, count, numbers, least, step):
-    """Rows as float32, `(count, dim)`; of packed ones their levels, with the least number and the
-    step of each row."""
-    if form == 32:
-        stored = carray(_pointer(address + first * dim * 4), (count, dim), np.float32)
-        for t in range(count):
-            for i in range(dim):
-                numbers[t, i] = stored[t, i]
-    elif form > 8:
-        halves = carray(_pointer(address + first * dim * 2), (count, dim), np.uint16)
-        for t in range(count):
-            for i in range(dim):
-                if form == 17:
-                    numbers[t, i] = _as_float(np.int32(np.int32(halves[t, i]) << np.int32(16)))
-                else:
-                    numbers[t, i] = _half(halves[t, i])
-    else:
-        codes = dim * form // 8
-        width = codes + 4
-        mask = np.int32((1 << form) - 1)
-        rows = carray(_pointer(address + first * width), (count, width), np.uint8)
-        for t in range(count):
-            for place in range(8 // form):
-                shift = np.int32(place * form)
-                for i in range(codes):
-                    level = (np.int32(rows[t, i]) >> shift) & mask
-                    numbers[t, place * codes + i] = np.float32(level)
-        scales = carray(_pointer(address + first * width), (count, width // 2), np.uint16)
-        for t in range(count):
-            least[t], step[t] = _half(scales[t, codes // 2]), _half(scales[t, codes // 2 + 1])
+def _unpack(bits, dim, address, first, count, numbers, least, step):
+    """Levels of rows as float32, `(count, dim)`, with the least number and the step of each row."""
+    codes = dim * bits // 8
+    width = codes + 4
+    mask = np.int32((1 << bits) - 1)
+    rows = carray(_pointer(address + first * width), (count, width), np.uint8)
+    for t in range(count):
+        for place in range(8 // bits):
+            shift = np.int32(place * bits)
+            for i in range(codes):
+                level = (np.int32(rows[t, i]) >> shift) & mask
+                numbers[t, place * codes + i] = np.float32(level)
+    scales = carray(_pointer(address + first * width), (count, width // 2), np.uint16)
+    for t in range(count):
+        least[t], step[t] = _half(scales[t, codes // 2]), _half(scales[t, codes // 2 + 1])
 
 
 @_inline
@@ -180,7 +163,7 @@ def _combine(dim, weights, numbers, count, sums):
 
 
 @_inline
-def _chunk(call, dim, key_form, value_form, place, low, high, part, scratch):
+def _chunk(call, dim, key_bits, value_bits, place, low, high, part, scratch):
     """Attention to tokens `low` to `high` of one head: the sums of its values, unnormalised, and
     their norm and peak."""
     rows = call.rows
@@ -194,22 +177,18 @@ def _chunk(call, dim, key_form, value_form, place, low, high, part, scratch):
         for i in range(dim + 1):
             part[r, i] = np.float32(0.0)
         part[r, dim + 1] = np.float32(-np.inf)
-        if key_form <= 8:
-            total[r] = shift[r] = np.float32(0.0)
-            for i in range(dim):
-                total[r] += query[r, i]
-                shift[r] += query[r, i] * centre[i]
+        total[r] = shift[r] = np.float32(0.0)
+        for i in range(dim):
+            total[r] += query[r, i]
+            shift[r] += query[r, i] * centre[i]
     for first in range(low, high, BLOCK):
         count = min(BLOCK, high - first)
-        _unpack(key_form, dim, call.keys, base + first, count, numbers, least, step)
+        _unpack(key_bits, dim, call.keys, base + first, count, numbers, least, step)
         for r in range(rows):
             w = weights[r]
             _products(dim, query[r], numbers, count, w)
-            if key_form <= 8:
-                for t in range(count):
-                    w[t] = w[t] * step[t] + total[r] * least[t] + shift[r]
             for t in range(count):
-                w[t] *= call.scaling
+                w[t] = call.scaling * (w[t] * step[t] + total[r] * least[t] + shift[r])
             if call.softcap > 0:
                 for t in range(count):
                     power = _exponential(np.float32(2.0) / call.softcap * w[t])
@@ -240,16 +219,15 @@ def _chunk(call, dim, key_form, value_form, place, low, high, part, scratch):
                     part[r, i] *= fade
                 part[r, dim + 1] = most
             part[r, dim] += norm
-        _unpack(value_form, dim, call.values, base + first, count, numbers, least, step)
+        _unpack(value_bits, dim, call.values, base + first, count, numbers, least, step)
         for r in range(rows):
             w, own = weights[r], part[r]
-            if value_form <= 8:
-                lift = np.float32(0.0)
-                for t in range(count):
-                    lift += w[t] * least[t]
-                    w[t] *= step[t]
-                for i in range(dim):
-                    own[i] += lift
+            lift = np.float32(0.0)
+            for t in range(count):
+                lift += w[t] * least[t]
+                w[t] *= step[t]
+            for i in range(dim):
+                own[i] += lift
             _combine(dim, w, numbers, count, own)
 
 
@@ -278,8 +256,8 @@ def _join(call, dim, place, parts):
 
 
 @functools.cache
-def _attend(dim: int, key_form: int, value_form: int):
-    """What a thread does for a head dimension and formats, which are constants to the compiler."""
+def _attend(dim: int, key_bits: int, value_bits: int):
+    """What a thread does for a head dimension and bits, which are constants to the compiler."""
 
     @cfunc(_signature, cache=True, **_how)
     def attend(calls):
@@ -306,7 +284,7 @@ def _attend(dim: int, key_form: int, value_form: int):
                 length = ends[place % heads] - starts[place % heads]
             low *= CHUNK
             high = min(length, low + CHUNK)
-            _chunk(call, dim, key_form, value_form, place, low, high, parts[chunk], scratch)
+            _chunk(call, dim, key_bits, value_bits, place, low, high, parts[chunk], scratch)
             chunk = _take(call.taken)
             if _take(call.done) == chunks - 1:
                 first = 0
@@ -414,7 +392,7 @@ def attend(
     padded: bool,
     received: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As `kvbudget.cache.kernels.Attend`."""
+    """As `kvbudget.cache.kernels.Attend`, of packed slots."""
     batch, heads, rows, head_dim = query.shape
     asked = query.float().contiguous()
     starts, ends = slots.bounds()
@@ -425,10 +403,7 @@ def attend(
     parts = asked.new_empty(chunks, rows, head_dim + 2)
     logits = asked.new_empty(batch, rows, total) if received else None
     sums = asked.new_empty(batch, total) if received else None
-    key_form, value_form = (
-        bits or FORMATS[stored.dtype]
-        for bits, stored in zip(slots.bits(), (slots.keys, slots.values), strict=True)
-    )
+    centre = slots.coding.centre.contiguous()
     counters = (ctypes.c_int64 * 2)()
     call = _Call(
         taken=ctypes.addressof(counters),
@@ -439,7 +414,7 @@ def attend(
         keys=slots.keys.data_ptr(),
         values=slots.values.data_ptr(),
         positions=slots.positions.data_ptr(),
-        centre=slots.coding.centre.data_ptr() if slots.coding else 0,
+        centre=centre.data_ptr(),
         starts=starts.data_ptr(),
         ends=ends.data_ptr(),
         parts=parts.data_ptr(),
@@ -448,7 +423,7 @@ def attend(
         logits=logits.data_ptr() if received else 0,
         sums=sums.data_ptr() if received else 0,
     )  # fmt: skip
-    _run(_attend(head_dim, key_form, value_form), call, chunks)
+    _run(_attend(head_dim, *slots.bits()), call, chunks)
     if received:
         counters[0] = 0
         _run(_receive(), call, batch * heads)

@@ -341,7 +341,7 @@ def store(slots: Slots, keys: Tensor, values: Tensor) -> None:
     _store[batch * kv_heads, 2](
         keys.contiguous(),
         values.contiguous(),
-        slots.coding.centre,
+        slots.coding.centre.contiguous(),
         free,
         slots.keys,
         slots.values,
@@ -371,7 +371,7 @@ def attend(
         query = query.float()
     query = query.contiguous()
     key_bits, value_bits = slots.bits()
-    centre = slots.coding.centre if slots.coding else query
+    centre = slots.coding.centre.contiguous() if slots.coding else query
     starts, ends = slots.bounds()
     filled = [(len(each.heads), each.length) for each in slots.segments]
     longest = max(length for _, length in filled)
