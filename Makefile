@@ -51,10 +51,10 @@ rerun: .venv/.installed ## Run one cell again: make rerun CELL=results/cells/...
 
 report: .venv/.installed ## Write results/{study}/report.html of a finished study (with its page, if made)
 	$(SNAKEMAKE) --report results/$(STUDY)/report.html \
-	    $(if $(wildcard results/$(STUDY)/site.html),all site)
+	    $(if $(wildcard results/$(STUDY)/site.html),-- all site)
 
 site: .venv/.installed ## Write results/{study}/site.html, a page to look around in: make site [STUDY=...]
-	$(SNAKEMAKE) site
+	$(SNAKEMAKE) -- site
 
 verify: .venv/.installed ## Name what of a finished study is stale, and why: make verify [STUDY=...]
 	@$(KVBUDGET) verify $(STUDY)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import yaml
@@ -24,7 +25,7 @@ for _variable, _first in (("PYTHONPATH", ROOT / "src"), ("PATH", Path(sys.execut
 from kvbudget.errors import UserError
 from kvbudget.paper import registry as paper
 from kvbudget.run import lease, warm
-from kvbudget.study import identity, prefills, provenance, resources, shade
+from kvbudget.study import identity, prefills, provenance, resources, running, shade, status
 from kvbudget.study.config import validate
 from kvbudget.study.expand import expand as expand_study
 from kvbudget.study.identity import canonical
@@ -257,6 +258,18 @@ def warm_up():
     elsewhere = workflow.deployment_settings.deployment_method
     if measures_here() and warm.possible() and not elsewhere:
         warm.start()
+
+
+def tell_progress():
+    """Hold what says that the study runs, and tell how far it is, a line every so often."""
+    running.hold(STUDY)
+
+    def tell():
+        for state in status.Watch(STUDY).changes(seconds=15):
+            print(f"progress: {state.line()}", file=sys.stderr, flush=True)
+
+    if any(job.rule.name == "cell" for job in workflow.dag.needrun_jobs()):
+        threading.Thread(target=tell, daemon=True).start()
 
 
 def refuse_early():
