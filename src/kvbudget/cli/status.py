@@ -48,9 +48,12 @@ def _live(watch: Watch, every: float) -> None:
 
 def _drawn(state: State) -> object:
     """A bar of all contexts, and the line."""
-    from rich.console import Group
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
     finished, contexts = state.contexts
-    return Group(ProgressBar(total=contexts, completed=finished, width=60), Text(state.line()))
+    drawn = Table.grid()
+    drawn.add_row(ProgressBar(total=contexts, completed=finished, width=60))
+    drawn.add_row(Text(state.line()))
+    return drawn
