@@ -154,7 +154,7 @@ def test_a_terminal_has_a_bar_of_contexts_above_the_line(study):
     console = Console(file=screen, width=120, force_terminal=True, color_system=None)
     console.print(command._drawn(status.Watch(study).look()))
     bar, line = screen.getvalue().splitlines()
-    assert len(bar.strip()) == 60
+    assert len(bar.strip()) == 19  # 5 of 16 contexts, of 60 places
     assert line.startswith("1 of 4 cells done")
 
 

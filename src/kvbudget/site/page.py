@@ -1,5 +1,6 @@
 """The page put together: one HTML file with its data, charts, styles and scripts inside."""
 
+import functools
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -67,6 +68,7 @@ def text(src: Source, shade: dict[str, Any] | None, page: Path) -> str:
     )
 
 
+@functools.cache
 def vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, which fetches nothing."""
     major, minor, _ = alt.SCHEMA_VERSION.removeprefix("v").split(".")
