@@ -24,8 +24,8 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help plan paper smoke draft status rerun report verify bundle unbundle audit peers test test-slurm gpu soak \
-    lint bench lock packages tex slurm clean-paper clean-results clean-downloads clean-env
+.PHONY: help plan paper smoke draft status rerun report site verify bundle unbundle audit peers test test-slurm gpu \
+    soak lint bench lock packages tex slurm clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -52,8 +52,12 @@ rerun: .venv/.installed ## Run one cell again: make rerun CELL=results/cells/...
 	@test ! -e "$(CELL)" || rm -f "$(CELL)" "$(CELL:.json=.contexts.jsonl)"
 	$(SNAKEMAKE) -- $(CELL)
 
-report: .venv/.installed ## Write results/{study}/report.html of a finished study: make report [STUDY=...]
-	$(SNAKEMAKE) --report results/$(STUDY)/report.html
+report: .venv/.installed ## Write results/{study}/report.html of a finished study (with its page, if made)
+	$(SNAKEMAKE) --report results/$(STUDY)/report.html \
+	    $(if $(wildcard results/$(STUDY)/site.html),-- all site)
+
+site: .venv/.installed ## Write results/{study}/site.html, a page to look around in: make site [STUDY=...]
+	$(SNAKEMAKE) -- site
 
 verify: .venv/.installed ## Name what of a finished study is stale, and why: make verify [STUDY=...]
 	@$(KVBUDGET) verify $(STUDY)

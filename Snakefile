@@ -17,6 +17,7 @@ include: "workflow/rules/prefills.smk"
 include: "workflow/rules/cells.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/paper.smk"
+include: "workflow/rules/site.smk"
 
 
 rule all:
@@ -33,6 +34,7 @@ rule all:
 
 onstart:
     refuse_early()
+    tell_progress()
     warm_up()
     give_back()
 

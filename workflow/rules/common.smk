@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import yaml
@@ -26,7 +27,7 @@ from kvbudget.paper import registry as paper
 from kvbudget.policies.registry import method as method_named
 from kvbudget.run import lease, warm
 from kvbudget.run.elsewhere import python as python_of_peers
-from kvbudget.study import identity, prefills, provenance, resources
+from kvbudget.study import identity, prefills, provenance, resources, running, shade, status
 from kvbudget.study.config import validate
 from kvbudget.study.expand import expand as expand_study
 from kvbudget.study.identity import canonical
@@ -94,6 +95,11 @@ CONDA_PAPER = str(ROOT / "workflow/envs/paper.yaml")
 os.environ.update(KVBUDGET_COMMAND=shlex.join(STUDY.command))
 if STUDY.config["device"] != "auto":
     os.environ.update(KVBUDGET_DEVICE=STUDY.config["device"])
+
+
+def unique(words):
+    """Each once, in order."""
+    return list(dict.fromkeys(words))
 
 
 def one_of(words):
@@ -201,6 +207,12 @@ def prefills_mb(wildcards, input):
     return min(1000 * SHARING["disk_gb"], resources.prefills_mb(Path(input.verified), *sizes))
 
 
+def shade_mb(wildcards, input, attempt):
+    """Memory of the job that reads one context by each method."""
+    spec = SHOWN[0].spec
+    return attempt * resources.memory_mb(Path(input.verified), spec["dtype"], spec["length"])
+
+
 def code(*modules):
     """Digest of the code of some modules and all that they import; see kvbudget.study.provenance."""
     try:
@@ -250,6 +262,18 @@ def warm_up():
         warm.start()
 
 
+def tell_progress():
+    """Hold what says that the study runs, and tell how far it is, a line every so often."""
+    running.hold(STUDY)
+
+    def tell():
+        for state in status.Watch(STUDY).changes(seconds=15):
+            print(f"progress: {state.line()}", file=sys.stderr, flush=True)
+
+    if any(job.rule.name == "cell" for job in workflow.dag.needrun_jobs()):
+        threading.Thread(target=tell, daemon=True).start()
+
+
 def refuse_early():
     """Tell at the start, once, what would make every measurement of this run fail."""
     place = next(path for path in (Path(RESULTS), Path("results"), Path()) if path.exists())
@@ -271,6 +295,8 @@ def refuse_early():
 def closing_line():
     """What to tell at the end of a run that went well: of a paper only where one was asked for."""
     rules = {job.rule.name for job in workflow.dag.jobs}
+    if "site" in rules:
+        return f"The page of results of study {STUDY.name!r} is {Path(SITE).resolve()}"
     if "pdf" in rules:
         return f"The paper of study {STUDY.name!r} is {Path(PAPER_DIR, 'main.pdf').resolve()}"
     if "all" in rules:
@@ -298,7 +324,12 @@ def tidy():
             Path(path).with_suffix(".contexts.jsonl").unlink(missing_ok=True)
     if all(Path(path).exists() for path in CELLS):
         Path(f"{RESULTS}/failures.md").unlink(missing_ok=True)
-    if "all" in {job.rule.name for job in workflow.dag.jobs}:
+    rules = {job.rule.name for job in workflow.dag.jobs}
+    if "site" in rules:
+        for other in Path(RESULTS).glob("shade-*.json"):
+            if str(other) not in SHADED:
+                other.unlink()
+    if "all" in rules:
         for plan in Path(RESULTS).glob("study-*.json"):
             made_for = json.loads(plan.read_text(encoding="utf-8"))["config"]
             if str(plan) != PLAN and made_for["draft"] == DRAFT:

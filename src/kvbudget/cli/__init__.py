@@ -18,6 +18,8 @@ from kvbudget.run.warm import PLACE, hand_over
 COMMANDS = {
     "plan": "check a study and say what it will cost",
     "status": "how far a study is",
+    "site": "one page of a finished study's results",
+    "shade": "which tokens of a context each method keeps, for that page",
     "verify": "name what of a finished study is stale, and why",
     "bundle": "archive the finished cells of a study",
     "unbundle": "put someone's finished cells into results/",

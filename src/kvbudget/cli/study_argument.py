@@ -1,10 +1,11 @@
-"""The study that a command is about, as people name it."""
+"""The study that a command is about, as people name it. No command itself."""
 
 import argparse
+from pathlib import Path
 
 from kvbudget.study.config import file_of, read
 from kvbudget.study.expand import expand
-from kvbudget.study.plan import DEFAULT_COMMAND, Study
+from kvbudget.study.plan import DEFAULT_COMMAND, Study, load_study
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +18,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_planned(parser: argparse.ArgumentParser) -> None:
+    """Let a command take a study or, as the workflow does, its plan."""
+    add(parser)
+    parser.add_argument("--plan", type=Path, help="in its place: results/STUDY/study-….json")
+
+
 def load(args: argparse.Namespace) -> Study:
     """The study, checked and expanded."""
     file = file_of(args.study)
     overlay = [] if file is None else ["--configfile", str(file)]
     command, *options = DEFAULT_COMMAND
     return expand(read(args.study), command=[command, *overlay, *options])
+
+
+def load_planned(args: argparse.Namespace) -> Study:
+    """The study that is named, or the one of the plan."""
+    return load_study(args.plan) if args.plan else load(args)
