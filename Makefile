@@ -105,7 +105,7 @@ bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MOD
 
 lock: .venv/.installed ## Record the file hashes of a model: make lock MODEL=key [STUDY=...]
 	@test -n "$(MODEL)" || { echo "error: name the model: make lock MODEL=key [STUDY=...]" >&2; exit 2; }
-	$(SNAKEMAKE) results/models/$(MODEL)/source.json
+	$(SNAKEMAKE) -- results/models/$(MODEL)/source.json
 	$(KVBUDGET) lock --model $(MODEL) --dir results/models/$(MODEL) --lock workflow/models.lock.yaml
 
 clean-paper: ## Remove what was rendered for STUDY
