@@ -25,7 +25,7 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help plan paper smoke draft status rerun report site verify bundle unbundle audit peers test test-slurm gpu \
-    soak lint bench lock packages tex slurm clean-paper clean-results clean-downloads clean-env
+    soak lint bench lock packages tex slurm chromium clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -43,8 +43,8 @@ smoke: ## Compute and typeset a small study: does it all work here? Two minutes 
 draft: .venv/.installed tex ## Typeset what is finished of a study: paper/STUDY-draft/main.pdf
 	$(SNAKEMAKE) --config draft=True
 
-status: .venv/.installed ## How far a study is, also while it runs: make status [STUDY=...]
-	@$(KVBUDGET) status $(STUDY)
+status: .venv/.installed ## How far a study is, also while it runs: make status [STUDY=... WATCH=1]
+	@$(KVBUDGET) status $(STUDY) $(if $(WATCH),--watch)
 
 rerun: .venv/.installed ## Run one cell again: make rerun CELL=results/cells/.../B20p-....json [STUDY=...]
 	@test -n "$(CELL)" || { echo "error: name the cell: make rerun CELL=path [STUDY=...]" >&2; exit 2; }
@@ -119,7 +119,7 @@ docs: .venv/.installed ## Build the guides of docs/ as a site: build/docs/index.
 
 lock: .venv/.installed ## Record the file hashes of a model: make lock MODEL=key [STUDY=...]
 	@test -n "$(MODEL)" || { echo "error: name the model: make lock MODEL=key [STUDY=...]" >&2; exit 2; }
-	$(SNAKEMAKE) results/models/$(MODEL)/source.json
+	$(SNAKEMAKE) -- results/models/$(MODEL)/source.json
 	$(KVBUDGET) lock --model $(MODEL) --dir results/models/$(MODEL) --lock workflow/models.lock.yaml
 
 clean-paper: ## Remove what was rendered for STUDY
@@ -171,6 +171,7 @@ endef
 packages:
 	@$(MAKE) --no-print-directory tex
 	@$(MAKE) --no-print-directory slurm
+	@$(MAKE) --no-print-directory chromium
 
 # Without it, the workflow builds everything up to the PDF.
 tex:
@@ -179,3 +180,7 @@ tex:
 # Nothing of it is started.
 slurm:
 	$(call install,Slurm,slurmctld,slurm-wlm munge,its tests)
+
+# 113 MB to download, without the libraries that it shares.
+chromium:
+	$(call install,Chromium,chromium,chromium,the tests of the page of results)

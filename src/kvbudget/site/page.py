@@ -20,7 +20,7 @@ from kvbudget.study.plan import Study, budget_token
 CSV = ("cells", "heads", "allocation", "scorer", "code_digests", "missing")
 #: Name, title and introduction of the parts with curves.
 CURVES = (
-    ("quality", "Quality", "How good answers are at so many bytes. Dashed: the full cache."),
+    ("quality", "Quality", "How good answers are. Over budget, a dashed line is the full cache."),
     ("memory", "Memory", "Of the cache alone, and of all that runs."),
     ("speed", "Speed", "Times are comparable on one machine only; ratios are within one."),
 )

@@ -7,11 +7,11 @@ const touch = matchMedia("(hover: none)").matches;
 const by = (id) => document.getElementById(id);
 const unique = (values) => [...new Set(values)];
 
-/** Options of a select: [value, text] pairs; what was chosen stays where it can. */
-function fill(select, options) {
+/** Options of a select: [value, text] pairs; what was chosen stays where it can, or else it is `best`. */
+function fill(select, options, best = options[0]?.[0]) {
   const before = select.value;
   select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
-  if (options.some(([value]) => String(value) === before)) select.value = before;
+  select.value = options.some(([value]) => String(value) === before) ? before : best;
   select.disabled = options.length < 2;
 }
 
@@ -170,7 +170,12 @@ const curves = (() => {
     const lengths = unique(here().map((cell) => cell.length)).sort((a, b) => a - b);
     const named = Object.entries(budgets).filter(([key]) => evicting.some((cell) => cell.budget === key));
     by("at-label").textContent = overLength() ? "at a budget of" : "at a length of";
-    fill(by("at"), overLength() ? named : lengths.map((each) => [each, `${each.toLocaleString("en")} tokens`]));
+    const places = overLength()
+      ? named
+      : lengths.map((each) => [each, `${each.toLocaleString("en")} tokens`]);
+    const axis = overLength() ? "budget" : "length";
+    const measurements = ([key]) => evicting.filter((cell) => cell[axis] === key).length;
+    fill(by("at"), places, [...places].sort((a, b) => measurements(b) - measurements(a))[0]?.[0]);
     for (const section of SECTIONS) {
       const known = Object.entries(metrics).filter(
         ([name, each]) => each.section === section && here().some((cell) => cell.index in measured[name]),
@@ -206,9 +211,6 @@ const curves = (() => {
   async function start() {
     chips();
     choices();
-    const most = unique(here().filter((cell) => !isFull(cell)).map((cell) => cell.length));
-    const tried = (length) => here().filter((cell) => cell.length === length).length;
-    by("at").value = most.sort((a, b) => tried(b) - tried(a) || b - a)[0];
     for (const select of document.querySelectorAll("#filters select, select[id^=metric]"))
       select.addEventListener("change", update);
     by("model").addEventListener("change", () => changed.forEach((each) => each()));
