@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, VOCABULARY, tiny_calibration, tiny_model
+from tiny import ARCHITECTURES, VOCABULARY, calibration_of, tiny_model
 
 from kvbudget import attach, load_cache, make_cache
-from kvbudget.cache.cache import geometry_of, read_aside
+from kvbudget.cache.cache import read_aside
 from kvbudget.policies import registry
 
 METHODS = [name for name, each in registry.METHODS.items() if name != "full" and not each.elsewhere]
@@ -14,10 +14,7 @@ BUDGET, PROMPT = 16, 60
 
 def cache_of(model, method: str, **options):
     if registry.method(method).calibrated:
-        geometry = geometry_of(model)
-        options["calibration"] = tiny_calibration(
-            len(geometry.layers), geometry.kv_heads, geometry.query_heads
-        )
+        options["calibration"] = calibration_of(model)
     return make_cache(model, method, BUDGET, **options)
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
-from tiny import ARCHITECTURES, VOCABULARY, WINDOW, tiny_calibration, tiny_model
+from tiny import ARCHITECTURES, VOCABULARY, WINDOW, calibration_of, tiny_model
 from transformers import DynamicCache
 
 from kvbudget import UserError, attach, make_cache
@@ -49,10 +49,7 @@ def tokens(count: int, seed: int = 0) -> torch.Tensor:
 def cache_for(model, method: str, budget=BUDGET, **options):
     options = {**METHODS[method], **options}
     if options["method"] == "head-aware":
-        geometry = geometry_of(model)
-        options["calibration"] = tiny_calibration(
-            len(geometry.layers), geometry.kv_heads, geometry.query_heads
-        )
+        options["calibration"] = calibration_of(model)
     return make_cache(model, budget=budget, **options)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import homes
 import pytest
 import torch
 from specs import task
@@ -21,12 +22,8 @@ from kvbudget.run.cell import Runner, finished, run_cell
 from kvbudget.run.job import Cell
 from kvbudget.run.prefill import Prefills, run_prefills
 from kvbudget.run.prefills import Store
-from kvbudget.sources import integrity
-from kvbudget.sources.download import download
 from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.load import load
-from kvbudget.sources.registry import Random
-from kvbudget.sources.text import build
 from kvbudget.study import provenance
 from kvbudget.tasks import perplexity
 
@@ -48,28 +45,12 @@ PERPLEXITY = task("perplexity", "perplexity")
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A tiny model, verified, and a haystack."""
-    home = tmp_path_factory.mktemp("cell")
-    download("tiny", Random(), home / "tiny")
-    verified = integrity.verify("tiny", home / "tiny", home / "lock.yaml")
-    (home / "tiny.verified.json").write_text(json.dumps(verified | {"identity": "model"}))
-    license_file = Path(__file__).parents[2] / "LICENSE"
-    build({"source": "file", "path": str(license_file)}, home / "text.txt")
-    return home
+    return homes.with_text(tmp_path_factory.mktemp("cell"))
 
 
 def arguments(home: Path, out: Path, **changes) -> Cell:
     calibration = changes.pop("calibration", None)
-    return Cell(
-        spec={**SPEC, **changes},
-        code="digest",
-        identity="identity",
-        model_identity="model",
-        model_dir=home / "tiny",
-        verified=home / "tiny.verified.json",
-        text=home / "text.txt",
-        calibration=calibration,
-        out=out,
-    )
+    return homes.cell(home, out, {**SPEC, **changes}, calibration)
 
 
 def outcome(record: dict) -> list:

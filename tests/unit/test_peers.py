@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import homes
 import pytest
 from specs import task
 
@@ -12,10 +13,6 @@ from kvbudget.run.cell import run_cell
 from kvbudget.run.elsewhere import GIVEN
 from kvbudget.run.job import Cell
 from kvbudget.run.peers import run_peer
-from kvbudget.sources import integrity
-from kvbudget.sources.download import download
-from kvbudget.sources.registry import Random
-from kvbudget.sources.text import build
 from kvbudget.study.config import read
 from kvbudget.study.expand import entry_modules, expand
 from kvbudget.study.prefills import can_adopt
@@ -70,12 +67,7 @@ class KVzipPress: ...
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A tiny model, verified, and a haystack."""
-    home = tmp_path_factory.mktemp("peers")
-    download("tiny", Random(), home / "tiny")
-    verified = integrity.verify("tiny", home / "tiny", home / "lock.yaml")
-    (home / "tiny.verified.json").write_text(json.dumps(verified | {"identity": "model"}))
-    build({"source": "file", "path": str(ROOT / "LICENSE")}, home / "text.txt")
-    return home
+    return homes.with_text(tmp_path_factory.mktemp("peers"))
 
 
 @pytest.fixture(autouse=True)
@@ -93,16 +85,7 @@ def python(tmp_path, monkeypatch) -> Path:
 
 
 def cell(home: Path, out: Path, **changes) -> Cell:
-    return Cell(
-        spec={**SPEC, **changes},
-        code="digest",
-        identity="identity",
-        model_identity="model",
-        model_dir=home / "tiny",
-        verified=home / "tiny.verified.json",
-        text=home / "text.txt",
-        out=out,
-    )
+    return homes.cell(home, out, {**SPEC, **changes})
 
 
 def test_a_press_that_keeps_what_ours_keeps_gives_its_record(home, tmp_path):

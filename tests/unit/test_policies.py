@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_calibration, tiny_model
+from tiny import VOCABULARY, calibration_of, tiny_model
 
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.budget import Geometry
-from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.policy import Candidates
 from kvbudget.cache.slots import Tokens
@@ -30,8 +29,7 @@ def model():
 
 @pytest.fixture
 def calibration(model):
-    geometry = geometry_of(model)
-    made = tiny_calibration(len(geometry.layers), geometry.kv_heads, geometry.query_heads)
+    made = calibration_of(model)
     made["classes"] = [["retrieval", "retrieval", "local"]] * 4
     return made
 

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from oracle import Oracle
 from scipy.stats import spearmanr
-from tiny import VOCABULARY, tiny_calibration, tiny_model
+from tiny import VOCABULARY, calibration_of, tiny_calibration, tiny_model
 from torch.testing import assert_close
 
 from kvbudget import attach, make_cache
@@ -29,10 +29,6 @@ KINDS = ["llama", "qwen3", "gemma3_text"]
 def tokens(count: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(2, VOCABULARY, (1, count), generator=generator)
-
-
-def calibration_of(model) -> dict:
-    return tiny_calibration(len(geometry_of(model).layers), 3, 6)
 
 
 def by_hand(kind: str, ids: torch.Tensor, calibration: dict) -> dict[int, torch.Tensor]:

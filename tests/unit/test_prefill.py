@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_calibration, tiny_model
+from tiny import VOCABULARY, calibration_of, tiny_calibration, tiny_model
 
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.cache import BudgetedCache, geometry_of
@@ -83,8 +83,7 @@ def empty(model, name: str) -> BudgetedCache:
     method = options.pop("method", name)
     budget = options.pop("budget", None if method == "full" else BUDGET)
     if method == "head-aware":
-        geometry = geometry_of(model)
-        options["calibration"] = tiny_calibration(len(geometry.layers), 3, 6)
+        options["calibration"] = calibration_of(model)
     return make_cache(model, method, budget, prompt_tokens=len(IDS), **options)
 
 

@@ -4,10 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import tiny_calibration, tiny_model
+from tiny import calibration_of, tiny_model
 
 from kvbudget import UserError, attach
-from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.joined import join
 from kvbudget.run import grouping, one_by_one, questions, together
 from kvbudget.run.answer import Answer, Marker
@@ -49,10 +48,7 @@ def runner_of(model, method: str, bits: int | None = None, bounded: str = "conte
         entry["bits"] = bits
     calibration = None
     if method == "head-aware":
-        geometry = geometry_of(model)
-        calibration = tiny_calibration(
-            len(geometry.layers), geometry.kv_heads, geometry.query_heads
-        )
+        calibration = calibration_of(model)
     budget = None if method == "full" else 16
     return Runner(model, TOKENIZER, niah, entry, budget, calibration, None)
 

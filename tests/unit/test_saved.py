@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import VOCABULARY, tiny_calibration, tiny_model
+from tiny import VOCABULARY, calibration_of, tiny_calibration, tiny_model
 
 from kvbudget import UserError, attach, load_cache, make_cache
-from kvbudget.cache.cache import BudgetedCache, geometry_of
+from kvbudget.cache.cache import BudgetedCache
 from kvbudget.cache.prefill import difference, record
 from kvbudget.cache.saved import FORMAT, digest
 from kvbudget.policies.registry import METHODS
@@ -70,7 +70,7 @@ def empty(model, name: str, **more) -> BudgetedCache:
     method = options.pop("method", name)
     budget = options.pop("budget", None if method == "full" else BUDGET)
     if METHODS[method].calibrated:
-        options["calibration"] = tiny_calibration(len(geometry_of(model).layers), 3, 6)
+        options["calibration"] = calibration_of(model)
     return make_cache(model, method, budget, prompt_tokens=IDS.shape[1], **options)
 
 

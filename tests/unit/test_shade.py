@@ -2,22 +2,18 @@
 
 import base64
 import dataclasses
-import json
 from pathlib import Path
 
+import homes
 import numpy as np
 import pytest
 import synthetic
 from specs import task
 
 from kvbudget import cli
-from kvbudget.run.cell import Cell, run_cell
+from kvbudget.run.cell import run_cell
 from kvbudget.run.shade import Shown, shade, texts
-from kvbudget.sources import integrity
-from kvbudget.sources.download import download
 from kvbudget.sources.load import load
-from kvbudget.sources.registry import Random
-from kvbudget.sources.text import build
 from kvbudget.study import shade as plan
 from kvbudget.study.plan import load_study
 
@@ -41,13 +37,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A tiny model, verified, and a haystack."""
-    home = tmp_path_factory.mktemp("shade")
-    download("tiny", Random(), home / "tiny")
-    verified = integrity.verify("tiny", home / "tiny", home / "lock.yaml")
-    (home / "tiny.verified.json").write_text(json.dumps(verified | {"identity": "model"}))
-    license_file = Path(__file__).parents[2] / "LICENSE"
-    build({"source": "file", "path": str(license_file)}, home / "text.txt")
-    return home
+    return homes.with_text(tmp_path_factory.mktemp("shade"))
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +59,10 @@ def kept(shaded: dict, number: int) -> np.ndarray:
     return np.array(flags, dtype=bool)[..., : len(shaded["tokens"])]
 
 
-@pytest.mark.parametrize("number, name", enumerate(METHODS))
+@pytest.mark.parametrize(("number", "name"), list(enumerate(METHODS)))
 def test_each_head_keeps_as_many_as_in_the_record_of_the_cell(home, shaded, number, name, tmp_path):
-    record = run_cell(
-        Cell(
-            spec={**SPEC, "method": METHODS[name]},
-            code="digest",
-            identity="identity",
-            model_identity="model",
-            model_dir=home / "tiny",
-            verified=home / "tiny.verified.json",
-            text=home / "text.txt",
-            out=tmp_path / "cell.json",
-        )
-    )
+    spec = {**SPEC, "method": METHODS[name]}
+    record = run_cell(homes.cell(home, tmp_path / "cell.json", spec))
     assert kept(shaded, number).sum(axis=-1).tolist() == record["allocation"]["slots"]
     assert shaded["layers"] == record["allocation"]["layers"]
     assert shaded["context"] == record["samples"][0]["context_id"]

@@ -4,6 +4,7 @@ import json
 from itertools import accumulate, pairwise
 from pathlib import Path
 
+import homes
 import pytest
 import torch
 from specs import task
@@ -13,13 +14,9 @@ from transformers import DynamicCache
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache.streaming import StreamingCache
 from kvbudget.run.cell import run_cell
-from kvbudget.run.job import Cell
 from kvbudget.run.translation import Translator
-from kvbudget.sources import integrity
-from kvbudget.sources.download import download
 from kvbudget.sources.haystack import read_passages
 from kvbudget.sources.random import byte_tokenizer
-from kvbudget.sources.registry import Random
 from kvbudget.sources.text import build
 from kvbudget.tasks import streaming
 from kvbudget.tasks.latency import wait_k
@@ -297,10 +294,7 @@ def test_bad_texts_and_options_are_named():
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A tiny model, verified, and a parallel text."""
-    home = tmp_path_factory.mktemp("streaming")
-    download("tiny", Random(), home / "tiny")
-    verified = integrity.verify("tiny", home / "tiny", home / "lock.yaml")
-    (home / "tiny.verified.json").write_text(json.dumps(verified | {"identity": "model"}))
+    home = homes.with_model(tmp_path_factory.mktemp("streaming"))
     sides = zip(*(verse.split("\t") for verse in VERSES), strict=True)
     for name, side in zip(("en", "fr"), sides, strict=True):
         (home / f"{name}.txt").write_text("\n".join(side))
@@ -323,19 +317,7 @@ def cell(home: Path, out: Path, method: dict, budget, **options) -> dict:
         "budget": budget,
         "samples": {"contexts": 2, "questions": 1},
     }
-    return run_cell(
-        Cell(
-            spec=spec,
-            code="digest",
-            identity="identity",
-            model_identity="model",
-            model_dir=home / "tiny",
-            verified=home / "tiny.verified.json",
-            text=home / "text.txt",
-            calibration=None,
-            out=out,
-        )
-    )
+    return run_cell(homes.cell(home, out, spec))
 
 
 def test_the_record_of_a_cell(home, tmp_path):

@@ -4,13 +4,12 @@ and shared by rows that know nothing of each other."""
 import pytest
 import torch
 from oracle import Oracle
-from tiny import VOCABULARY, tiny_calibration, tiny_model
+from tiny import VOCABULARY, calibration_of, tiny_model
 from torch.testing import assert_close
 
 from kvbudget import UserError, attach, make_cache
 from kvbudget.cache import tails
 from kvbudget.cache.budget import SINKS
-from kvbudget.cache.cache import geometry_of
 from kvbudget.cache.quantize import Codec, Coding
 from kvbudget.cache.tails import Seats, Shared, Tail, Window, attend_on_top
 
@@ -40,10 +39,7 @@ def tokens(count: int, seed: int = 0) -> torch.Tensor:
 def cache_for(model, method: str, **options):
     options = {"budget": BUDGET, "bounded": "context", **METHODS[method], **options}
     if options["method"] == "head-aware":
-        geometry = geometry_of(model)
-        options["calibration"] = tiny_calibration(
-            len(geometry.layers), geometry.kv_heads, geometry.query_heads
-        )
+        options["calibration"] = calibration_of(model)
     return make_cache(model, **options)
 
 

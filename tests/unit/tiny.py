@@ -3,6 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from kvbudget.cache.cache import geometry_of
 from kvbudget.policies.classify import classify
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
@@ -42,6 +43,12 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> torch.nn.Module:
         config.hidden_size = 96  # Phi-3 derives the head dimension from it
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+
+def calibration_of(model: torch.nn.Module) -> dict:
+    """A random calibration of a tiny model."""
+    geometry = geometry_of(model)
+    return tiny_calibration(len(geometry.layers), geometry.kv_heads, geometry.query_heads)
 
 
 def tiny_calibration(
