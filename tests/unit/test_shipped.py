@@ -68,7 +68,7 @@ def test_what_comes_with_the_package_serves_every_allocation_that_needs_no_curve
         fitted.check(layers, kv_heads)
         assert len(fitted.scorers("group")) == layers
         assert fitted.scorers("group")[0].weights.shape[1] == kv_heads
-        assert fitted.spread("group", 0.2).mean() == pytest.approx(0.2, abs=0.02)
+        assert fitted.spread("group")(0.2).mean() == pytest.approx(0.2, abs=0.02)
         assert len(fitted.classes) == layers * kv_heads
 
 

@@ -46,8 +46,8 @@ def beyond_plan(cells: list[Cell]) -> list[Problem]:
     for cell in cells:
         if cell.planned.policy == FULL:
             continue
-        planned = cell.record["memory"]["cache_bytes_planned"]
         memory = cell.record["memory"]
+        planned = memory["cache_bytes_planned"]
         allocated = memory.get("cache_bytes_claimed", memory["cache_bytes_allocated"])
         budget = statistics.mean(sample["budget_tokens"] for sample in cell.samples)
         slots = sum(map(sum, cell.record["allocation"]["slots"]))

@@ -156,7 +156,6 @@ class Slots:
             room = Tokens.of(heads, room, self.signals)
             self.segments.append(Segment(heads, start, room, coding))
             start = stop
-        self._starts = torch.tensor(self._of_heads(lambda segment: 0), device=like.device)
         self._free: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
@@ -233,6 +232,10 @@ class Slots:
             free = self._of_heads(lambda segment: segment.length)
             self._free = torch.tensor(free, device=self.keys.device)
         return self._starts, self._free
+
+    @cached_property
+    def _starts(self) -> Tensor:
+        return torch.tensor(self._of_heads(lambda segment: 0), device=self.keys.device)
 
     def _of_heads(self, within: Callable[[Segment], int]) -> list[int]:
         """Flat index of a slot of each KV head, which is given within the head's own."""

@@ -1,6 +1,6 @@
 """What a calibration holds for Head-Aware, ready to compute with: read once, not at each cache."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,12 +57,12 @@ class Fitted:
         """What each KV head does, layer after layer."""
         return [name for row in self._part("classes") for name in row]
 
-    def spread(self, features: str, share: float) -> np.ndarray:
-        """What each head keeps of typical text if all heads together keep `share` by predicted
-        scores, `(heads,)`."""
+    def spread(self, features: str) -> Callable[[float], np.ndarray]:
+        """From the share of typical text that all heads together keep by predicted scores to what
+        each head keeps, `(heads,)`."""
         shares = self._part("shares")
         rows = np.array(self._map(features)["spread"]).reshape(-1, len(shares))
-        return np.array([np.interp(share, shares, row) for row in rows])
+        return lambda share: np.array([np.interp(share, shares, row) for row in rows])
 
     def losses(self, kind: str, rule: str) -> tuple[np.ndarray, np.ndarray]:
         """Shares of tokens, and what each head loses that keeps so many by a rule, `(points,)` and

@@ -6,7 +6,6 @@ calibration tells.
 """
 
 import warnings
-from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -87,8 +86,7 @@ class HeadAware(Policy):
             weights = np.array([CLASS_WEIGHTS[name] for name in self.calibration.classes])
             spent = in_proportion(weights, total, floor, tokens)
         elif self.allocation == "predicted":
-            kept = partial(self.calibration.spread, self.features)
-            spent = at_one_level(kept, total, floor, tokens)
+            spent = at_one_level(self.calibration.spread(self.features), total, floor, tokens)
         else:
             shares, losses = self.calibration.losses(self.loss, self.rule)
             # On few prompts a head that matters may seem not to: shrink to the mean curve.

@@ -1,6 +1,7 @@
 """What a model answers to a question, however and by whatever library it is asked."""
 
 import math
+import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -63,6 +64,13 @@ def finite(nll: float, answer: str, dtype: object) -> float:
             "the model overflows; use another dtype (float32 is the safest)"
         )
     return nll
+
+
+def on_top_of(pairs: Collection[tuple[Question, Answer]], token_bytes: int) -> dict[str, float]:
+    """What stands on top of a context's budget, mean tokens and bytes of a question and its answer;
+    `token_bytes` are those of a token that is stored as the model gives it."""
+    tokens = statistics.mean(len(each.ids) + len(answer.tokens) for each, answer in pairs)
+    return {"cache_tokens_on_top": tokens, "cache_bytes_on_top": tokens * token_bytes}
 
 
 @dataclass(frozen=True)

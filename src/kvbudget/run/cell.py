@@ -19,10 +19,10 @@ from kvbudget.api import attach
 from kvbudget.errors import UserError
 from kvbudget.run import protocols
 from kvbudget.run.files import write_json
-from kvbudget.run.job import Cell
+from kvbudget.run.job import WARM_UP, Cell
 from kvbudget.run.machine import machine
 from kvbudget.run.prefills import Store, facts
-from kvbudget.run.record import provenance
+from kvbudget.run.record import provenance, record_of
 from kvbudget.run.resume import finished
 from kvbudget.run.runner import Runner
 from kvbudget.run.samples import samples_of
@@ -33,8 +33,6 @@ from kvbudget.sources.load import load
 from kvbudget.sources.verified import read as read_verified
 from kvbudget.tasks import registry as tasks
 from kvbudget.tasks.request import Context
-
-WARM_UP = 64  # tokens read before anything is timed
 
 
 def results(
@@ -130,17 +128,7 @@ def _run_cell(cell: Cell) -> dict:
     measured = summarise(list(results(protocol, runner, contexts, side, basis, store)))
     measured["timing"]["load_s"] = load_s
     measured["allocation"]["layers"] = list(runner.cache().plan.geometry.layers)
-    record = {
-        "schema": 1,
-        "identity": cell.identity,
-        "spec": spec,
-        "code": cell.code,
-        **measured,
-        "provenance": provenance(model, verified["sha256"], started)
-        | {
-            "text_sha256": file_sha256(cell.text),
-            "calibration_sha256": basis["calibration_sha256"],
-        },
-    }
+    used = {"calibration_sha256": basis["calibration_sha256"]}
+    record = record_of(cell, measured, provenance(model, verified["sha256"], started) | used)
     write_json(cell.out, record)
     return record

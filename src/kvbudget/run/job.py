@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+WARM_UP = 64  # tokens read before anything is timed
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from kvbudget.run import memory
+from kvbudget.run.job import WARM_UP
 from kvbudget.run.machine import machine
 from kvbudget.run.stopwatch import Stopwatch
 
 #: Whose versions a result depends on.
 LIBRARIES = ("kvpress", "torch", "transformers", "numpy", "safetensors", "tokenizers")
-WARM_UP = 64  # tokens read before anything is timed
 #: A share of tokens by which a ratio is moved, so that a press that rounds keeps what is meant.
 _NUDGE = 1e-9
 

@@ -6,7 +6,6 @@ bytes of what can be seen. Several presses mask what they evict and hold everyth
 
 import json
 import os
-import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,16 +19,15 @@ from transformers import AutoTokenizer
 from kvbudget.cache.budget import Geometry, budget_in_tokens
 from kvbudget.errors import UserError
 from kvbudget.run import elsewhere, kvpress_worker
-from kvbudget.run.answer import Answer, Marker, given_answers
+from kvbudget.run.answer import Answer, Marker, given_answers, on_top_of
 from kvbudget.run.files import write_json
 from kvbudget.run.job import Cell
 from kvbudget.run.machine import machine
-from kvbudget.run.record import made
+from kvbudget.run.record import made, record_of
 from kvbudget.run.resume import finished
 from kvbudget.run.samples import samples_of
 from kvbudget.run.summary import summarise
 from kvbudget.sources.device import device as default_device
-from kvbudget.sources.digest import file_sha256
 from kvbudget.sources.threads import threads
 from kvbudget.sources.verified import read as read_verified
 from kvbudget.tasks import registry as tasks
@@ -69,22 +67,15 @@ def run_peer(cell: Cell) -> dict:
     measured = summarise(parts)
     measured["timing"]["load_s"] = place["load_s"]
     measured["allocation"]["layers"] = list(geometry.layers)
-    record = {
-        "schema": 1,
-        "identity": cell.identity,
-        "spec": spec,
-        "code": cell.code,
-        **measured,
-        "provenance": {
-            "versions": place["versions"],
-            "model_sha256": verified["sha256"],
-            **place["machine"],
-            "dtype": spec["dtype"],
-            **made(started),
-            "text_sha256": file_sha256(cell.text),
-            "calibration_sha256": None,
-        },
+    provenance = {
+        "versions": place["versions"],
+        "model_sha256": verified["sha256"],
+        **place["machine"],
+        "dtype": spec["dtype"],
+        **made(started),
+        "calibration_sha256": None,
     }
+    record = record_of(cell, measured, provenance)
     write_json(cell.out, record)
     return record
 
@@ -162,7 +153,6 @@ def _part(
     """What a context gives, as `kvbudget.run.questions.run` has it."""
     answers = [Answer(each["tokens"], each["log_likelihoods"]) for each in found["answers"]]
     pairs = list(zip(context.questions, answers, strict=True))
-    on_top = statistics.mean(len(each.ids) + len(answer.tokens) for each, answer in pairs)
     token_bytes = geometry.planned_bytes(1, itemsize)
     seen = sum(map(sum, found["slots"]))
     return {
@@ -173,8 +163,7 @@ def _part(
             "cache_bytes_allocated": found["allocated_bytes"],
             "cache_bytes_full": len(context.ids) * token_bytes,
             "cache_bytes_sliding": 0,
-            "cache_tokens_on_top": on_top,
-            "cache_bytes_on_top": on_top * token_bytes,
+            **on_top_of(pairs, token_bytes),
             "peak_rss_bytes": found["peak_rss_bytes"],
             "peak_cuda_bytes": found["peak_cuda_bytes"],
         },

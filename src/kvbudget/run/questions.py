@@ -6,11 +6,10 @@ several contexts too; where it bounds what follows, too, each evicts tokens of i
 asked one by one.
 """
 
-import statistics
 from collections.abc import Sequence
 
 from kvbudget.run import one_by_one, together
-from kvbudget.run.answer import Answer, Marker
+from kvbudget.run.answer import Answer, Marker, on_top_of
 from kvbudget.run.contexts import ReadContext, read_context
 from kvbudget.run.grouping import contexts_at_once
 from kvbudget.run.prefills import Shared
@@ -62,18 +61,12 @@ def _result(
     runner: Runner, context: Context, read: ReadContext, answers: list[Answer], steps: list[float]
 ) -> dict:
     plan, on_top = read.cache.plan, {}
+    pairs = list(zip(context.questions, answers, strict=True))
     if plan.bounded == "context":
-        pairs = zip(context.questions, answers, strict=True)
-        tokens = statistics.mean(len(each.ids) + len(answer.tokens) for each, answer in pairs)
-        token_bytes = plan.geometry.planned_bytes(1, runner.model.dtype.itemsize)
-        on_top = {"cache_tokens_on_top": tokens, "cache_bytes_on_top": tokens * token_bytes}
+        on_top = on_top_of(pairs, plan.geometry.planned_bytes(1, runner.model.dtype.itemsize))
     marker = Marker(runner.tokenizer, runner.task, runner.model.dtype)
-    samples = [
-        marker.sample(context, question, answer, plan.tokens())
-        for question, answer in zip(context.questions, answers, strict=True)
-    ]
     return {
-        "samples": samples,
+        "samples": [marker.sample(context, *pair, plan.tokens()) for pair in pairs],
         "memory": {**read.memory, **on_top},
         "timing": {"prefill_s": read.seconds, "decode_s": steps},
         "slots": read.slots,

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from kvbudget.run.job import Cell
 from kvbudget.run.machine import machine
+from kvbudget.sources.digest import file_sha256
 
 LIBRARIES = ("torch", "transformers", "numpy", "safetensors", "tokenizers")
 
@@ -22,6 +24,18 @@ def provenance(model: PreTrainedModel, model_sha256: str, started: float) -> dic
         **machine(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         **made(started),
+    }
+
+
+def record_of(cell: Cell, measured: dict, provenance: dict) -> dict:
+    """The record of a cell, from what was measured and what it was measured with."""
+    return {
+        "schema": 1,
+        "identity": cell.identity,
+        "spec": cell.spec,
+        "code": cell.code,
+        **measured,
+        "provenance": provenance | {"text_sha256": file_sha256(cell.text)},
     }
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kvbudget.api import attach
-from kvbudget.run.cell import samples_of
 from kvbudget.run.contexts import read_context
 from kvbudget.run.runner import Runner
+from kvbudget.run.samples import samples_of
 from kvbudget.sources.load import load
 from kvbudget.tasks import registry as tasks
 from kvbudget.tasks.request import Question

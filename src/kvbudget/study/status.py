@@ -87,7 +87,7 @@ class State:
             f" {left} left"
         )
 
-    @property
+    @cached_property
     def ahead(self) -> datetime.timedelta | None:
         """Time to go at the pace of the cells that are done, one at a time; None if none is."""
         if not (self.undone and self.done):
