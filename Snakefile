@@ -34,6 +34,7 @@ rule all:
 
 onstart:
     refuse_early()
+    tell_at_once()
     tell_progress()
     warm_up()
     give_back()

@@ -232,6 +232,7 @@ def record(cell: Planned) -> dict:
             "cpu": "Some CPU",
             "threads": 2,
             "kernels": "none",
+            "at_once": 1,
             "dtype": spec["dtype"],
             "git_commit": "0123456789abcdef",
             "started": "2026-01-01T00:00:00+00:00",

@@ -66,7 +66,7 @@ def test_the_record_of_a_cell(home, tmp_path):
     assert json.loads(identity) == {
         "identity": "identity",
         "calibration_sha256": None,
-        **{name: provenance[name] for name in ("device", "cpu", "threads", "kernels")},
+        **{name: provenance[name] for name in ("device", "cpu", "threads", "kernels", "at_once")},
     }
     assert provenance["cpu"] and provenance["calibration_sha256"] is None
     assert len(contexts) == 2
@@ -235,6 +235,15 @@ def test_contexts_that_are_asked_together_are_so_again(home, tmp_path, monkeypat
     assert outcome(run_cell(args)) == outcome(whole)
     assert groups == [["0", "1"], ["2", "3"], ["4"]][done // 2 :]
     assert side.read_text().startswith("".join(kept))
+
+
+def test_times_beside_other_measurements_are_not_recorded(home, tmp_path, monkeypatch):
+    alone = run_cell(arguments(home, tmp_path / "alone.json"))
+    monkeypatch.setenv("KVBUDGET_AT_ONCE", "3")
+    beside = run_cell(arguments(home, tmp_path / "beside.json"))
+    assert outcome(beside) == outcome(alone)
+    assert beside["timing"] == dict.fromkeys(alone["timing"])
+    assert [each["provenance"]["at_once"] for each in (alone, beside)] == [1, 3]
 
 
 @pytest.mark.parametrize("other", ["identity", "cpu", "calibration_sha256"])

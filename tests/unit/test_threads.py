@@ -13,7 +13,8 @@ from kvbudget.sources import threads
 
 @pytest.fixture(autouse=True)
 def nothing_given(monkeypatch):
-    monkeypatch.delenv("KVBUDGET_THREADS", raising=False)
+    for name in (threads.GIVEN, threads.AT_ONCE):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(threads, "_quota", lambda: float("inf"))
 
 
@@ -91,3 +92,12 @@ def test_threads_that_wait_do_not_spin():
             [sys.executable, "-c", code], env=unset | given, capture_output=True, text=True
         )
         assert done.stdout.splitlines()[-1] == policy
+
+
+def test_measurements_at_once_are_one_unless_told(monkeypatch):
+    assert threads.at_once() == 1
+    monkeypatch.setenv("KVBUDGET_AT_ONCE", "12")
+    assert threads.at_once() == 12
+    monkeypatch.setenv("KVBUDGET_AT_ONCE", "some")
+    with pytest.raises(UserError, match="KVBUDGET_AT_ONCE is 'some'; give a number of meas"):
+        threads.at_once()

@@ -58,7 +58,7 @@ def provenance_rows(cells: list[Cell]) -> pd.DataFrame:
         items["split"] = cell.planned.spec["split"]
         items |= {
             name: provenance.get(name)
-            for name in ("device", "cpu", "threads", "kernels", "dtype", "git_commit")
+            for name in ("device", "cpu", "threads", "kernels", "at_once", "dtype", "git_commit")
         }
         for name, value in items.items():
             if value is not None:

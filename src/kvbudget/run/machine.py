@@ -8,17 +8,19 @@ from typing import Any
 import torch
 
 from kvbudget.cache.kernels import package_for
+from kvbudget.sources.threads import at_once
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a time was taken on: a GPU's name or `cpu`, the CPU's name, threads to compute with, and
-    what compiled the kernels."""
+    """What a time was taken on: a GPU's name or `cpu`, the CPU's name, threads to compute with,
+    what compiled the kernels, and how many measurements shared it."""
     package = package_for(device)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
         "kernels": f"{package} {version(package)}" if package else "none",
+        "at_once": at_once(),
     }
 
 

@@ -1,4 +1,4 @@
-"""How many processors a process may use. Imports no torch."""
+"""How many processors a process may use, and what else measures beside it. Imports no torch."""
 
 import math
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from kvbudget.errors import UserError
 
 GIVEN = "KVBUDGET_THREADS"
+AT_ONCE = "KVBUDGET_AT_ONCE"
 
 
 def threads() -> int:
@@ -15,11 +16,25 @@ def threads() -> int:
     Raises:
         UserError: `KVBUDGET_THREADS` is no number of threads.
     """
-    given = os.environ.get(GIVEN)
+    return _number(GIVEN, "threads") or usable()
+
+
+def at_once() -> int:
+    """Measurements that share the processors, or the GPU, of this one: `KVBUDGET_AT_ONCE`, or 1.
+
+    Raises:
+        UserError: `KVBUDGET_AT_ONCE` is no number of measurements.
+    """
+    return _number(AT_ONCE, "measurements") or 1
+
+
+def _number(name: str, of: str) -> int | None:
+    """A number of 1 or more in the environment, or None where there is none."""
+    given = os.environ.get(name)
     if given is None:
-        return usable()
+        return None
     if not (given.isascii() and given.isdigit()) or int(given) < 1:
-        raise UserError(f"{GIVEN} is {given!r}; give a number of threads, at least 1")
+        raise UserError(f"{name} is {given!r}; give a number of {of}, at least 1")
     return int(given)
 
 

@@ -73,8 +73,7 @@ def _not_finite(record: dict) -> Iterable[str]:
     values += [("score of " + s["id"], s["score"], False) for s in record["samples"]]
     values += [(name, record["memory"][name], True) for name in MEMORY]
     values += [(n, v, False) for n, v in record["memory"].items() if n not in MEMORY]
-    values += [("prefill_s", record["timing"]["prefill_s"], True)]
-    values += [(n, v, False) for n, v in record["timing"].items() if n != "prefill_s"]
+    values += [(n, v, False) for n, v in record["timing"].items()]
     for name, value, needed in values:
         if value is None:
             if needed:
