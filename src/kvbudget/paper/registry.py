@@ -110,6 +110,7 @@ NUMBERS = Made(
         "scorer",
         "ranks",
         "provenance",
+        "code_digests",
         "missing",
     ),
     template="numbers.tex.j2",
