@@ -212,7 +212,9 @@ class Study:
 
     @property
     def experiments(self) -> list[dict[str, Any]]:
-        return self.config["experiments"]
+        """Those of the configuration that have a cell; one that is not published has none."""
+        named = {name for cell in self.cells for name in cell.experiments}
+        return [each for each in self.config["experiments"] if each["name"] in named]
 
     def missing(self) -> list[Planned]:
         """Cells without a record. What lies there is whole: records are written in one step."""

@@ -59,11 +59,8 @@ def resolved(study: Study) -> Study:
             f"none of the {len(study.cells)} cells of study {study.name} is published in {archive};"
             f" `published: {IGNORE}` (make: PUBLISHED={IGNORE}) measures them"
         )
-    named = {name for cell in cells for name in cell.experiments}
-    experiments = [each for each in study.experiments if each["name"] in named]
     return replace(
         study,
-        config={**study.config, "experiments": experiments},
         cells=cells,
         calibrations=found.calibrations(cells),
         left_out=len(study.cells) - len(cells),

@@ -9,12 +9,12 @@ from kvbudget.paper.source import Source
 from kvbudget.study.standing import ATTESTED, EARLIER, MEASURED
 
 WAYS = {
-    MEASURED: "measured by the code of this commit",
+    MEASURED: "Measured by the code of this commit",
     ATTESTED: (
-        "measured by earlier code and attested: some of their contexts, computed again by the code "
-        "of this commit, were the same to the last digit"
+        "Measured by earlier code and attested, as contexts of them that the code of this commit "
+        "computed again were the same to the last digit"
     ),
-    EARLIER: "measured by earlier code and not compared with this commit's",
+    EARLIER: "Measured by earlier code and not compared with this commit's",
 }
 
 
@@ -26,8 +26,9 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
 def _sentences(src: Source) -> Iterable[str]:
     codes = src.table("code_digests")
     counts = codes["standing"].value_counts()
-    ways = [f"{counts[kind]} {way}" for kind, way in WAYS.items() if kind in counts]
-    yield f"Of {count(len(codes), 'cell')}, {'; '.join(ways)}."
+    for kind, way in WAYS.items():
+        if kind in counts:
+            yield f"{way}: {counts[kind]} of {count(len(codes), 'cell')}."
     if changed := _distinct(codes.loc[codes["standing"] == EARLIER, "modules"]):
         named = [latex.escape(name) for name in changed[:SHOWN]]
         more = f", and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
@@ -35,8 +36,7 @@ def _sentences(src: Source) -> Iterable[str]:
     if libraries := _distinct(codes["libraries"]):
         yield f"Libraries that changed since: {', '.join(map(latex.escape, libraries))}."
     if left_out := src.study.left_out:
-        planned = len(src.study.cells) + left_out
-        yield f"Of {count(planned, 'planned cell')}, {left_out} are not published and left out."
+        yield f"Planned, and left out as they are not published: {count(left_out, 'cell')}."
 
 
 def _distinct(column: Iterable[str]) -> list[str]:
