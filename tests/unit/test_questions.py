@@ -230,6 +230,12 @@ def test_how_many_contexts_are_taken_together(monkeypatch):
     assert questions.at_once(runner_of(model, "h2o"), contexts) == 1
 
 
+def test_a_gpu_takes_more_contexts_together():
+    assert grouping.contexts_at_once(5, 2**28) == 2
+    assert grouping.contexts_at_once(5, 2**28, "cuda") == 8
+    assert grouping.contexts_at_once(5, 2**10, "cuda") == 64 // 5
+
+
 def test_a_step_that_is_timed_is_one_of_a_sequence_alone(monkeypatch):
     """And it leaves no trace."""
     runner, timed = runner_of(model_of(), "h2o"), []
