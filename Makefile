@@ -28,7 +28,7 @@ TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help plan paper smoke draft status rerun report site verify bundle publish unbundle audit peers test test-slurm gpu \
+.PHONY: help plan paper smoke draft status rerun report site verify attest bundle publish unbundle audit peers test test-slurm gpu \
     soak lint bench lock packages tex slurm chromium clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
@@ -67,13 +67,19 @@ site: .venv/.installed ## Write results/{study}/site.html, a page to look around
 verify: .venv/.installed ## Name what of a finished study is stale, and why: make verify [STUDY=...]
 	@$(KVBUDGET) verify $(OF_STUDY)
 
+attest: .venv/.installed ## Compare published records of earlier code with today's: make attest [STUDY=... CONTEXTS=n]
+	@$(KVBUDGET) attest $(STUDY) $(if $(CONTEXTS),--contexts $(CONTEXTS))
+
 bundle: .venv/.installed ## Archive the finished cells of a study: make bundle [STUDY=... BUNDLE=file]
 	@$(KVBUDGET) bundle $(OF_STUDY) $(if $(BUNDLE),--out "$(BUNDLE)")
 
 publish: .venv/.installed ## The same into results/published/, from where `make paper` takes them
 	@$(KVBUDGET) bundle $(OF_STUDY) --out results/published/$(STUDY).tar.xz
 
-unbundle: .venv/.installed ## Put someone's finished cells into results/: make unbundle BUNDLE=file
+unattest: .venv/.installed ## Compare published records of earlier code with today's: make attest [STUDY=... CONTEXTS=n]
+	@$(KVBUDGET) attest $(STUDY) $(if $(CONTEXTS),--contexts $(CONTEXTS))
+
+bundle: .venv/.installed ## Put someone's finished cells into results/: make unbundle BUNDLE=file
 	@test -n "$(BUNDLE)" || { echo "error: name the file: make unbundle BUNDLE=file" >&2; exit 2; }
 	@$(KVBUDGET) unbundle "$(BUNDLE)"
 

@@ -25,7 +25,7 @@ _FORMAT = 3
 _KEY = "[a-z0-9][a-z0-9._-]*"
 #: The only names an archive may hold; none leads out of the folder that it is unpacked into.
 _NAME = re.compile(
-    rf"(models|text)/{_KEY}\.verified\.json|code/[0-9a-f]{{64}}\.json"
+    rf"(models|text)/{_KEY}\.verified\.json|(code|attested)/[0-9a-f]{{64}}\.json"
     rf"|calibrations/{_KEY}/{_KEY}\.json"
     rf"|cells/{_KEY}/{_KEY}/L\d+/{_KEY}/B[a-z0-9.-]+\.json"
 )
@@ -67,7 +67,11 @@ def pack(study: Study, out: Path) -> tuple[int, int]:
     calibrations = [each for each in study.calibrations if each.path in used]
     files: dict[str, bytes] = {}
     for each in (*cells, *calibrations):
-        for path in (each.path, each.verified, each.verified_text, each.code_file):
+        notes = records.attestations(study, each)
+        needed = [each.path, each.verified, each.verified_text, each.code_file]
+        needed += [each.attested] if notes else []
+        needed += [f"{each.store}/code/{note['code']}.json" for note in notes]
+        for path in needed:
             name, content = path.removeprefix(f"{each.store}/"), _read(study.root / path)
             # What was found of a model and a text is held against each record by `verify`.
             if files.setdefault(name, content) != content and path == each.path:

@@ -31,7 +31,8 @@ def budget_token(budget: str | int | None) -> str:
 
 
 class _Result:
-    """What a cell and a calibration have in common: `store`, `model`, `text` and `code`."""
+    """What a cell and a calibration have in common; they have `store`, `model`, `text`, `code`,
+    `identity`."""
 
     @property
     def published(self) -> bool:
@@ -52,6 +53,11 @@ class _Result:
     def code_file(self) -> str:
         """Path of what its digest of code stands for."""
         return f"{self.store}/code/{self.code}.json"
+
+    @property
+    def attested(self) -> str:
+        """Path of what is noted of each time that it was computed again and came out the same."""
+        return f"{self.store}/attested/{self.identity}.json"
 
 
 @dataclass(frozen=True)

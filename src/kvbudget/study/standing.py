@@ -12,6 +12,7 @@ from typing import Any
 from kvbudget.study import expand
 from kvbudget.study.plan import Calibration, Planned, Study
 from kvbudget.study.provenance import PACKAGE
+from kvbudget.study.records import attestations
 
 MEASURED, ATTESTED, EARLIER = "measured", "attested", "earlier code"
 #: In place of modules, where it is not known which have changed.
@@ -58,7 +59,8 @@ class Standings:
         modules, libraries = self._since(planned, record["code"], today)
         if not modules:
             return Standing(MEASURED, (), libraries)
-        attested = (self._since(planned, each["code"], today) for each in attestations(record))
+        lines = attestations(self.study, planned)
+        attested = (self._since(planned, each["code"], today) for each in lines)
         if any(not changed for changed, _ in attested):
             return Standing(ATTESTED, modules, libraries)
         return Standing(EARLIER, modules, libraries)
@@ -90,8 +92,3 @@ class Standings:
             except (OSError, ValueError):
                 self._parts[code] = self._today.get(code)
         return self._parts[code]
-
-
-def attestations(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a record gained whenever it was computed again and was the same."""
-    return record.get("attested", [])
