@@ -7,6 +7,7 @@ calibrations that come with the package.
 from collections.abc import Iterable
 
 from kvbudget.options import Option, choice, count
+from kvbudget.policies.registry import HIDDEN_MAPS
 
 TASKS = ("needles", "recall", "reading", "tracking", "words")
 RULES = ("attention", "window", "diversity", "recency")
@@ -43,6 +44,14 @@ OPTIONS: dict[str, Option] = {
             "uniqueItems": True,
             "items": {"type": "integer", "minimum": 200},
         },
+    ),
+    "hidden_maps": _some(
+        [],
+        "Maps that are fitted from hidden states, beside those from keys and values: to "
+        + " and ".join(f"{what} (`{name}`)" for name, what in HIDDEN_MAPS.items())
+        + ", for which each context is repeated once more.",
+        HIDDEN_MAPS,
+        0,
     ),
     "scorer_contexts": count(3, "Contexts of each of these lengths; one more is held out."),
     "recent": count(8, "Last tokens that a head keeps in loss curves."),
