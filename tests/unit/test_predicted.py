@@ -238,8 +238,7 @@ def test_a_head_alone_is_scored_by_its_own_key_and_value():
     own["weights"] = torch.tensor(own["weights"]).masked_fill(foreign, 0).tolist()
     calibration["scorer"]["own"] = own
     policies = [
-        make_policy("head-aware", Fitted(calibration), features=seen)
-        for seen in ("group", "own")
+        make_policy("head-aware", Fitted(calibration), features=seen) for seen in ("group", "own")
     ]
     generator = torch.Generator().manual_seed(2)
     key, value = torch.randn(2, 1, 3, 9, 16, generator=generator)

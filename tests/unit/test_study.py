@@ -122,6 +122,22 @@ def test_a_spec_holds_what_the_cell_depends_on_and_no_titles(config):
     assert h2o.calibration is None
 
 
+def test_a_method_that_sees_hidden_states_needs_its_map(config):
+    config["methods"] |= {
+        "zap": {"policy": "kvzap"},
+        "hidden": {"policy": "head-aware", "features": "hidden"},
+    }
+    for method, needed in (("zap", "kvzap"), ("hidden", "hidden")):
+        config["experiments"][0]["methods"] = [method]
+        config["calibration"] = {"hidden_maps": []}
+        with pytest.raises(UserError, match=rf"methods: {method}: .* hidden_maps: \[{needed}\]"):
+            expand(config)
+        config["calibration"] = {"hidden_maps": [needed]}
+        assert all(
+            cell.spec["calibration"]["hidden_maps"] == [needed] for cell in expand(config).cells
+        )
+
+
 def test_a_method_may_have_a_calibration_of_its_own(config):
     config["calibrations"] = {"copying": {"tasks": ["recall"]}}
     config["methods"]["other"] = config["methods"]["ours"] | {"calibration": "copying"}

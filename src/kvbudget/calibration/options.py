@@ -47,9 +47,8 @@ OPTIONS: dict[str, Option] = {
     ),
     "hidden_maps": _some(
         [],
-        "Maps that are fitted from hidden states, beside those from keys and values: to "
-        + " and ".join(f"{what} (`{name}`)" for name, what in HIDDEN_MAPS.items())
-        + ", for which each context is repeated once more.",
+        "Maps from hidden states that are fitted beside those from keys and values: to KVzip's "
+        "scores, for features: hidden, and to KVzip+'s, for policy kvzap, at twice the time.",
         HIDDEN_MAPS,
         0,
     ),

@@ -11,8 +11,8 @@ from typing import Any
 from kvbudget.errors import UserError
 from kvbudget.options import Option, arguments, auto, choice, count, share, suggest
 
-#: Maps from hidden states that a calibration may hold, and what they predict.
-HIDDEN_MAPS = {"hidden": "KVzip's scores", "kvzap": "those of KVzip+"}
+#: Maps from hidden states that a calibration may hold.
+HIDDEN_MAPS = ("hidden", "kvzap")
 
 ATTENTION, WINDOW = "received:Attention", "received:Window"
 
