@@ -25,7 +25,7 @@ class KVzap(Policy):
         calibration: of the model's heads, with the map.
         safeguard: share of its budget that each head is sure of; the rest is pooled over its layer,
             at one threshold of this prompt.
-        recent: tokens at the end that are always kept, half of the budget at most.
+        window: tokens at the end that are always kept, half of the budget at most.
 
     Raises:
         UserError: there is no calibration, or none with the map.
@@ -33,20 +33,20 @@ class KVzap(Policy):
 
     sees_input = True
 
-    def __init__(self, calibration: Fitted | None, safeguard: float, recent: int) -> None:
+    def __init__(self, calibration: Fitted | None, safeguard: float, window: int) -> None:
         if calibration is None:
             raise UserError(
                 "method 'kvzap' needs a map that is fitted to the model; make one with kvbudget "
                 "calibrate, hidden_maps: [kvzap], and pass it as calibration="
             )
-        self.calibration, self.safeguard, self.recent = calibration, safeguard, recent
+        self.calibration, self.safeguard, self.window = calibration, safeguard, window
         self.scorers = calibration.scorers("kvzap")
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         layers, kv_heads = len(geometry.layers), geometry.kv_heads
         self.calibration.check(layers, kv_heads)
-        self.window = min(self.recent, budget // 2)
-        total, floor = budget * layers * kv_heads, min(SINKS + self.window, budget)
+        self.recent = min(self.window, budget // 2)
+        total, floor = budget * layers * kv_heads, min(SINKS + self.recent, budget)
         tokens = max(prompt_tokens, budget)
         spent = at_one_level(self.calibration.spread("kvzap"), total, floor, tokens)
         return spent.reshape(layers, kv_heads).tolist()
@@ -55,7 +55,7 @@ class KVzap(Policy):
         return [FromHidden(self.scorers[layer])]
 
     def score(self, candidates: Candidates) -> Tensor:
-        return candidates.protect(candidates.signals[FromHidden.name], recent=self.window)
+        return candidates.protect(candidates.signals[FromHidden.name], recent=self.recent)
 
     def redistribute(self, layer: int, scores: list[Tensor], budgets: list[int]) -> list[int]:
         return pooled(scores, budgets, [range(len(budgets))], self.safeguard)

@@ -129,7 +129,7 @@ METHODS: dict[str, Method] = {
         "kvzap:KVzap",
         {
             "safeguard": _SAFEGUARD,
-            "recent": count(128, "Last tokens that every head keeps, half of the budget at most."),
+            "window": count(128, "Last tokens that every head keeps, half of the budget at most."),
         },
         calibrated=True,
         hidden_map=lambda options: "kvzap",
