@@ -275,21 +275,22 @@ def test_its_fit_is_ridge_regression_on_logarithms():
     for count in (40, 90):
         hidden = torch.randn(1, count, 5, generator=generator) + 10
         plus = torch.rand(1, 2, count, generator=generator) ** 8
-        plus[0, 0, 7] = 0  # has no logarithm
+        plus[0, 0, 20] = 0  # has no logarithm
+        plus[0, :, :9] = 0  # what a chat begins with is not repeated
         parts.append(Read(hidden[:, None], hidden[:, None], plus, hidden, plus))
     moments = Moments(AIMS["kvzap"])
     for part in parts:
         moments.add(part)
     scorer = moments.solve(2)
-    x = np.concatenate([part.given[0, SINKS:].numpy() for part in parts]).astype(np.float64)
-    y = np.concatenate([part.plus[0, :, SINKS:].T.numpy() for part in parts]).astype(np.float64)
+    x = np.concatenate([part.given[0, 9:].numpy() for part in parts]).astype(np.float64)
+    y = np.concatenate([part.plus[0, :, 9:].T.numpy() for part in parts]).astype(np.float64)
     y = np.log(np.maximum(y, LEAST))
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     design = np.concatenate([(x - mean) / deviation, np.sqrt(1e-3 * len(x)) * np.eye(5)])
     goal = np.concatenate([y - y.mean(axis=0), np.zeros((5, 2))])
     solution = np.linalg.lstsq(design, goal, rcond=None)[0]
     wanted = ((x - mean) / deviation) @ solution + y.mean(axis=0)
-    got = np.concatenate([scorer(part.given)[0, :, SINKS:].T.numpy() for part in parts])
+    got = np.concatenate([scorer(part.given)[0, :, 9:].T.numpy() for part in parts])
     np.testing.assert_allclose(got, wanted, atol=2e-3)
 
 

@@ -79,6 +79,13 @@ class Aim:
         """The logarithm of the score, cut off below, `(tokens, kv_heads)`."""
         return self.score(part)[0].T.clamp(min=LEAST if self.plus else FLOOR).log()
 
+    def counted(self, part: Read) -> Tensor:
+        """Which tokens are fitted to, `(tokens,)` bool: not the sinks, which are kept anyway, nor,
+        without a cut, what a chat begins with, which is not repeated."""
+        counted = self.score(part)[0].amax(dim=0) >= (LEAST if self.plus else 0)
+        counted[:SINKS] = False
+        return counted
+
 
 AIMS = {
     "group": Aim(),
@@ -142,10 +149,9 @@ class Moments:
         self.count, self.sums, self.products = 0, 0.0, 0.0
 
     def add(self, part: Read) -> None:
-        """Count a context's tokens, without the sinks, which are kept anyway."""
-        found = self.aim.features(part)[0, SINKS:]
-        target = self.aim.target(part)[SINKS:]
-        both = torch.cat((found, target), dim=1).double()
+        """Count a context's tokens."""
+        both = torch.cat((self.aim.features(part)[0], self.aim.target(part)), dim=1)
+        both = both[self.aim.counted(part)].double()
         self.count += len(both)
         self.sums = self.sums + both.sum(dim=0)
         self.products = self.products + both.T @ both
