@@ -32,6 +32,7 @@ METHODS = {
     "kvzip": {"policy": "kvzip"},
     "kvzip-plus": {"policy": "kvzip-plus"},
     "head-aware": {"policy": "head-aware", "safeguard": 0.5},
+    "kvzap": {"policy": "kvzap"},
 }
 
 
@@ -47,7 +48,7 @@ def runner_of(model, method: str, bits: int | None = None, bounded: str = "conte
     if bits:
         entry["bits"] = bits
     calibration = None
-    if method == "head-aware":
+    if method in ("head-aware", "kvzap"):
         calibration = calibration_of(model)
     budget = None if method == "full" else 16
     return Runner(model, TOKENIZER, niah, entry, budget, calibration, None)

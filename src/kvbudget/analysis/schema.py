@@ -55,7 +55,10 @@ LAYER = {"layer": _count("index of the full-attention layer in the model")}
 KV_HEAD = {"kv_head": _count("KV head")}
 CLASS = {"class": _text("functional class of the KV head, empty without a calibration")}
 FEATURES = {
-    "features": _text("what scores are predicted from: keys and values of the group, or own ones")
+    "features": _text(
+        "what scores are predicted from: keys and values of the group, own ones, or the hidden "
+        "state; with kvzap, KVzip+'s scores from the hidden state"
+    )
 }
 BITS = "bits of a stored number: 16, fewer, or keys/values where these differ"
 ALL_KEPT = Column("bool", description="the method evicts nothing at this budget")

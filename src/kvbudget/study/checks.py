@@ -125,6 +125,16 @@ def check_method(
         raise UserError(f"{where}: policy 'full' has no budget that could be bounded; drop bounded")
 
 
+def check_map(method: str, hidden_map: str | None, calibration: Mapping[str, Any]) -> None:
+    """The calibration of a method holds the map from hidden states that it scores by."""
+    if hidden_map is not None and hidden_map not in calibration["hidden_maps"]:
+        raise UserError(
+            f"methods: {method}: its calibration has no map {hidden_map!r} from hidden states; add "
+            f"hidden_maps: [{hidden_map}] to calibration, or to the entry of calibrations that it "
+            "names"
+        )
+
+
 def check_calibration(where: str, entry: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """A calibration is made of a text that there is."""
     if "haystack" in entry:
