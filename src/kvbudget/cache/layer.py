@@ -110,9 +110,8 @@ class BudgetedLayer(AttendingLayer):
     @property
     def on_top(self) -> bool:
         """Whether what comes next stands on top of a context that has been compressed."""
-        plan, store = self.options.plan, self.store
-        over = plan.bounded == "context" and store is not None and self.seen >= plan.prompt_tokens
-        return over and not store.waits
+        store = self.store
+        return store is not None and self.options.plan.ended(self.seen) and not store.waits
 
     @property
     def holds_context(self) -> bool:

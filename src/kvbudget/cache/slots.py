@@ -41,6 +41,10 @@ class Tokens:
     def tensors(self) -> list[Tensor]:
         return [self.keys, self.values, self.positions, *self.signals.values()]
 
+    def bare(self) -> "Tokens":
+        """The tokens without the numbers of signals."""
+        return Tokens(self.heads, self.keys, self.values, self.positions, {})
+
     def part(self, start: int, stop: int) -> "Tokens":
         """Tokens `start` to `stop` of every head, as views."""
         piece = slice(start, stop)
