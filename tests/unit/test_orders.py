@@ -79,7 +79,6 @@ def test_each_method_is_compared_with_the_next_at_every_budget(peers):
         ("fair", "bad"),
     }
     assert set(orders["metric"]) == {"score", "nll", "choice"}
-    # One order in one metric is one claim.
     assert set(orders["family"]) == {2 * len(BUDGETS)}
     cells = src.cells.set_index(["method", "budget", "metric"])["value"]
     for row in orders.itertuples():

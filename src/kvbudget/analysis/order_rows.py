@@ -14,8 +14,8 @@ from kvbudget.analysis.measured import Measured, by_place
 from kvbudget.analysis.paired import Pair, judged, tested
 from kvbudget.study.plan import Study
 
-#: All comparisons of one order in one metric are corrected together, as it is one claim.
-FAMILY = ("experiment", "order", "metric")
+#: All that an experiment's orders say in one metric is corrected together.
+FAMILY = ("experiment", "metric")
 
 
 def order_rows(study: Study, groups: list[Measured]) -> pd.DataFrame:
