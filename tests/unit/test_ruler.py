@@ -37,8 +37,9 @@ PROMPTS = {
         ("vt", {}),
         r"Memorize and track the chain\(s\) of variable assignment hidden in the following text\."
         r"\n\n(?P<context>.*VAR (?P<first>[A-Z]{5}) = (?P<value>\d{5})\n.*"
-        r"VAR [A-Z]{5} = VAR (?P=first)\n.*)\nQuestion: Find all variables that are assigned the value (?P=value) in the text"
-        r" above\. Answer: According to the chain\(s\) of variable assignment in the text above, 5"
+        r"VAR [A-Z]{5} = VAR (?P=first)\n.*)\n"
+        r"Question: Find all variables that are assigned the value (?P=value) in the text above\."
+        r" Answer: According to the chain\(s\) of variable assignment in the text above, 5"
         r" variables are assigned the value (?P=value), they are:",
     ),
     "common words": (

@@ -35,8 +35,8 @@ def floats(src: Source, experiment: dict, model: str, keys: list[tuple]) -> Iter
         rf"{layout.experiment_title(experiment)}. {latex.title(src.study, 'models', model)}: "
         r"methods in an expected order, each minus the next, paired by context with 95\% intervals "
         r"in brackets. The order \emph{holds}, or its \emph{contrary} does, where a paired "
-        r"permutation test says so after Holm's correction over all pairs of the experiment; elsewhere "
-        rf"it is \emph{{unclear}}. \(n\) = {contexts} contexts."
+        r"permutation test says so after Holm's correction over all pairs of the experiment; "
+        rf"elsewhere it is \emph{{unclear}}. \(n\) = {contexts} contexts."
     )
     for lengths in layout.by_width(sorted(set(frame["length"])), columns):
         rows = []
