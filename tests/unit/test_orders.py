@@ -25,15 +25,17 @@ def settings(orders=(("good", "fair", "bad"),)) -> dict:
         name: {"policy": "kvpress", "title": f"kvpress {name}", "press": "SnapKVPress"}
         for name in SKILL
     }
-    four = found["methods"]["head-aware"] | {"bits": 4}
-    found["methods"] = {**found["methods"], **presses, "head-aware": four}
+    ours = found["methods"]["head-aware"]
+    four, sixteen = ours | {"bits": 4}, ours | {"title": "In 16 bits"}
+    own = {"head-aware": four, "head-aware-16bit": sixteen}
+    found["methods"] = {**found["methods"], **presses, **own}
     found["tasks"] = {"needles": {"kind": "niah", "needles": 4, "title": "One of four"}}
     place = {
         "name": "peers",
         "title": "Beside others",
         "tasks": ["needles"],
         "lengths": [1000],
-        "methods": ["full", *SKILL, "h2o", "head-aware"],
+        "methods": ["full", *SKILL, "h2o", *own, "uniform"],
         "budgets": BUDGETS,
         "orders": [list(order) for order in orders],
     }
@@ -114,7 +116,9 @@ def test_orders_stand_in_a_table(peers):
 def test_what_masks_has_no_cache_at_any_budgets_bytes(peers):
     src, paper = peers
     held = src.table("held")
-    assert set(held["method"]) == {"good", "fair", "bad", "h2o", "head-aware"}
+    assert set(held["method"]) == {
+        *("good", "fair", "bad", "h2o", "head-aware", "head-aware-16bit", "uniform")
+    }
     assert (held["allocated"] <= 1.2 * held["planned"]).all()
     assert (held["budget"] == held["level"]).all()
     table = (paper / "tables/experiments/peers.tex").read_text()
@@ -165,7 +169,8 @@ def test_panels_of_a_leaderboard(peers, rendered, others):
     labels = [ax.get_xlabel() for ax in figure.axes]
     assert labels == (["tokens evicted", "bytes saved"] if others else ["tokens evicted"])
     _, named = figure.axes[0].get_legend_handles_labels()
-    titles = [style.title(src.study, "methods", method) for method in src.study.main_methods]
+    shown = [*src.study.main_methods, *(["head-aware-16bit"] if others else [])]  # no other of ours
+    titles = [style.title(src.study, "methods", method) for method in shown]
     assert sorted(named) == sorted(titles)
     plt.close(figure)
 
@@ -174,11 +179,13 @@ def test_places_on_the_axes(peers):
     src, _ = peers
     figure = leaderboard.draw(src)
     lines = [{c.get_label(): c.lines[0] for c in ax.containers} for ax in figure.axes]
-    evicted, saved = (axis["kvpress masking"].get_xdata() for axis in lines)
-    assert evicted == pytest.approx([0.8, 0.9, 0.95], abs=0.01)
-    assert list(saved) == [0, 0, 0]
+    kept, held = (axis["kvpress masking"].get_xdata() for axis in lines)
+    assert kept == pytest.approx([0.05, 0.1, 0.2], abs=0.01)
+    assert list(held) == [1, 1, 1]
+    ticks = figure.axes[0].xaxis.get_major_formatter()
+    assert [ticks(share) for share in (1, 0.2, 0.05)] == ["0%", "80%", "95%"]
     cell = src.cells.query("method == 'masking' and metric == 'score' and budget == '20p'")
-    assert lines[0]["kvpress masking"].get_ydata()[0] == cell["value"].iloc[0]
+    assert lines[0]["kvpress masking"].get_ydata()[-1] == cell["value"].iloc[0]
     plt.close(figure)
 
 

@@ -2,14 +2,15 @@
 
 Compression is the share of the context's tokens that a KV head evicts in the mean, whatever their
 bits. Where caches of others are measured, which may mask what they evict and hold it, panels below
-have the share of the full cache's bytes that is saved; what saves none stands at 0.
+have the share of the full cache's bytes that is saved; what saves none stands at 0. The axis is
+logarithmic in what is left, so that 90% and 95% are as far apart as 80% and 90%.
 """
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from kvbudget.paper.plots import style
 from kvbudget.paper.source import Source
@@ -18,7 +19,11 @@ from kvbudget.study.plan import AXES, FULL, Study
 EMPTY = "no scored cell of a method that evicts"
 PLACE = list(AXES[:3])
 PANELS_A_ROW = 4
-LABELS = {"evicted": "tokens evicted", "saved": "bytes saved"}
+#: What is left → what is said of the rest.
+LABELS = {"kept": "tokens evicted", "held": "bytes saved"}
+TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+#: What of a method's entry makes it no variant.
+_NO_CHOICE = ("title", "bits", "value_bits")
 #: Methods of one colour and one marker differ in their lines.
 LINES = ("-", "--", ":", "-.")
 
@@ -35,7 +40,7 @@ def draw(src: Source) -> Figure | None:
     pieces = [places[start : start + across] for start in range(0, len(places), across)]
     rows = [(name, piece) for piece in pieces for name in shown]
     width = style.COLUMN if across == 1 else style.PAGE
-    size = (width, 1.9 * len(rows) + 0.35)
+    size = (width, 2.2 * len(rows) + 0.35)
     figure, axes = plt.subplots(len(rows), across, figsize=size, squeeze=False, sharey=True)
     for line, (name, piece) in zip(axes, rows, strict=True):
         for ax in line[len(piece) :]:
@@ -50,16 +55,27 @@ def draw(src: Source) -> Figure | None:
     return figure
 
 
+def _methods(study: Study) -> list[str]:
+    """The main methods, and ours in other numbers of bits."""
+
+    def choices(method: str | None) -> dict:
+        entry = study.config["methods"][method] if method else {}
+        return {key: value for key, value in entry.items() if key not in _NO_CHOICE}
+
+    shown, ours = set(study.main_methods), choices(study.ours)
+    return [m for m in study.methods if m in shown or choices(m) == ours]
+
+
 def _points(src: Source) -> pd.DataFrame:
-    """Scores with intervals, and the two compressions, a row a method at a place and a budget."""
-    cells = src.cells[src.cells["method"].isin(src.study.main_methods)]
+    """Scores with intervals, and the shares of tokens and bytes that are left, a row a method at a
+    place and a budget."""
+    cells = src.cells[src.cells["method"].isin(_methods(src.study))]
     scores = cells[cells["metric"] == "score"]
     sizes = cells.pivot(index=list(AXES), columns="metric", values="value")
-    evicted = 1 - sizes["kept"]
-    saved = 1 - sizes["cache_bytes_allocated"] / sizes["cache_bytes_full"]
+    held = sizes["cache_bytes_allocated"] / sizes["cache_bytes_full"]
     if "cache_bytes_claimed" not in sizes:
-        saved[:] = float("nan")
-    found = pd.DataFrame({"evicted": evicted, "saved": saved.clip(lower=0)})
+        held[:] = float("nan")
+    found = pd.DataFrame({"kept": sizes["kept"], "held": held.clip(upper=1)})
     return scores.join(found, on=list(AXES))
 
 
@@ -67,10 +83,10 @@ def _at(frame: pd.DataFrame, place: tuple) -> pd.Series:
     return (frame[PLACE] == pd.Series(place, index=PLACE)).all(axis=1)
 
 
-def _panel(ax: Axes, study: Study, part: pd.DataFrame, compression: str) -> None:
+def _panel(ax: Axes, study: Study, part: pd.DataFrame, left: str) -> None:
     looks = []
-    for method in study.main_methods:
-        mine = part[part["method"] == method].sort_values(compression)
+    for method in _methods(study):
+        mine = part[part["method"] == method].sort_values(left)
         looks.append(style.look(study, method))
         if mine.empty:
             continue
@@ -85,19 +101,23 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, compression: str) -> None
             (mine["ci_high"] - mine["value"]).clip(lower=0),
         ]
         ax.errorbar(
-            mine[compression],
+            mine[left],
             mine["value"],
             yerr=error,
             color=colour,
             marker=marker,
             linestyle=LINES[(looks.count(looks[-1]) - 1) % len(LINES)],
+            markersize=3,
             elinewidth=0.4,
             alpha=0.9,
             label=title,
         )
-    ax.set_xlim(-0.03, 1.03)
+    ax.set_xscale("log")
+    ax.set_xlim(1.1, part.loc[part["policy"] != FULL, left].min() / 1.1)
     ax.set_ylim(-0.05, 1.05)
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.xaxis.set_major_locator(FixedLocator(TICKS))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda share, _: f"{1 - share:.0%}")
 
 
 def _title(study: Study, place: tuple[str, str, int]) -> str:
