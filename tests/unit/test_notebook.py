@@ -55,7 +55,7 @@ def test_that_of_a_study_runs(tmp_path, monkeypatch, heads):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """A folder like a clone after `make smoke`. Of the tiny model one layer has a sliding window."""
+    """A folder like a clone after `make smoke`; a layer of its model has a sliding window."""
     root = tmp_path_factory.mktemp("clone")
     download("smollm2-135m", Random(architecture="gemma3"), root / "results/models/smollm2-135m")
     build({"source": "file", "path": str(LICENSE)}, root / "results/text/kjv-0.txt")

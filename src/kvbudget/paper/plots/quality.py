@@ -74,7 +74,7 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, st
         mine = part[part["method"] == method].sort_values("bytes")
         if mine.empty:
             continue
-        colour, marker = style.look(study, method)
+        colour, marker, line = style.look(study, method)
         title = style.title(study, "methods", method)
         if study.policy(method) == FULL:
             row = mine.iloc[0]
@@ -91,6 +91,7 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, st
             yerr=error,
             color=colour,
             marker=marker,
+            linestyle=line,
             elinewidth=0.6,
             alpha=0.9,
             label=title,
