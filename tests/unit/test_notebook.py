@@ -81,8 +81,13 @@ def test_they_are_stored_without_outputs(name):
     assert notebook["metadata"].keys() == {"kernelspec", "language_info"}
 
 
-@pytest.mark.parametrize("name", OF_MODEL)
-def test_another_model_is_one_line_at_the_top(name):
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_another_model_or_study_is_one_line_at_the_top(name):
     cells = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells
     first = next(cell.source for cell in cells if cell.cell_type == "code")
-    assert first.startswith('MODEL = "')
+    assert first.startswith('STUDY = "' if name == OF_STUDY else 'MODEL = "')
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_guide_tells_of_each(name):
+    assert f"| `{name}` |" in (FOLDER.parent / "docs/notebooks.md").read_text(encoding="utf-8")
