@@ -310,13 +310,19 @@ TABLES: dict[str, DataFrameSchema] = {
 }
 
 
+#: Types of columns in words.
+_WORDS = {"bool": "True, False", "int64": "integer", "float64": "number", "string": "text"}
+
+
 def dictionary() -> str:
     """The data dictionary as Markdown, for whoever opens the folder of the CSV files."""
     lines = ["# What the columns mean", "", "Generated from `kvbudget.analysis.schema`.", ""]
     for name, table in TABLES.items():
         lines += [f"## {name}.csv", "", "One row per " + ", ".join(table.unique) + ".", ""]
         lines += ["| column | type | meaning |", "|---|---|---|"]
-        lines += [f"| {c} | {col.dtype} | {col.description} |" for c, col in table.columns.items()]
+        for column, each in table.columns.items():
+            kind = _WORDS[str(each.dtype).partition("[")[0]]
+            lines.append(f"| {column} | {kind} | {each.description} |")
         lines.append("")
     return "\n".join(lines)
 
