@@ -76,10 +76,7 @@ bundle: .venv/.installed ## Archive the finished cells of a study: make bundle [
 publish: .venv/.installed ## The same into results/published/, from where `make paper` takes them
 	@$(KVBUDGET) bundle $(OF_STUDY) --out results/published/$(STUDY).tar.xz
 
-unattest: .venv/.installed ## Compare published records of earlier code with today's: make attest [STUDY=... CONTEXTS=n]
-	@$(KVBUDGET) attest $(STUDY) $(if $(CONTEXTS),--contexts $(CONTEXTS))
-
-bundle: .venv/.installed ## Put someone's finished cells into results/: make unbundle BUNDLE=file
+unbundle: .venv/.installed ## Put someone's finished cells into results/: make unbundle BUNDLE=file
 	@test -n "$(BUNDLE)" || { echo "error: name the file: make unbundle BUNDLE=file" >&2; exit 2; }
 	@$(KVBUDGET) unbundle "$(BUNDLE)"
 

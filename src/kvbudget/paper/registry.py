@@ -34,7 +34,7 @@ TABLES = {
     "experiments": Made(
         module="kvbudget.paper.tables.experiments",
         what="quality and cost of one experiment: experiments/NAME",
-        csv=("cells",),
+        csv=("cells", "held", "orders"),
         template="experiment.tex.j2",
     ),
     "summary": Made(
@@ -65,6 +65,11 @@ FIGURES = {
     "quality": Made(
         module="kvbudget.paper.plots.quality",
         what="quality against the bytes of the budget",
+        csv=("cells",),
+    ),
+    "leaderboard": Made(
+        module="kvbudget.paper.plots.leaderboard",
+        what="score over the share of tokens evicted, and over that of bytes saved",
         csv=("cells",),
     ),
     "memory": Made(

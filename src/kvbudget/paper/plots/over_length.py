@@ -65,13 +65,14 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, measure: Measure) -> None
     methods = [m for m in study.main_methods if m in set(part["method"])]
     for rank, method in enumerate(methods):
         mine = part[part["method"] == method].sort_values("length")
-        colour, marker = style.look(study, method)
+        colour, marker, line = style.look(study, method)
         # Methods at equal bytes lie on one line: open markers of falling size show them all.
         ax.plot(
             mine["length"],
             mine[measure.column],
             color=colour,
             marker=marker,
+            linestyle=line,
             markersize=8 - 1.6 * rank if len(methods) < 5 else 4,
             markerfacecolor="none",
             label=style.title(study, "methods", method),

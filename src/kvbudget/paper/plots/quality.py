@@ -6,6 +6,7 @@ where a run computes in float32.
 """
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +18,8 @@ from kvbudget.study.plan import FULL, Study
 EMPTY = "no cell of a method that evicts"
 PANELS_A_ROW = 4
 LABELS = {"score": "score", "choice": "forced choice", "nll": "NLL (nats a token)"}
+#: Points of a marker of the first method and of the last: those at one place are all seen.
+SIZES = (8.0, 3.0)
 #: Metrics that guessing among needles reaches in part, and that end at one.
 OF_CHANCE = ("score", "choice")
 
@@ -70,11 +73,12 @@ def _part(frame: pd.DataFrame, model: str, task: str, metric: str) -> pd.DataFra
 
 def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, str]) -> None:
     model, task, metric = place
-    for method in study.main_methods:
+    sizes = np.linspace(*SIZES, len(study.main_methods))
+    for method, size in zip(study.main_methods, sizes, strict=True):
         mine = part[part["method"] == method].sort_values("bytes")
         if mine.empty:
             continue
-        colour, marker = style.look(study, method)
+        colour, marker, line = style.look(study, method)
         title = style.title(study, "methods", method)
         if study.policy(method) == FULL:
             row = mine.iloc[0]
@@ -91,11 +95,13 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, st
             yerr=error,
             color=colour,
             marker=marker,
+            markersize=size,
+            linestyle=line,
             elinewidth=0.6,
             alpha=0.9,
             label=title,
         )
-        _mark_all_kept(ax, mine[mine["all_kept"]], colour, marker)
+        _mark_all_kept(ax, mine[mine["all_kept"]], colour, marker, size)
     tokens = int(part["length"].iloc[0])
     names = style.title(study, "models", model), style.title(study, "tasks", task)
     ax.set_title("\n".join([*names, f"{tokens:,} tokens"]))
@@ -114,10 +120,11 @@ def _draw_chance(ax: Axes, part: pd.DataFrame) -> None:
         ax.axhline(levels.mean(), color="#777777", linestyle=":", linewidth=1.0, label="chance")
 
 
-def _mark_all_kept(ax: Axes, mine: pd.DataFrame, colour: str, marker: str) -> None:
+def _mark_all_kept(ax: Axes, mine: pd.DataFrame, colour: str, marker: str, size: float) -> None:
     """Points at which nothing is evicted are open, and the first says so."""
     places = mine["bytes"] / 2**20
-    ax.plot(places, mine["value"], color=colour, marker=marker, linestyle="", mfc="white", zorder=3)
+    look = {"color": colour, "marker": marker, "markersize": size, "linestyle": ""}
+    ax.plot(places, mine["value"], mfc="white", zorder=3, **look)
     for x, y in zip(places[:1], mine["value"], strict=False):
         ax.annotate(
             "all kept", (x, y), (0, -9), textcoords="offset points", ha="center", fontsize=7

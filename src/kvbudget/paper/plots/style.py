@@ -3,6 +3,7 @@
 import textwrap
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib import pyplot as plt
@@ -37,6 +38,10 @@ OTHERS = (
     ("#AA4499", "d"),
     ("#661100", "H"),
 )
+#: Of the first methods beside those, and of as many more each time that colours come again.
+LINES = ("-", (0, (4, 1)), "-.", (0, (1, 0.7)))
+#: By how many places markers move on then: none comes near one that its colour had.
+_NEXT = 4
 CLASSES = {"retrieval": "#D55E00", "induction": "#0072B2", "local": "#009E73"}
 HEAT = "cividis"
 #: Without dates, so that the same CSV files give the same bytes.
@@ -103,15 +108,32 @@ def title(study: Study, section: str, key: str) -> str:
     return mathtext.typeset(study.title(section, key), LINE)
 
 
-def look(study: Study, method: str) -> tuple[str, str]:
-    """(colour, marker) of a method: the same in every figure of every study."""
+class Look(NamedTuple):
+    """How a method is drawn: matplotlib's colour, marker and line style."""
+
+    colour: str
+    marker: str
+    line: str | tuple = "-"
+
+
+def look(study: Study, method: str) -> Look:
+    """The look of a method of a study: the same in all of its figures, and no other's."""
     if method == study.ours:
-        return KNOWN[OURS]
-    if method in KNOWN:
-        return KNOWN[method]
-    methods = study.config["methods"]
-    others = sorted(m for m in methods if m not in KNOWN and study.policy(m) != OURS)
-    return OTHERS[others.index(method) % len(OTHERS)] if method in others else ("#777777", "*")
+        return Look(*KNOWN[OURS])
+    if method in KNOWN and method != OURS:
+        return Look(*KNOWN[method])
+    return _looks(study)[method]
+
+
+def _looks(study: Study) -> dict[str, Look]:
+    """Looks of the methods that have none of their own, those of others before variants of ours."""
+    rest = [m for m in study.methods if m != study.ours and (m == OURS or m not in KNOWN)]
+    looks = {}
+    for number, method in enumerate(sorted(rest, key=lambda m: (study.policy(m) == OURS, m))):
+        again, place = divmod(number, len(OTHERS))
+        marker = OTHERS[(place + _NEXT * again) % len(OTHERS)][1]
+        looks[method] = Look(OTHERS[place][0], marker, LINES[again % len(LINES)])
+    return looks
 
 
 def legend(figure: Figure, columns: int) -> None:
