@@ -321,7 +321,7 @@ TABLES: dict[str, DataFrameSchema] = {
 
 
 #: Types of columns in words.
-_WORDS = {"bool": "True, False", "int64": "integer", "float64": "number", "string": "text"}
+WORDS = {"bool": "True, False", "int64": "integer", "float64": "number", "string": "text"}
 
 
 def dictionary() -> str:
@@ -331,7 +331,7 @@ def dictionary() -> str:
         lines += [f"## {name}.csv", "", "One row per " + ", ".join(table.unique) + ".", ""]
         lines += ["| column | type | meaning |", "|---|---|---|"]
         for column, each in table.columns.items():
-            kind = _WORDS[str(each.dtype).partition("[")[0]]
+            kind = WORDS[str(each.dtype).partition("[")[0]]
             lines.append(f"| {column} | {kind} | {each.description} |")
         lines.append("")
     return "\n".join(lines)

@@ -41,6 +41,12 @@ def store_of(study: str) -> str:
     return f"{FOLDER}/{study}"
 
 
+def names(root: Path) -> list[str]:
+    """The studies that are published under a root."""
+    found = (root / FOLDER).glob(f"*{_SUFFIX}")
+    return sorted(path.name.removesuffix(_SUFFIX) for path in found)
+
+
 def resolved(study: Study) -> Study:
     """A study as planned for today's code, with published results in place of its own where its
     configuration asks for that (`published`) and there are any.
