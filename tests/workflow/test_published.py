@@ -1,5 +1,5 @@
-"""A published study in a clone: its paper is built of the archive alone, other code or not, and what
-other code gives is compared with it."""
+"""A published study in a clone: its paper is built of the archive alone, other code or not, and
+what other code gives is compared with it."""
 
 import json
 import re
@@ -63,14 +63,17 @@ def test_it_is_measured_anew_where_that_is_asked_for(clone):
     assert "unpack" not in jobs(result.stdout)
 
 
+@pytest.fixture(scope="class")
+def models(repo, clone) -> None:
+    """What a record is computed again with."""
+    for name in ("models", "text"):
+        shutil.copytree(repo / "results" / name, clone / "results" / name)
+
+
+@pytest.mark.usefixtures("models")
 class TestOtherCode:
     """What today's code gives is compared with what is published: the last in this file, as the
     code of the clone is then another."""
-
-    @pytest.fixture(scope="class", autouse=True)
-    def models(self, repo, clone):
-        for name in ("models", "text"):
-            shutil.copytree(repo / "results" / name, clone / "results" / name)
 
     def test_that_gives_the_same(self, clone):
         policy = clone / SINKS
