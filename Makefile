@@ -18,33 +18,38 @@ OVERLAY := $(if $(filter-out default,$(STUDY)),--configfile $(if $(filter %.yaml
 # Measurements at once: one on each GPU. Without a GPU one, which has all cores: jobs at the same time
 # disturb each other's times. Where times do not matter, JOBS=2 is quicker on two cores.
 JOBS ?= $(or $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | wc -l)),1)
-SNAKEMAKE = $(BIN)/snakemake $(OVERLAY) --cores all --resources gpu=$(JOBS)
+# A study whose records are in results/published/ is typeset from them. PUBLISHED=extend measures what
+# they lack, PUBLISHED=ignore measures all.
+CONFIG = $(if $(PUBLISHED),published=$(PUBLISHED)) $(EXTRA)
+SNAKEMAKE = $(BIN)/snakemake $(OVERLAY) $(if $(strip $(CONFIG)),--config $(CONFIG)) --cores all --resources gpu=$(JOBS)
+OF_STUDY = $(STUDY) $(if $(PUBLISHED),--published $(PUBLISHED))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TEX := texlive-latex-extra texlive-science texlive-fonts-recommended latexmk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help plan paper smoke draft status rerun report site verify bundle unbundle audit peers test test-slurm gpu \
+.PHONY: help plan paper smoke draft status rerun report site verify attest bundle publish unbundle audit peers test test-slurm gpu \
     soak lint bench lock packages tex slurm chromium clean-paper clean-results clean-downloads clean-env
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 plan: .venv/.installed ## Check STUDY and print what it will cost; nothing is downloaded or computed
-	@$(KVBUDGET) plan $(STUDY)
+	@$(KVBUDGET) plan $(OF_STUDY)
 
-paper: ## Compute the study and build its paper: paper/STUDY/main.pdf, and a copy as paper/main.pdf
+paper: ## Build the paper of STUDY, from its published records or by computing it: paper/STUDY/main.pdf
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed tex
 	$(SNAKEMAKE)
 
 smoke: ## Compute and typeset a small study: does it all work here? Two minutes on two cores
 	@$(MAKE) --no-print-directory paper STUDY=smoke
 
+draft: EXTRA := draft=True
 draft: .venv/.installed tex ## Typeset what is finished of a study: paper/STUDY-draft/main.pdf
-	$(SNAKEMAKE) --config draft=True
+	$(SNAKEMAKE)
 
 status: .venv/.installed ## How far a study is, also while it runs: make status [STUDY=... WATCH=1]
-	@$(KVBUDGET) status $(STUDY) $(if $(WATCH),--watch)
+	@$(KVBUDGET) status $(OF_STUDY) $(if $(WATCH),--watch)
 
 rerun: .venv/.installed ## Run one cell again: make rerun CELL=results/cells/.../B20p-....json [STUDY=...]
 	@test -n "$(CELL)" || { echo "error: name the cell: make rerun CELL=path [STUDY=...]" >&2; exit 2; }
@@ -60,10 +65,16 @@ site: .venv/.installed ## Write results/{study}/site.html, a page to look around
 	$(SNAKEMAKE) -- site
 
 verify: .venv/.installed ## Name what of a finished study is stale, and why: make verify [STUDY=...]
-	@$(KVBUDGET) verify $(STUDY)
+	@$(KVBUDGET) verify $(OF_STUDY)
+
+attest: .venv/.installed ## Compare published records of earlier code with today's: make attest [STUDY=... CONTEXTS=n]
+	@$(KVBUDGET) attest $(STUDY) $(if $(CONTEXTS),--contexts $(CONTEXTS))
 
 bundle: .venv/.installed ## Archive the finished cells of a study: make bundle [STUDY=... BUNDLE=file]
-	@$(KVBUDGET) bundle $(STUDY) $(if $(BUNDLE),--out "$(BUNDLE)")
+	@$(KVBUDGET) bundle $(OF_STUDY) $(if $(BUNDLE),--out "$(BUNDLE)")
+
+publish: .venv/.installed ## The same into results/published/, from where `make paper` takes them
+	@$(KVBUDGET) bundle $(OF_STUDY) --out results/published/$(STUDY).tar.xz
 
 unbundle: .venv/.installed ## Put someone's finished cells into results/: make unbundle BUNDLE=file
 	@test -n "$(BUNDLE)" || { echo "error: name the file: make unbundle BUNDLE=file" >&2; exit 2; }

@@ -1,4 +1,5 @@
-"""The parts of these pages that follow from the code: tables of options, columns, keys, commands.
+"""The parts of these pages that follow from the code, such as tables of options and columns, and
+from the results that are published.
 
     PYTHONPATH=src python docs/generate.py
 
@@ -20,6 +21,7 @@ from kvbudget.analysis import schema as csv
 from kvbudget.calibration.options import OPTIONS as CALIBRATION
 from kvbudget.options import Option, spoken
 from kvbudget.policies import registry as methods
+from kvbudget.site import markdown
 from kvbudget.study import schema as study
 from kvbudget.tasks import registry as tasks
 
@@ -39,8 +41,8 @@ def renew(page: str) -> str:
 
 
 def pages() -> list[Path]:
-    """All pages of the site."""
-    return sorted(DOCS.rglob("*.md"))
+    """All pages of the site, and README."""
+    return [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -253,6 +255,16 @@ def model_origins() -> str:
     return "\n".join(f"- `{name}`: {origin(entry)}" for name, entry in models().items())
 
 
+def results() -> str:
+    """All results that are published."""
+    return markdown.of_all(ROOT)
+
+
+def results_in_short() -> str:
+    """The first of them."""
+    return markdown.in_short(ROOT)
+
+
 BLOCKS: dict[str, Callable[..., str]] = {
     "methods": methods_table,
     "options": options_of,
@@ -268,6 +280,8 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "studies": studies,
     "models": model_shapes,
     "origins": model_origins,
+    "results": results,
+    "results-in-short": results_in_short,
 }
 
 

@@ -32,7 +32,7 @@ def render(root, study, draft=False):
             source.load(study, csv, made.csv), *experiment
         )
         write(generated / "tables" / f"{name}.tex", text)
-    text = numbers.text(source.load(study, csv, registry.NUMBERS.csv), synthetic.ENVIRONMENT)
+    text = numbers.text(source.load(study, csv, registry.NUMBERS.csv))
     write(generated / "numbers.tex", text)
     return source.load(study, csv), generated
 

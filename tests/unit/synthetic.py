@@ -90,18 +90,8 @@ def make(root: Path, settings: dict | None = None) -> Path:
         verified |= {"kv_heads": KV_HEADS, "query_heads": QUERY_HEADS, "head_dim": HEAD_DIM}
         _write(root / f"results/models/{key}.verified.json", verified)
     file = root / study.directory / "study-0.json"
-    _write(file.parent / "environment.json", ENVIRONMENT)
     _write(file, study.as_json())
     return file
-
-
-ENVIRONMENT = {
-    "python": "3.11.7",
-    "platform": "Linux-6.1-x86_64",
-    "cpu": {"model": "Some CPU @ 2.00GHz", "usable": 2},
-    "cuda": {"devices": []},
-    "memory_bytes": 8 * 2**30,
-}
 
 
 _NOT_IN_SPECS = ("title", "calibration_seeds")

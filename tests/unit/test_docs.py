@@ -97,7 +97,7 @@ def test_the_site_lists_every_page():
     assert sorted(files(site["nav"])) == [str(page.relative_to(DOCS)) for page in PAGES]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=named)
 def test_what_follows_from_the_code_is_as_the_code_has_it(page):
     text = page.read_text(encoding="utf-8")
     renewed = module("generate", DOCS / "generate.py").renew(text)

@@ -40,7 +40,7 @@ def make(made, src):
     """The text or figure of a declaration."""
     module = importlib.import_module(made.module)
     if made is registry.NUMBERS:
-        return numbers.text(src, synthetic.ENVIRONMENT)
+        return numbers.text(src)
     if hasattr(module, "draw"):
         return module.draw(src)
     return module.text(src, *(["lengths"] if made is registry.TABLES["experiments"] else []))
@@ -111,8 +111,7 @@ def test_commands_write_what_the_modules_make(study, tmp_path, monkeypatch):
     assert Path("a/b.tex").read_text() == make(made, source.load(study, csv, made.csv))
     cli.main(["figure", "quality", "--study", str(study), "--csv", str(csv)])
     assert Path("quality.pdf").read_bytes().startswith(b"%PDF")
-    environment = str(study.parent / "environment.json")
-    cli.main(["numbers", "--study", str(study), "--environment", environment])
+    cli.main(["numbers", "--study", str(study)])
     assert r"\setres{study/name}{synthetic}" in Path("numbers.tex").read_text()
 
 
@@ -147,7 +146,6 @@ def test_without_a_name_a_command_lists_them(command, entries, capsys):
         (["table", "statistics/lengths"], "experiments/NAME"),
         (["table", "experiments/length"], "did you mean 'lengths'"),
         (["figure", "qualty"], "did you mean 'quality'"),
-        (["numbers", "--environment", "nowhere.json"], "snakemake --cores 1 nowhere.json"),
     ],
 )
 def test_a_wrong_name_is_told_in_one_line(study, words, said, capsys):

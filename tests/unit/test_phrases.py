@@ -395,7 +395,7 @@ def test_each_sentence_has_its_key_once_and_ends(study):
 
 def test_a_sentence_reads_only_what_is_declared(study):
     own = dataclasses.replace(study, tables=registry.NUMBERS.csv)
-    assert "summary/findings" in numbers.text(own, synthetic.ENVIRONMENT)
+    assert "summary/findings" in numbers.text(own)
 
 
 def test_a_study_of_several_models_names_them(study):

@@ -155,7 +155,7 @@ class TestStale:
 
 @pytest.fixture(scope="module")
 def bundle(repo, tmp_path_factory) -> Path:
-    archive = tmp_path_factory.mktemp("bundle") / "tiny.tar.gz"
+    archive = tmp_path_factory.mktemp("bundle") / "tiny.tar.xz"
     assert pack(study(repo), archive) == (9, 9)
     return archive
 
@@ -202,8 +202,8 @@ def test_a_draft_typesets_what_there_is_and_leaves_the_paper_alone(bundle, made,
 
 
 def test_the_same_study_gives_the_same_archive(repo, bundle, tmp_path):
-    pack(study(repo), tmp_path / "again.tar.gz")
-    assert (tmp_path / "again.tar.gz").read_bytes() == bundle.read_bytes()
+    pack(study(repo), tmp_path / "again.tar.xz")
+    assert (tmp_path / "again.tar.xz").read_bytes() == bundle.read_bytes()
 
 
 def test_a_bundle_replaces_nothing_that_differs(bundle, cell, calibration, repo, tmp_path):
@@ -220,8 +220,8 @@ def test_a_bundle_replaces_nothing_that_differs(bundle, cell, calibration, repo,
 
 def test_a_bundle_holds_what_is_current_alone(repo, cell, tmp_path):
     with edited(cell, lambda text: change(text, code="0" * 64)):
-        assert pack(study(repo), tmp_path / "part.tar.gz") == (8, 9)
-    unpack(tmp_path / "part.tar.gz", tmp_path)
+        assert pack(study(repo), tmp_path / "part.tar.xz") == (8, 9)
+    unpack(tmp_path / "part.tar.xz", tmp_path)
     assert not (tmp_path / cell.relative_to(repo)).exists()
     assert not list(tmp_path.rglob("*.safetensors"))
 

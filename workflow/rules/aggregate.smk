@@ -40,7 +40,7 @@ rule aggregate:
     input:
         RECORDS,
         study=PLAN,
-        models=expand("results/models/{model}.verified.json", model=MODELS),
+        models=unique(each.verified for each in STUDY.results),
     output:
         [report(file, caption="../report/csv.rst", category="Data") for file in CSV],
         f"{CSV_DIR}/README.md",
@@ -51,6 +51,8 @@ rule aggregate:
         CONDA_PAPER
     params:
         code=code("kvbudget.analysis.aggregate"),
+        # To which published records are compared.
+        today=sorted(code_parts(STUDY)) if any(each.published for each in STUDY.results) else [],
         draft="--draft" if DRAFT else "",
     shell:
         "python -m kvbudget aggregate --study {input.study} {params.draft}"

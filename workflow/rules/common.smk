@@ -27,8 +27,18 @@ from kvbudget.paper import registry as paper
 from kvbudget.policies.registry import method as method_named
 from kvbudget.run import lease, warm
 from kvbudget.run.elsewhere import python as python_of_peers
-from kvbudget.study import identity, prefills, provenance, resources, running, shade, status
+from kvbudget.study import (
+    identity,
+    prefills,
+    provenance,
+    published,
+    resources,
+    running,
+    shade,
+    status,
+)
 from kvbudget.study.config import validate
+from kvbudget.study.expand import code_parts
 from kvbudget.study.expand import expand as expand_study
 from kvbudget.study.identity import canonical
 
@@ -67,12 +77,13 @@ DRAFT = STUDY.config["draft"]
 CSV_DIR = f"{RESULTS}/draft/csv" if DRAFT else f"{RESULTS}/csv"
 PAPER_DIR = f"paper/{STUDY.name}{'-draft' if DRAFT else ''}"
 PLAN = f"{RESULTS}/study-{STUDY.identity[: identity.DIGITS]}.json"
-ENVIRONMENT = f"{RESULTS}/environment.json"
 # The name of a result holds the identity of all that it depends on, so one that is there is right
 # and no job. Only those that are missing are made; nothing is ever compared, dated or overwritten.
 CELLS = {cell.path: cell for cell in STUDY.cells}
 CALIBRATIONS = {each.path: each for each in STUDY.calibrations}
-MISSING = {path for path in (*CELLS, *CALIBRATIONS) if not Path(path).exists()}
+# Published results are unpacked and never made.
+ARCHIVE, UNPACKED = published.archive_of(STUDY.name), published.outdated(STUDY)
+MISSING = {each.path for each in STUDY.results if not (each.published or Path(each.path).exists())}
 # Those that are asked for by name are jobs too: --force makes one again.
 NAMED = {word for word in sys.argv if word.startswith(("results/cells/", "results/calibrations/"))}
 for _word in sorted(NAMED - CELLS.keys() - CALIBRATIONS.keys()):
@@ -83,7 +94,6 @@ for _word in sorted(NAMED - CELLS.keys() - CALIBRATIONS.keys()):
 # Contexts that are read once for all methods of a place.
 PREFILLS = {each.path: each for each in prefills.of_study(STUDY)}
 SHARING = STUDY.config["prefills"]
-MODELS = {key: STUDY.config["models"][key] for key in STUDY.models}
 # Nothing that computes may reach for the network.
 OFFLINE = "HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1"
 # On a machine with several GPUs each job has one to itself.
@@ -306,7 +316,14 @@ def closing_line():
     if "site" in rules:
         return f"The page of results of study {STUDY.name!r} is {Path(SITE).resolve()}"
     if "pdf" in rules:
-        return f"The paper of study {STUDY.name!r} is {Path(PAPER_DIR, 'main.pdf').resolve()}"
+        paper_of = f"The paper of study {STUDY.name!r} is {Path(PAPER_DIR, 'main.pdf').resolve()}"
+        if not STUDY.published:
+            return paper_of
+        planned_cells = len(STUDY.cells) + STUDY.left_out
+        return (
+            f"{paper_of}. Its records are published ({len(STUDY.cells)} of {planned_cells} planned "
+            f"cells, {ARCHIVE}); --config published={published.IGNORE} measures them anew"
+        )
     if "all" in rules:
         return (
             f"Everything of study {STUDY.name!r} but the PDF is built ({PAPER_DIR}, {CSV_DIR}). For "

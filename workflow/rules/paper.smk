@@ -76,7 +76,6 @@ rule numbers:
         study=PLAN,
         csv=data(paper.NUMBERS),
         template=template(paper.NUMBERS),
-        environment=ENVIRONMENT,
     output:
         NUMBERS,
     log:
@@ -89,7 +88,7 @@ rule numbers:
     shell:
         "python -m kvbudget numbers --study {input.study}"
         f" --csv {CSV_DIR}"
-        " --environment {input.environment} --out {output} > {log} 2>&1"
+        " --out {output} > {log} 2>&1"
 
 
 rule check_paper:

@@ -60,16 +60,17 @@ rule text:
         "python -m kvbudget text --spec {params.spec:q} --out {output.text} > {log} 2>&1"
 
 
-rule environment:
-    output:
-        ensure(ENVIRONMENT, non_empty=True),
-    log:
-        f"{LOGS}/environment.log",
-    localrule: True
-    conda:
-        CONDA
-    params:
-        code=code("kvbudget.run.environment"),
-        versions=provenance.library_versions("torch", "transformers", "snakemake"),
-    shell:
-        "python -m kvbudget environment --out {output} > {log} 2>&1"
+if UNPACKED:
+
+    rule unpack:
+        input:
+            ARCHIVE,
+        output:
+            UNPACKED,
+        log:
+            f"{LOGS}/unpack.log",
+        localrule: True
+        conda:
+            CONDA_PAPER
+        shell:
+            "python -m kvbudget unbundle --published {input} > {log} 2>&1"

@@ -24,8 +24,6 @@ from kvbudget.errors import UserError
 from kvbudget.study import records
 from kvbudget.study.plan import Study
 
-MODELS = Path("results/models")
-
 
 def aggregate(study: Study, out: Path, draft: bool = False) -> None:
     """Check a study and write all CSV files of `schema.TABLES`, and what they mean, into `out`.
@@ -38,13 +36,11 @@ def aggregate(study: Study, out: Path, draft: bool = False) -> None:
     Raises:
         UserError: a cell is missing or wrong; the message lists all and the mending command.
     """
-    models = study.root / MODELS
     cells, problems = records.load(study)
     problems += checks.unequal_bytes(cells)
     problems += checks.beyond_plan(cells)
     problems += checks.unpaired(cells)
-    problems += checks.mixed_codes(cells)
-    problems += checks.other_weights(cells, models)
+    problems += checks.other_weights(cells, study.root)
     missing = [problem.path for problem in problems if problem.missing]
     checks.refuse(study, [p for p in problems if not (draft and p.missing)])
     if not cells:
@@ -65,9 +61,9 @@ def aggregate(study: Study, out: Path, draft: bool = False) -> None:
         "stability": stability_rows(calibrations),
         "scorer": scorer_rows(calibrations),
         "ranks": rank_rows(calibrations),
-        "models": model_rows(study, cells, models),
+        "models": model_rows(study, cells),
         "provenance": provenance_rows(cells),
-        "code_digests": code_rows(cells),
+        "code_digests": code_rows(study, cells),
         "missing": pd.DataFrame({"path": missing}),
     }
     out.mkdir(parents=True, exist_ok=True)

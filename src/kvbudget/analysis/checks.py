@@ -78,27 +78,11 @@ def unpaired(cells: list[Cell]) -> list[Problem]:
     return problems
 
 
-def mixed_codes(cells: list[Cell]) -> list[Problem]:
-    """One policy on one kind of task is measured by one state of the code and libraries."""
-    groups = defaultdict(list)
-    for cell in cells:
-        groups[cell.planned.policy, cell.planned.kind].append(cell)
-    problems = []
-    for (policy, kind), members in groups.items():
-        codes = sorted({cell.record["code"][:12] for cell in members})
-        if len(codes) > 1:
-            problems += [
-                Problem(c.planned.path, f"{policy} on {kind} mixes code digests {', '.join(codes)}")
-                for c in members
-            ]
-    return problems
-
-
-def other_weights(cells: list[Cell], models: Path) -> list[Problem]:
+def other_weights(cells: list[Cell], root: Path) -> list[Problem]:
     """A record's weights must be those that were verified."""
     problems = []
     for cell in cells:
-        file = models / f"{cell.planned.model}.verified.json"
+        file = root / cell.planned.verified
         if not file.exists():
             continue
         verified = json.loads(file.read_text(encoding="utf-8"))["sha256"]

@@ -1,22 +1,22 @@
 """models.csv, provenance.csv and code_digests.csv: what was measured, with what, by which code."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 
 from kvbudget.study.plan import Study
 from kvbudget.study.records import Cell
+from kvbudget.study.standing import Standings
 
 SHAPE = ("layers", "query_heads", "kv_heads", "head_dim", "context")
 
 
-def model_rows(study: Study, cells: list[Cell], models: Path) -> pd.DataFrame:
+def model_rows(study: Study, cells: list[Cell]) -> pd.DataFrame:
     """One row a model; shapes from verified.json, 0 where there is none."""
     rows = []
-    for model in dict.fromkeys(cell.planned.model for cell in cells):
+    files = {cell.planned.model: study.root / cell.planned.verified for cell in cells}
+    for model, file in files.items():
         entry = study.config["models"].get(model, {})
-        file = models / f"{model}.verified.json"
         verified = {}
         if file.exists():
             verified = json.loads(file.read_text(encoding="utf-8"))
@@ -68,14 +68,21 @@ def provenance_rows(cells: list[Cell]) -> pd.DataFrame:
     )
 
 
-def code_rows(cells: list[Cell]) -> pd.DataFrame:
-    """One row a cell."""
-    return pd.DataFrame(
-        {
-            "path": cell.planned.path,
-            "policy": cell.planned.policy,
-            "kind": cell.planned.kind,
-            "code": cell.record["code"],
-        }
-        for cell in cells
-    )
+def code_rows(study: Study, cells: list[Cell]) -> pd.DataFrame:
+    """One row a cell: the code that measured it, and how it stands to today's."""
+    standings = Standings(study)
+    rows = []
+    for cell in cells:
+        standing = standings.of(cell.planned, cell.record)
+        rows.append(
+            {
+                "path": cell.planned.path,
+                "policy": cell.planned.policy,
+                "kind": cell.planned.kind,
+                "code": cell.record["code"],
+                "standing": standing.kind,
+                "modules": "; ".join(standing.modules),
+                "libraries": "; ".join(standing.libraries),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -14,6 +14,7 @@ from pandera.pandas import Check, Column, DataFrameSchema
 
 from kvbudget.analysis.metrics import COMPARED, HEADLINE_SCORE
 from kvbudget.errors import UserError
+from kvbudget.study.standing import ATTESTED, EARLIER, MEASURED
 
 
 def _text(description: str, *values: str) -> Column:
@@ -301,6 +302,15 @@ TABLES: dict[str, DataFrameSchema] = {
             "policy": _text("eviction policy"),
             "kind": _text("kind of task"),
             "code": _text("digest of the code that measured the cell"),
+            "standing": _text(
+                "to today's code: measured by it, attested (measured by earlier code, and some"
+                " contexts computed again by today's were the same), or earlier code",
+                MEASURED,
+                ATTESTED,
+                EARLIER,
+            ),
+            "modules": _text("that have changed since it was measured; empty if none has"),
+            "libraries": _text("that have; empty if none has"),
         },
         ["path"],
     ),
@@ -311,7 +321,7 @@ TABLES: dict[str, DataFrameSchema] = {
 
 
 #: Types of columns in words.
-_WORDS = {"bool": "True, False", "int64": "integer", "float64": "number", "string": "text"}
+WORDS = {"bool": "True, False", "int64": "integer", "float64": "number", "string": "text"}
 
 
 def dictionary() -> str:
@@ -321,7 +331,7 @@ def dictionary() -> str:
         lines += [f"## {name}.csv", "", "One row per " + ", ".join(table.unique) + ".", ""]
         lines += ["| column | type | meaning |", "|---|---|---|"]
         for column, each in table.columns.items():
-            kind = _WORDS[str(each.dtype).partition("[")[0]]
+            kind = WORDS[str(each.dtype).partition("[")[0]]
             lines.append(f"| {column} | {kind} | {each.description} |")
         lines.append("")
     return "\n".join(lines)
@@ -350,8 +360,10 @@ def read(directory: Path, table: str) -> pd.DataFrame:
         raise UserError(
             f"{path} is missing; run `snakemake --cores 1 --resources gpu=1` to make it"
         )
-    # Text stays text: a method may be called `null`, a budget is `256`.
-    types = {c: "str" for c, col in TABLES[table].columns.items() if str(col.dtype) == "str"}
+    # Text stays text: a method may be called `null`, a budget is `256`. Where pyarrow is installed,
+    # pandas has another type of text.
+    columns = TABLES[table].columns.items()
+    types = {name: "str" for name, column in columns if str(column.dtype).startswith("str")}
     frame = pd.read_csv(path, dtype=types, keep_default_na=False)
     return _valid(frame.replace({c: {"": None} for c in frame if c not in types}), table, path)
 

@@ -1,9 +1,11 @@
-"""Is a finished study still what its configuration, code, models and text give? Every digest is
-computed again, and what is stale is named with the reason."""
+"""Is a finished study still what its configuration, code, models and texts give? Every digest is
+computed again, and what is stale is named with the reason. A published record of earlier code is
+stale unless it is attested."""
 
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,24 +18,35 @@ from kvbudget.sources.registry import SOURCE, parse
 from kvbudget.study import records
 from kvbudget.study.identity import LOCK
 from kvbudget.study.older import explain
-from kvbudget.study.plan import Study
+from kvbudget.study.plan import STORE, Study
+from kvbudget.study.standing import Standings
+
+MODELS = f"{STORE}/models"
 
 
 def stale(study: Study) -> list[tuple[str, str]]:
     """(path, reason) of everything on disk that the plan does not stand for."""
-    models = study.root / "results/models"
     cells, problems = records.load(study)
+    standings = Standings(study)
     found = [
-        *_models(study, models),
+        *_models(study),
         *_texts(study),
-        *_calibrations(study, models),
+        *_calibrations(study, standings),
         *_records(study, problems),
-        *((each.path, each.reason) for each in checks.other_weights(cells, models)),
+        *_earlier(cells, standings),
+        *((each.path, each.reason) for each in checks.other_weights(cells, study.root)),
         *_other_text(cells, study.root),
         *_other_calibration(cells, study.root),
     ]
     # What is made of records that are not right is not right either, and goes without saying.
     return found or list(_tables(study))
+
+
+def counts(study: Study) -> dict[str, int]:
+    """How many cells of a study stand how to today's code."""
+    standings = Standings(study)
+    found = (standings.of(cell.planned, cell.record) for cell in records.load(study)[0])
+    return dict(Counter(each.kind for each in found))
 
 
 def _records(study: Study, problems: list[records.Problem]) -> Iterator[tuple[str, str]]:
@@ -45,38 +58,44 @@ def _records(study: Study, problems: list[records.Problem]) -> Iterator[tuple[st
         yield problem.path, reason
 
 
-def _models(study: Study, directory: Path) -> Iterator[tuple[str, str]]:
+def _earlier(cells: list[records.Cell], standings: Standings) -> Iterator[tuple[str, str]]:
+    for cell in cells:
+        if (standing := standings.of(cell.planned, cell.record)).stale:
+            yield cell.planned.path, standing.why
+
+
+def _models(study: Study) -> Iterator[tuple[str, str]]:
     locked = lock.read(study.root / LOCK)
-    for model in study.models:
-        path = directory / f"{model}.verified.json"
-        files = (_json(path) or {}).get("files")
+    for model, path in dict.fromkeys((each.model, each.verified) for each in study.results):
+        files = (_json(study.root / path) or {}).get("files")
         if files is None:
-            yield str(path), "missing"
+            yield path, "missing"
             continue
         note = parse(model, study.config["models"][model]).note()
         if files.get(SOURCE) != hashlib.sha256(note.encode()).hexdigest():
-            yield str(path), "the config now takes this model from somewhere else"
+            yield path, "the config now takes this model from somewhere else"
         if model in locked and files != locked[model]:
             differing = _differing(files, locked[model])
-            yield str(path), f"verified are other files than {LOCK} lists: {differing}"
+            yield path, f"verified are other files than {LOCK} lists: {differing}"
         # Weights may be gone once all is measured.
-        if (directory / model / SOURCE).exists():
-            found = lock.hash_files(directory / model)
+        folder = f"{MODELS}/{model}"
+        if (study.root / folder / SOURCE).exists():
+            found = lock.hash_files(study.root / folder)
             if found != files:
-                yield str(directory / model), f"changed since: {_differing(found, files)}"
+                yield folder, f"changed since: {_differing(found, files)}"
 
 
 def _texts(study: Study) -> Iterator[tuple[str, str]]:
-    for path in study.texts:
+    for path, verified in dict.fromkeys((each.text, each.verified_text) for each in study.results):
         text = study.root / path
-        sha256 = (_json(text.with_suffix(".verified.json")) or {}).get("sha256")
+        sha256 = (_json(study.root / verified) or {}).get("sha256")
         if sha256 is None:
-            yield str(Path(path).with_suffix(".verified.json")), "missing"
+            yield verified, "missing"
         elif text.exists() and file_sha256(text) != sha256:
             yield path, "changed since it was made"
 
 
-def _calibrations(study: Study, models: Path) -> Iterator[tuple[str, str]]:
+def _calibrations(study: Study, standings: Standings) -> Iterator[tuple[str, str]]:
     for planned in study.calibrations:
         made = _json(study.root / planned.path)
         if made is None:
@@ -85,14 +104,16 @@ def _calibrations(study: Study, models: Path) -> Iterator[tuple[str, str]]:
         wanted = (planned.spec, planned.code, planned.identity)
         if (made["spec"], made["code"], made["identity"]) != wanted:
             yield planned.path, "holds another calibration"
-        verified = (_json(models / f"{planned.model}.verified.json") or {}).get("sha256")
+        elif (standing := standings.of(planned, made)).stale:
+            yield planned.path, standing.why
+        verified = (_json(study.root / planned.verified) or {}).get("sha256")
         if verified and made["model_sha256"] != verified:
             yield planned.path, "measured with other weights than the verified ones"
 
 
 def _other_text(cells: list[records.Cell], root: Path) -> Iterator[tuple[str, str]]:
     for cell in cells:
-        verified = _json((root / cell.planned.text).with_suffix(".verified.json")) or {}
+        verified = _json(root / cell.planned.verified_text) or {}
         measured = cell.record["provenance"].get("text_sha256")
         if measured and measured != verified.get("sha256"):
             yield cell.planned.path, "measured on another text than the verified one"
@@ -110,8 +131,11 @@ def _other_calibration(cells: list[records.Cell], root: Path) -> Iterator[tuple[
 
 
 def _tables(study: Study) -> Iterator[tuple[str, str]]:
-    """CSV files that the records no longer give; a study that has none is not yet aggregated."""
+    """CSV files that the records no longer give; a study that has none is not yet aggregated, and
+    one that is published need not be."""
     here = study.root / study.directory / "csv"
+    if study.published and not here.exists():
+        return
     with tempfile.TemporaryDirectory() as scratch:
         aggregate(study, Path(scratch))
         for table in schema.TABLES:

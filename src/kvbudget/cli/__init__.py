@@ -21,6 +21,7 @@ COMMANDS = {
     "site": "one page of a finished study's results",
     "shade": "which tokens of a context each method keeps, for that page",
     "verify": "name what of a finished study is stale, and why",
+    "attest": "compare published records of earlier code with what today's gives",
     "bundle": "archive the finished cells of a study",
     "unbundle": "put someone's finished cells into results/",
     "calibrate": "fit Head-Aware to a model",

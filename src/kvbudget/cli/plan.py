@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kvbudget.cli import study_argument
 from kvbudget.study import forecast
+from kvbudget.study.published import IGNORE
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,4 +15,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the forecast."""
-    print(forecast.report(study_argument.load(args), Path("results/models")))
+    print(forecast.report(study_argument.load(args, IGNORE), Path("results/models")))

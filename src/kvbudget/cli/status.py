@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from kvbudget.cli import study_argument
-from kvbudget.study import status
+from kvbudget.study import published, status
 from kvbudget.study.status import State, Watch
 
 #: Seconds from one look at the disk to the next.
@@ -20,7 +20,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the state of the study; while it is watched, in a line that changes in a terminal and
     in a line a change elsewhere."""
-    study = study_argument.load(args)
+    study = study_argument.load(args, published.EXTEND)
+    published.unpack(study)
     if not args.watch:
         print(status.report(study))
         return

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from kvbudget.study import published
 from kvbudget.study.config import file_of, read
 from kvbudget.study.expand import expand
 from kvbudget.study.plan import DEFAULT_COMMAND, Study, load_study
@@ -16,6 +17,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="default",
         help="name of a file in workflow/studies/, or the path of one of your own",
     )
+    parser.add_argument(
+        "--published",
+        choices=published.MODES,
+        help="what it takes of results/published/ in place of what it is configured to",
+    )
 
 
 def add_planned(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +30,16 @@ def add_planned(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", type=Path, help="in its place: results/STUDY/study-….json")
 
 
-def load(args: argparse.Namespace) -> Study:
-    """The study, checked and expanded."""
-    file = file_of(args.study)
+def load(args: argparse.Namespace, mode: str | None = None) -> Study:
+    """The study, checked and expanded; where neither the arguments nor `mode` says what it takes of
+    its published records, what it is configured to."""
+    file, config = file_of(args.study), read(args.study)
     overlay = [] if file is None else ["--configfile", str(file)]
+    if mode := args.published or mode:
+        config["published"] = mode
+        overlay += ["--config", f"published={mode}"]
     command, *options = DEFAULT_COMMAND
-    return expand(read(args.study), command=[command, *overlay, *options])
+    return expand(config, command=[command, *overlay, *options])
 
 
 def load_planned(args: argparse.Namespace) -> Study:

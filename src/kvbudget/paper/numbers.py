@@ -14,23 +14,22 @@ import pandas as pd
 from kvbudget.errors import UserError
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases import ablation, cost, heads, quality, rigour, setup
+from kvbudget.paper.phrases import ablation, cost, heads, quality, rigour, setup, standing
 from kvbudget.paper.source import Source
 from kvbudget.paper.template import render
 
 
-def text(src: Source, environment: dict) -> str:
+def text(src: Source) -> str:
     """LaTeX of all numbers.
 
     Args:
         src: the study and its CSV files.
-        environment: what the machine is, as `kvbudget environment` writes it.
 
     Raises:
         UserError: two numbers have the same key.
     """
     numbers: dict[str, Latex] = {}
-    for key, value in _all(src, environment):
+    for key, value in _all(src):
         if key in numbers:
             raise UserError(f"two numbers have the key {key}; rename a model, task or method")
         numbers[key] = value
@@ -43,11 +42,10 @@ def text(src: Source, environment: dict) -> str:
     )
 
 
-def _all(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:
+def _all(src: Source) -> Iterator[tuple[str, Latex]]:
     yield from _cells(src)
     yield from _comparisons(src)
-    yield from setup.derived(src, environment)
-    for part in (quality, ablation, rigour, cost, heads):
+    for part in (setup, standing, quality, ablation, rigour, cost, heads):
         yield from part.derived(src)
 
 

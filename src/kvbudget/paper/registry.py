@@ -115,6 +115,7 @@ NUMBERS = Made(
         "scorer",
         "ranks",
         "provenance",
+        "code_digests",
         "missing",
     ),
     template="numbers.tex.j2",

@@ -17,7 +17,7 @@ from kvbudget.options import Option
 from kvbudget.policies import registry as methods
 from kvbudget.run.protocols import PROTOCOLS
 from kvbudget.sources import registry, text
-from kvbudget.study import checks, identity, provenance, titles
+from kvbudget.study import checks, identity, provenance, published, titles
 from kvbudget.study.plan import DEFAULT, DEFAULT_COMMAND, SEEDED, Calibration, Planned, Study
 from kvbudget.tasks import registry as tasks
 
@@ -32,6 +32,8 @@ def expand(
     config: Mapping[str, Any], root: Path = Path(), command: Iterable[str] = DEFAULT_COMMAND
 ) -> Study:
     """Expand a checked configuration into cells; shared cells appear once.
+
+    In a published study (`kvbudget.study.published`) published results take the place of its own.
 
     Args:
         config: as `kvbudget.study.config.validate` returns it.
@@ -50,7 +52,7 @@ def expand(
             cells[cell.path] = Planned(
                 **{**vars(cell), "experiments": (*before, experiment["name"])}
             )
-    return Study(
+    planned = Study(
         config["study"],
         dict(config),
         tuple(cells.values()),
@@ -58,6 +60,7 @@ def expand(
         root,
         tuple(command),
     )
+    return published.resolved(planned)
 
 
 def code_parts(study: Study) -> dict[str, dict[str, str]]:
@@ -65,6 +68,11 @@ def code_parts(study: Study) -> dict[str, dict[str, str]]:
     entries = dict.fromkeys(entry_modules(cell.spec) for cell in study.cells)
     parts = {_code(*modules): _parts(*modules) for modules in entries}
     return parts | ({_code(*_CALIBRATING): _parts(*_CALIBRATING)} if study.calibrations else {})
+
+
+def code_of(result: Planned | Calibration) -> str:
+    """Digest of the code that would measure a cell or a calibration today."""
+    return _code(*(_CALIBRATING if isinstance(result, Calibration) else entry_modules(result.spec)))
 
 
 def entry_modules(spec: Mapping[str, Any]) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ DEFAULT = "default"
 #: What stands before another seed than its own in the name of a calibration.
 SEEDED = "-seed-"
 AXES = ("model", "task", "length", "method", "budget")
+#: Where results lie that are measured here.
+STORE = "results"
 #: How Snakemake is started for the default study.
 DEFAULT_COMMAND = ("snakemake", "--cores", "1", "--resources", "gpu=1")
 
@@ -28,8 +30,38 @@ def budget_token(budget: str | int | None) -> str:
     return FULL if budget is None else str(budget).replace("%", "p")
 
 
+class _Result:
+    """What a cell and a calibration have in common; they have `store`, `model`, `text`, `code`,
+    `identity`."""
+
+    @property
+    def published(self) -> bool:
+        """Whether it comes from the archive of a published study, and is never measured here."""
+        return self.store != STORE
+
+    @property
+    def verified(self) -> str:
+        """Path of what the check of its model has found."""
+        return f"{self.store}/models/{self.model}.verified.json"
+
+    @property
+    def verified_text(self) -> str:
+        """Path of what its text was when it was made."""
+        return f"{self.text.removesuffix('.txt')}.verified.json"
+
+    @property
+    def code_file(self) -> str:
+        """Path of what its digest of code stands for."""
+        return f"{self.store}/code/{self.code}.json"
+
+    @property
+    def attested(self) -> str:
+        """Path of what is noted of each time that it was computed again and came out the same."""
+        return f"{self.store}/attested/{self.identity}.json"
+
+
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(_Result):
     """A calibration that some cell needs.
 
     Attributes:
@@ -39,6 +71,7 @@ class Calibration:
         code: digest of the code that makes it.
         identity: of spec, code, model and text; part of the path.
         text: path of the haystack that its prompts are made of.
+        store: folder that it lies in.
     """
 
     model: str
@@ -47,6 +80,7 @@ class Calibration:
     code: str
     identity: str
     text: str
+    store: str = STORE
 
     @property
     def own(self) -> bool:
@@ -55,11 +89,11 @@ class Calibration:
 
     @property
     def path(self) -> str:
-        return f"results/calibrations/{self.model}/{self.name}-{self.identity[:DIGITS]}.json"
+        return f"{self.store}/calibrations/{self.model}/{self.name}-{self.identity[:DIGITS]}.json"
 
 
 @dataclass(frozen=True)
-class Planned:
+class Planned(_Result):
     """One cell of the plan, and the one file that it writes.
 
     Attributes:
@@ -69,6 +103,7 @@ class Planned:
         text: path of the haystack that its samples are made of.
         calibration: path of the calibration that it needs; None if it needs none.
         experiments: names of those that it belongs to.
+        store: folder that it lies in.
     """
 
     spec: dict[str, Any]
@@ -77,11 +112,12 @@ class Planned:
     text: str
     calibration: str | None
     experiments: tuple[str, ...]
+    store: str = STORE
 
     @property
     def path(self) -> str:
         place = f"{self.model}/{self.task}/L{self.length}/{self.method}"
-        return f"results/cells/{place}/B{self.budget}-{self.identity[:DIGITS]}.json"
+        return f"{self.store}/cells/{place}/B{self.budget}-{self.identity[:DIGITS]}.json"
 
     @property
     def key(self) -> tuple[str, str, int, str, str]:
@@ -138,6 +174,7 @@ class Study:
         calibrations: that some cell needs.
         root: directory that all paths start from.
         command: that runs the study, as a list of words.
+        left_out: planned cells that are not among `cells`, as the study is published without them.
     """
 
     name: str
@@ -146,6 +183,7 @@ class Study:
     calibrations: tuple[Calibration, ...] = field(default=(), repr=False)
     root: Path = Path()
     command: tuple[str, ...] = DEFAULT_COMMAND
+    left_out: int = 0
 
     @property
     def directory(self) -> str:
@@ -154,8 +192,14 @@ class Study:
     @cached_property
     def identity(self) -> str:
         """Digest of all that is planned, titles included."""
-        cells = [[each.identity, *each.experiments] for each in self.cells]
-        return digest([self.config, cells, [each.identity for each in self.calibrations]])
+        cells = [[each.store, each.identity, *each.experiments] for each in self.cells]
+        calibrations = [[each.store, each.identity] for each in self.calibrations]
+        return digest([self.config, cells, calibrations, self.left_out])
+
+    @property
+    def results(self) -> tuple[Planned | Calibration, ...]:
+        """All cells and calibrations."""
+        return (*self.cells, *self.calibrations)
 
     @property
     def models(self) -> list[str]:
@@ -165,11 +209,18 @@ class Study:
     @property
     def texts(self) -> list[str]:
         """Paths of the texts that some cell or calibration uses."""
-        return list(dict.fromkeys(each.text for each in (*self.cells, *self.calibrations)))
+        return list(dict.fromkeys(each.text for each in self.results))
+
+    @property
+    def published(self) -> bool:
+        """Whether all of it comes from an archive, so that nothing is left to measure."""
+        return bool(self.cells) and all(each.published for each in self.results)
 
     @property
     def experiments(self) -> list[dict[str, Any]]:
-        return self.config["experiments"]
+        """Those of the configuration that have a cell; one that is not published has none."""
+        named = {name for cell in self.cells for name in cell.experiments}
+        return [each for each in self.config["experiments"] if each["name"] in named]
 
     def missing(self) -> list[Planned]:
         """Cells without a record. What lies there is whole: records are written in one step."""
@@ -224,6 +275,7 @@ class Study:
             "config": self.config,
             "cells": [{"path": cell.path, **vars(cell)} for cell in self.cells],
             "calibrations": [{"path": each.path, **vars(each)} for each in self.calibrations],
+            "left_out": self.left_out,
         }
 
 
@@ -238,10 +290,11 @@ def load_study(path: Path) -> Study:
         return Study(
             raw["study"],
             raw["config"],
-            tuple(_made(Planned, cell) for cell in raw["cells"]),
-            tuple(_made(Calibration, each) for each in raw["calibrations"]),
+            tuple(made(Planned, cell) for cell in raw["cells"]),
+            tuple(made(Calibration, each) for each in raw["calibrations"]),
             path.parents[2],
             tuple(raw["command"]),
+            raw["left_out"],
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
@@ -249,7 +302,7 @@ def load_study(path: Path) -> Study:
         ) from error
 
 
-def _made(cls: type, raw: dict[str, Any]) -> Any:
+def made(cls: type, raw: dict[str, Any]) -> Any:
     """A dataclass from what `as_json` wrote; lists were tuples."""
     values = {each.name: raw[each.name] for each in fields(cls)}
     return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})

@@ -69,7 +69,7 @@ def of_study(study: Study) -> list[Prefills]:
     """
     places: dict[str, list[Planned]] = {}
     for cell in study.cells:
-        if can_adopt(cell):
+        if can_adopt(cell) and not cell.published:
             places.setdefault(identity.canonical(_place(cell.spec)), []).append(cell)
     return [_prefills(study, cells) for cells in places.values()]
 

@@ -4,8 +4,9 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from kvbudget.study.plan import Planned, Study
+from kvbudget.study.plan import Calibration, Planned, Study
 
 SCHEMA = 1
 LENGTH_TOLERANCE = 0.01
@@ -52,6 +53,16 @@ def load(study: Study) -> tuple[list[Cell], list[Problem]]:
         if not found:
             cells.append(Cell(planned, record))
     return cells, problems
+
+
+def attestations(study: Study, planned: Planned | Calibration) -> list[dict[str, Any]]:
+    """What is noted of each time that a result was computed again and came out the same: `code`,
+    `date`, `contexts` (of a cell), `versions` and `device`."""
+    try:
+        text = (study.root / planned.attested).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return json.loads(text)["attested"]
 
 
 def _faults(planned: Planned, record: dict) -> Iterable[str]:

@@ -30,12 +30,15 @@ class Shade:
 
 def of_study(study: Study) -> Shade | None:
     """The study's first model at its shortest prompt, of a task with questions if there is one, at
-    the budget that most methods are measured at; None where no method reads a whole prompt."""
+    the budget that most methods are measured at; None where no method reads a whole prompt, or the
+    study is published: its models are not here."""
     models = study.models
     evicting = [
         cell
         for cell in study.cells
-        if cell.policy != FULL and tasks.kind(cell.kind).protocol == "questions"
+        if not cell.published
+        and cell.policy != FULL
+        and tasks.kind(cell.kind).protocol == "questions"
     ]
     if not evicting:
         return None

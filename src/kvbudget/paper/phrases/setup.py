@@ -4,16 +4,16 @@ from collections.abc import Iterable, Iterator
 
 from kvbudget.paper import budgets, latex
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import count, span
+from kvbudget.paper.phrases.words import span
 from kvbudget.paper.source import Source
 from kvbudget.study.plan import FULL, OURS
 
 
-def derived(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:
+def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     """Numbers and lists of the plan, and the machine in words."""
     yield from _study(src)
     yield from _method(src)
-    yield from _machine(src, environment)
+    yield from _machine(src)
 
 
 def _study(src: Source) -> Iterator[tuple[str, Latex]]:
@@ -71,20 +71,13 @@ def _method(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "method/bits", latex.decimal(study.config["methods"][study.ours].get("bits", 16), 0)
 
 
-def _machine(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:
+def _machine(src: Source) -> Iterator[tuple[str, Latex]]:
     items = {r["item"]: r["value"] for r in src.table("provenance").to_dict("records")}
     for name in ("device", "threads", "torch", "transformers", "python"):
         yield f"machine/{name}", latex.escape(items.get(name, "unknown"))
-    yield "machine/description", _describe(environment)
-
-
-def _describe(environment: dict) -> Latex:
-    """The machine in words, from environment.json."""
-    cpu = environment["cpu"]
-    parts = [
-        latex.escape(cpu["model"] or "an unnamed processor"),
-        Latex(count(cpu["usable"], "CPU")),
-        Latex(f"{environment['memory_bytes'] / 2**30:.0f} GiB of memory"),
-    ]
-    parts += [latex.escape(device["name"]) for device in environment["cuda"]["devices"]]
-    return Latex(", ".join(parts))
+    # What measured the records, wherever they are read now; a CPU is no device beside itself.
+    places = dict.fromkeys((items.get("device", "cpu"), items.get("cpu", "unknown processor")))
+    yield (
+        "machine/description",
+        latex.listing(latex.escape(place) for place in places if place != "cpu"),
+    )

@@ -2,6 +2,7 @@
 
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
+from kvbudget.paper.phrases import standing
 from kvbudget.paper.source import Source
 from kvbudget.paper.template import render
 
@@ -17,6 +18,7 @@ def text(src: Source) -> str:
         items=src.table("provenance").to_dict("records"),
         codes=codes.nunique(),
         cells=len(codes),
+        standing=dict(standing.derived(src))["study/standing"],
         wrap=_wrap,
     )
 

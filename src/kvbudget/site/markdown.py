@@ -1,0 +1,149 @@
+"""Results of published studies as Markdown tables, for README and the guides.
+
+A number there is one of an archive of results/published/, as the CSV files made of it have it; none
+is typed.
+"""
+
+import functools
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kvbudget.analysis import schema
+from kvbudget.analysis.aggregate import aggregate
+from kvbudget.paper import budgets
+from kvbudget.site import plain
+from kvbudget.study import bundle, published
+from kvbudget.study.config import read
+from kvbudget.study.expand import expand
+from kvbudget.study.plan import FULL, Study
+
+NOTHING = "No study is published yet."
+#: What a number is of, one after the other.
+METRICS = {"score": 2, "nll": 3}
+ABSENT = "–"
+_ROW = ["model", "task", "length", "budget"]
+
+
+def of_all(root: Path) -> str:
+    """Every experiment of every study that is published under a root."""
+    names = published.names(root)
+    return "\n\n".join(of_study(name, root) for name in names) or NOTHING
+
+
+def of_study(name: str, root: Path) -> str:
+    """What a published study is of, and a table for each of its experiments."""
+    study, tables = _tables(name, root)
+    parts = [f"## Study `{name}`\n\n{_facts(study, tables)}"]
+    for experiment in study.experiments:
+        title = plain.typeset(experiment.get("title", experiment["name"]))
+        parts.append(f"### {title}\n\n{_table(study, tables['cells'], experiment)}")
+    return "\n\n".join(parts)
+
+
+def in_short(root: Path) -> str:
+    """Of the first published study, the first experiment at its first model and task, at its
+    longest prompts."""
+    names = published.names(root)
+    if not names:
+        return NOTHING
+    study, tables = _tables(names[0], root)
+    experiment, cells = study.experiments[0], tables["cells"]
+    mine = [cell for cell in study.cells if experiment["name"] in cell.experiments]
+    model, task = mine[0].model, mine[0].task
+    length = max(cell.length for cell in mine if (cell.model, cell.task) == (model, task))
+    here = cells[(cells["model"] == model) & (cells["task"] == task) & (cells["length"] == length)]
+    return _table(study, here, experiment)
+
+
+@functools.cache
+def _tables(name: str, root: Path) -> tuple[Study, dict[str, pd.DataFrame]]:
+    """A published study and its CSV files, made of the archive and of nothing else."""
+    study = expand(read(name, root) | {"published": published.ONLY}, root)
+    archive = root / published.archive_of(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        for path, content in bundle.contents(archive, bundle.read(archive).files).items():
+            bundle.write(Path(scratch) / published.store_of(name) / path, content)
+        aggregate(replace(study, root=Path(scratch)), Path(scratch) / "csv")
+        wanted = ("cells", "provenance")
+        return study, {table: schema.read(Path(scratch) / "csv", table) for table in wanted}
+
+
+def _facts(study: Study, tables: dict[str, pd.DataFrame]) -> str:
+    """What was measured where, in two lines."""
+    items = dict(tables["provenance"].itertuples(index=False, name=None))
+    contexts = tables["cells"]["n_contexts"]
+    span = "–".join(str(each) for each in sorted({contexts.min(), contexts.max()}))
+    planned = len(study.cells) + study.left_out
+    return (
+        f"{len(study.cells)} of {planned} planned cells, {span} contexts each, weights in"
+        f" {items['dtype']}, on {items['device']} with PyTorch {items['torch']} and transformers"
+        f" {items['transformers']}, at commit {items.get('git_commit', 'unknown')}. Score (more is"
+        " better) / NLL"
+        " of the reference in nats a token (less is better)."
+    )
+
+
+def _table(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> str:
+    """What all of an experiment has in common, and a table: rows are places and budgets, columns
+    methods."""
+    planned = {cell.key for cell in study.cells if experiment["name"] in cell.experiments}
+    keys = cells[[*_ROW[:3], "method", "budget"]].itertuples(index=False, name=None)
+    mine = cells[[key in planned for key in keys]]
+    values = {
+        key: _value(group)
+        for key, group in mine.groupby([*_ROW, "method"], sort=False)
+        if not group.empty
+    }
+    methods = [m for m in experiment["methods"] if any(key[-1] == m for key in values)]
+    rows = _rows(values)
+    axes = dict(zip(_ROW, zip(*rows, strict=True), strict=True))
+    shown = [name for name, found in axes.items() if len(set(found)) > 1]
+    common = [_axis(study, name, found[0]) for name, found in axes.items() if name not in shown]
+    head = [*shown, *(plain.typeset(study.title("methods", method)) for method in methods)]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        named = dict(zip(_ROW, row, strict=True))
+        found = (_found(values, row, method) for method in methods)
+        lines.append([*(_axis(study, name, named[name]) for name in shown), *found])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{', '.join(common)}:\n\n{table}" if common else table
+
+
+def _rows(values: Iterable[tuple]) -> list[tuple]:
+    """Places with their budgets, in order; the full cache, which has none, stands in each."""
+    rows = dict.fromkeys(key[:-1] for key in values)
+    bounded = [row for row in rows if row[-1] != FULL]
+    alone = [row for row in rows if row[-1] == FULL and not any(row[:3] == b[:3] for b in bounded)]
+    places = list(dict.fromkeys(row[:3] for row in rows))
+    return sorted(
+        [*bounded, *alone], key=lambda row: (places.index(row[:3]), budgets.order(row[3]))
+    )
+
+
+def _found(values: dict[tuple, str], row: tuple, method: str) -> str:
+    """A method's value in a row, or its only one at the place, if it has no budget."""
+    return values.get((*row, method)) or values.get((*row[:3], FULL, method)) or ABSENT
+
+
+def _value(group: pd.DataFrame) -> str:
+    values = dict(zip(group["metric"], group["value"], strict=True))
+    return " / ".join(_numbers(values))
+
+
+def _numbers(values: dict[str, float]) -> Iterator[str]:
+    for name, digits in METRICS.items():
+        if name in values:
+            yield f"{values[name]:.{digits}f}"
+
+
+def _axis(study: Study, name: str, value: Any) -> str:
+    if name == "budget":
+        return budgets.text(value)
+    if name == "length":
+        return f"{value:,} tokens"
+    return plain.typeset(study.title(f"{name}s", value))

@@ -1,0 +1,59 @@
+"""Results in README and the guides are those of the archives of published studies."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from test_published import measure, planned, publish
+
+from kvbudget.site import markdown
+from kvbudget.study import expand
+from kvbudget.study.config import read
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A folder like the repository, in which the tiny study is published."""
+    for name in ("config.yaml", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
+    return tmp_path
+
+
+def test_nothing_is_published(root):
+    assert markdown.of_all(root) == markdown.in_short(root) == markdown.NOTHING
+
+
+def test_each_number_is_one_of_the_records(root):
+    study = planned(read("tiny", ROOT), root)
+    measure(study)
+    records = {
+        cell.key: json.loads((root / cell.path).read_text())["samples"] for cell in study.cells
+    }
+    publish(study)
+    text = markdown.of_all(root)
+    assert text.startswith("## Study `tiny`\n\n9 of 9 planned cells, 2 contexts each")
+    titles = ["Quality and memory by length", "What each part adds", "Translation while reading"]
+    assert all(f"\n### {title}\n" in text for title in titles)
+    (lengths, *_) = text.split("### ")[1:]
+    common, head, _, row = (line for line in lengths.split("\n")[1:] if line)
+    assert common == "Tiny random Llama, Single needle, 800 tokens, 20%:"
+    titles, values = (line.strip("| ").split(" | ") for line in (head, row))
+    assert titles == ["Baseline (full cache, GPE)", "H2O", "StreamingLLM", "Head-Aware"]
+    for method, value in zip(("full", "h2o", "streaming-llm", "head-aware"), values, strict=True):
+        (samples,) = (of for key, of in records.items() if key[1:4] == ("niah_single", 800, method))
+        score, nll = (sum(each[name] for each in samples) / 2 for name in ("score", "nll"))
+        assert value == f"{score:.2f} / {nll:.3f}"
+    assert markdown.in_short(root) == "\n".join(lengths.strip().split("\n")[2:])
+
+
+def test_nothing_is_left_where_it_is_read(root):
+    study = planned(read("tiny", ROOT), root)
+    measure(study)
+    publish(study)
+    markdown.of_study("tiny", root)
+    assert [path.name for path in (root / "results/published").iterdir()] == ["tiny.tar.xz"]
+    assert expand.expand(read("tiny", ROOT), root).published
