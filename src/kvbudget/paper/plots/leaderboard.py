@@ -24,8 +24,6 @@ LABELS = {"kept": "tokens evicted", "held": "bytes saved"}
 TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 #: What of a method's entry makes it no variant.
 _NO_CHOICE = ("title", "bits", "value_bits")
-#: Methods of one colour and one marker differ in their lines.
-LINES = ("-", "--", ":", "-.")
 
 
 def draw(src: Source) -> Figure | None:
@@ -84,13 +82,11 @@ def _at(frame: pd.DataFrame, place: tuple) -> pd.Series:
 
 
 def _panel(ax: Axes, study: Study, part: pd.DataFrame, left: str) -> None:
-    looks = []
     for method in _methods(study):
         mine = part[part["method"] == method].sort_values(left)
-        looks.append(style.look(study, method))
         if mine.empty:
             continue
-        colour, marker = looks[-1]
+        colour, marker, line = style.look(study, method)
         title = style.title(study, "methods", method)
         if study.policy(method) == FULL:
             score = mine["value"].iloc[0]
@@ -106,7 +102,7 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, left: str) -> None:
             yerr=error,
             color=colour,
             marker=marker,
-            linestyle=LINES[(looks.count(looks[-1]) - 1) % len(LINES)],
+            linestyle=line,
             markersize=3,
             elinewidth=0.4,
             alpha=0.9,
