@@ -46,9 +46,11 @@ class Row:
         return -(-max(shown) // NAMED)
 
 
-def with_interval(value: float, low: float, high: float, signed: bool = False) -> Latex:
-    """A value and its interval in brackets, if it has one; a dash for NaN."""
-    number = latex.signed(value) if signed else latex.decimal(value)
+def with_interval(
+    value: float, low: float, high: float, signed: bool = False, mark: str = ""
+) -> Latex:
+    """A value with its mark, and its interval in brackets, if it has one; a dash for NaN."""
+    number = Latex((latex.signed(value) if signed else latex.decimal(value)) + mark)
     if pd.isna(value):
         return number
     if pd.isna(low):

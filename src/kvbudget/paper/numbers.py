@@ -14,7 +14,7 @@ import pandas as pd
 from kvbudget.errors import UserError
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases import ablation, cost, heads, quality, rigour, setup
+from kvbudget.paper.phrases import ablation, claims, cost, heads, quality, rigour, setup
 from kvbudget.paper.source import Source
 from kvbudget.paper.template import render
 
@@ -47,7 +47,7 @@ def _all(src: Source, environment: dict) -> Iterator[tuple[str, Latex]]:
     yield from _cells(src)
     yield from _comparisons(src)
     yield from setup.derived(src, environment)
-    for part in (quality, ablation, rigour, cost, heads):
+    for part in (claims, quality, ablation, rigour, cost, heads):
         yield from part.derived(src)
 
 

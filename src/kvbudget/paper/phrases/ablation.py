@@ -6,8 +6,11 @@ import pandas as pd
 
 from kvbudget.paper import latex, layout
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import METRIC_TITLE, gap, title
+from kvbudget.paper.phrases.words import METRIC_TITLE, count, gap, title
 from kvbudget.paper.source import Source
+
+#: Combinations of experiment, model and budget that are told one by one.
+FEW = 2
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
@@ -21,9 +24,24 @@ def _ablation(src: Source) -> Latex:
     if frame.empty:
         return Latex("This study holds no headline comparison of a variant with Head-Aware.")
     by = ["experiment", "model", "budget", "metric"]
+    places = len(frame[by[:3]].drop_duplicates())
+    if places > FEW:
+        parts = frame[frame["metric"] == frame["metric"].iloc[0]].groupby("method", sort=False)
+        return Latex(" ".join(_counted(src, part) for _, part in parts))
     groups = frame.groupby(by, sort=False)
-    several = len(frame[by[:3]].drop_duplicates()) > 1
-    return Latex(" ".join(_group(src, part, several) for _, part in groups))
+    return Latex(" ".join(_group(src, part, places > 1) for _, part in groups))
+
+
+def _counted(src: Source, part: pd.DataFrame) -> str:
+    """How often one variant is clearly better and worse, where places are many."""
+    verdicts = part["verdict"].value_counts()
+    metric = METRIC_TITLE[part["metric"].iloc[0]]
+    median = latex.decimal(part["difference"].abs().median())
+    return (
+        rf"\emph{{{title(src, part['method'].iloc[0])}}} is clearly worse in {metric} in "
+        f"{verdicts.get('worse', 0)} of {count(len(part), 'comparison')} and clearly better in "
+        f"{verdicts.get('better', 0)}; the median difference is {median}."
+    )
 
 
 def _group(src: Source, part: pd.DataFrame, several: bool) -> str:

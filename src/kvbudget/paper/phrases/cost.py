@@ -8,7 +8,7 @@ from kvbudget.paper import budgets, latex, times
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import NO_OURS, bits, span
 from kvbudget.paper.source import Source
-from kvbudget.study.plan import FULL
+from kvbudget.study.plan import FULL, OURS
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
@@ -16,6 +16,7 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "summary/memory", _memory(src)
     yield "summary/speed", _speed(src)
     yield "summary/tokens", _tokens(src)
+    yield "summary/arithmetic", _arithmetic(src)
 
 
 def _memory(src: Source) -> Latex:
@@ -87,3 +88,21 @@ def _tokens(src: Source) -> Latex:
                 held = span(100 * evicting.min(), 100 * evicting.max(), 0)
                 texts.append(f"In {bits(name)}, {where} hold {held}\\% of the tokens.")
     return Latex(" ".join(dict.fromkeys(texts)))
+
+
+def _arithmetic(src: Source) -> Latex:
+    """What predicting scores costs beside attention, by the shapes of the models."""
+    ours = {cell.model for cell in src.study.cells if cell.policy == OURS}
+    texts = []
+    for row in src.table("models").to_dict("records"):
+        if row["model"] not in ours:
+            continue
+        heads, each, wide = row["kv_heads"], row["query_heads"] // row["kv_heads"], row["head_dim"]
+        tokens = heads / each * (1 + 1 / wide)
+        numbers = (2 * heads * (wide + 1) + 1) * heads
+        texts.append(
+            f"With {latex.title(src.study, 'models', row['model'])} scoring a token costs as much "
+            f"as attending to {latex.decimal(tokens, 1)} tokens more, and the map of a layer has "
+            f"{numbers:,} numbers."
+        )
+    return Latex(" ".join(texts) or "This study holds no calibration.")

@@ -119,8 +119,9 @@ def _choice(src: Source) -> Latex:
     if means.empty:
         return Latex("No headline task of this study asks for one of several needles.")
     texts = []
+    shown = findings.budgets_shown(cells[here])
     rows = sorted(means.to_dict("records"), key=lambda row: budgets.order(row["budget"]))
-    for row in rows[:SHOWN]:
+    for row in (row for row in rows if row["budget"] in shown):
         texts.append(
             f"{capital(at(row['budget'], row['all_kept']))}, {percent(row['any'])} of "
             "Head-Aware's answers are some needle of the context."

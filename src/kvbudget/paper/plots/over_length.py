@@ -1,4 +1,4 @@
-"""Lines over the prompt's length, a column of panels for each model: memory and speed share it."""
+"""Lines over the prompt's length, a column of panels a model: of quality, memory and speed."""
 
 from dataclasses import dataclass
 
@@ -8,26 +8,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kvbudget.paper.plots import style
-from kvbudget.study.plan import FULL, Study
+from kvbudget.study.plan import Study
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the frame and how its panel is labelled."""
+    """A column of the frame and how its panel is labelled.
+
+    With `bars` the frame has columns `{column}_low` and `{column}_high`, an interval; with `share`
+    the axis is that of shares.
+    """
 
     column: str
     label: str
     from_zero: bool = True
     reference: float | None = None
-
-
-def common_budget(frame: pd.DataFrame) -> str | None:
-    """The budget measured at most lengths; the first among equals."""
-    evicting = frame[frame["policy"] != FULL]
-    if evicting.empty:
-        return None
-    lengths = evicting.groupby("budget", sort=False)["length"].nunique()
-    return lengths.idxmax()
+    bars: bool = False
+    share: bool = False
 
 
 def draw(study: Study, frame: pd.DataFrame, measures: list[Measure]) -> Figure | None:
@@ -65,20 +62,25 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, measure: Measure) -> None
     methods = [m for m in study.main_methods if m in set(part["method"])]
     for rank, method in enumerate(methods):
         mine = part[part["method"] == method].sort_values("length")
-        colour, marker = style.look(study, method)
-        # Methods at equal bytes lie on one line: open markers of falling size show them all.
+        # Methods that lie on one line: open markers of falling size show them all.
         ax.plot(
             mine["length"],
             mine[measure.column],
-            color=colour,
-            marker=marker,
-            markersize=8 - 1.6 * rank if len(methods) < 5 else 4,
+            **style.line(study, method),
+            markersize=7 - 4 * rank / len(methods),
             markerfacecolor="none",
             label=style.title(study, "methods", method),
         )
+        if measure.bars:
+            ends = mine[f"{measure.column}_low"], mine[f"{measure.column}_high"]
+            ax.vlines(mine["length"], *ends, color=style.look(study, method)[0], linewidth=0.6)
     if measure.reference is not None:
         ax.axhline(measure.reference, color="black", linestyle="--", linewidth=0.8)
-    if measure.from_zero:
+    if measure.share:
+        ax.set_ylim(-0.05, 1.05)
+    elif measure.from_zero:
         ax.set_ylim(0, ax.get_ylim()[1] * 1.05)
-    ax.set_xticks(sorted(set(part["length"])))
-    ax.xaxis.set_major_formatter("{x:,.0f}")
+    lengths = sorted(set(part["length"]))
+    ax.set_xscale("log")
+    ax.set_xticks(lengths, labels=[f"{length:,}" for length in lengths])
+    ax.minorticks_off()

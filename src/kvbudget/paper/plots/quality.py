@@ -1,5 +1,4 @@
-"""Quality against the bytes of the budget: score, forced choice and NLL, a panel for each model
-and task.
+"""Quality against the bytes of the budget, a panel for each model and metric.
 
 Bytes are those planned, at which methods are equal: a cache of few bits takes less than its plan
 where a run computes in float32.
@@ -10,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kvbudget.paper import shown
 from kvbudget.paper.plots import style
 from kvbudget.paper.source import Source
 from kvbudget.study.plan import FULL, Study
@@ -22,26 +22,34 @@ OF_CHANCE = ("score", "choice")
 
 
 def draw(src: Source) -> Figure | None:
-    """Panels wrap at four to a row or less; each shows the length measured at most budgets."""
+    """One task (`kvbudget.paper.shown`), each model at the length measured at most budgets.
+
+    Forced choice is shown where there is one model: of several it is told by tables.
+    """
     frame = src.cells[src.cells["method"].isin(src.study.main_methods)]
+    frame = frame[frame["task"] == shown.task(src)]
+    models = list(dict.fromkeys(frame["model"]))
+    metrics = LABELS if len(models) == 1 else ("score", "nll")
     places = [
-        (model, task, metric)
-        for metric in LABELS
-        for model, task in frame[["model", "task"]].drop_duplicates().itertuples(index=False)
-        if not _part(frame, model, task, metric).empty
+        (model, metric)
+        for metric in metrics
+        for model in models
+        if not _part(frame, model, metric).empty
     ]
-    if not places or (frame["policy"] == FULL).all():
+    if not places:
         return None
     across = columns(len(places))
     rows = -(-len(places) // across)
     width = style.COLUMN if across == 1 else style.PAGE
-    figure, axes = plt.subplots(rows, across, figsize=(width, 1.9 * rows + 0.35), squeeze=False)
+    figure, axes = plt.subplots(rows, across, figsize=(width, 1.7 * rows + 0.35), squeeze=False)
     for ax in axes.flat[len(places) :]:
         ax.remove()
-    for ax, (model, task, metric) in zip(axes.flat, places, strict=False):
-        _panel(ax, src.study, _part(frame, model, task, metric), (model, task, metric))
+    for number, (ax, (model, metric)) in enumerate(zip(axes.flat, places, strict=False)):
+        _panel(ax, src.study, _part(frame, model, metric), (model, metric))
         if metric in OF_CHANCE:
-            _draw_chance(ax, frame[(frame["model"] == model) & (frame["task"] == task)])
+            _draw_chance(ax, frame[frame["model"] == model])
+        if number + across >= len(places):
+            ax.set_xlabel("budget (MiB)")
     style.legend(figure, 4 if width == style.PAGE else 2)
     return figure
 
@@ -52,9 +60,9 @@ def columns(panels: int) -> int:
     return min(wide, key=lambda across: -panels % across)
 
 
-def _part(frame: pd.DataFrame, model: str, task: str, metric: str) -> pd.DataFrame:
+def _part(frame: pd.DataFrame, model: str, metric: str) -> pd.DataFrame:
     """Cells of one panel: the length with most budgets, the longest among equals."""
-    part = frame[(frame["model"] == model) & (frame["task"] == task)]
+    part = frame[frame["model"] == model]
     planned = part[part["metric"] == "cache_bytes_planned"]
     planned = planned[["length", "method", "budget", "value"]]
     part = part[part["metric"] == metric]
@@ -68,17 +76,19 @@ def _part(frame: pd.DataFrame, model: str, task: str, metric: str) -> pd.DataFra
     )
 
 
-def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, str]) -> None:
-    model, task, metric = place
+def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str]) -> None:
+    model, metric = place
     for method in study.main_methods:
         mine = part[part["method"] == method].sort_values("bytes")
         if mine.empty:
             continue
-        colour, marker = style.look(study, method)
+        look = style.line(study, method)
+        colour = look["color"]
         title = style.title(study, "methods", method)
         if study.policy(method) == FULL:
             row = mine.iloc[0]
-            ax.axhline(row["value"], color=colour, linestyle="--", linewidth=0.8, label=title)
+            dashes = look["linestyle"]
+            ax.axhline(row["value"], color=colour, linestyle=dashes, linewidth=0.8, label=title)
             ax.axhspan(row["ci_low"], row["ci_high"], color=colour, alpha=0.08, linewidth=0)
             continue
         error = [
@@ -89,17 +99,14 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str, st
             mine["bytes"] / 2**20,
             mine["value"],
             yerr=error,
-            color=colour,
-            marker=marker,
+            **look,
             elinewidth=0.6,
             alpha=0.9,
             label=title,
         )
-        _mark_all_kept(ax, mine[mine["all_kept"]], colour, marker)
+        _mark_all_kept(ax, mine[mine["all_kept"]], look)
     tokens = int(part["length"].iloc[0])
-    names = style.title(study, "models", model), style.title(study, "tasks", task)
-    ax.set_title("\n".join([*names, f"{tokens:,} tokens"]))
-    ax.set_xlabel("budget (MiB)")
+    ax.set_title(f"{style.title(study, 'models', model)}\n{tokens:,} tokens")
     ax.set_ylabel(LABELS[metric])
     evicting = part[part["policy"] != FULL]
     ax.set_xlim(0, 1.08 * evicting["bytes"].max() / 2**20)
@@ -114,11 +121,11 @@ def _draw_chance(ax: Axes, part: pd.DataFrame) -> None:
         ax.axhline(levels.mean(), color="#777777", linestyle=":", linewidth=1.0, label="chance")
 
 
-def _mark_all_kept(ax: Axes, mine: pd.DataFrame, colour: str, marker: str) -> None:
-    """Points at which nothing is evicted are open, and the first says so."""
+def _mark_all_kept(ax: Axes, mine: pd.DataFrame, look: dict) -> None:
+    """Points at which nothing is evicted are open, and the first of a panel says so."""
     places = mine["bytes"] / 2**20
-    ax.plot(places, mine["value"], color=colour, marker=marker, linestyle="", mfc="white", zorder=3)
-    for x, y in zip(places[:1], mine["value"], strict=False):
+    ax.plot(places, mine["value"], **look | {"linestyle": ""}, markerfacecolor="white", zorder=3)
+    for x, y in zip(places[: int(not ax.texts)], mine["value"], strict=False):
         ax.annotate(
             "all kept", (x, y), (0, -9), textcoords="offset points", ha="center", fontsize=7
         )

@@ -1,4 +1,4 @@
-"""How all figures look and are written: sizes for a two-column page, one colour a method."""
+"""How all figures look and are written: sizes for a two-column page, one line a method."""
 
 import textwrap
 from pathlib import Path
@@ -36,6 +36,15 @@ OTHERS = (
     ("#332288", "h"),
     ("#AA4499", "d"),
     ("#661100", "H"),
+)
+#: Dashes of lines, so that they can be told apart in grey: those known, and the others in turn.
+DASHES = {"full": (0, (5, 2)), "h2o": (0, (1, 1)), "streaming-llm": (0, (4, 1, 1, 1))}
+OTHER_DASHES = (
+    (0, (3, 1)),
+    (0, (6, 1, 1, 1, 1, 1)),
+    (0, (2, 2)),
+    (0, (8, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
 )
 CLASSES = {"retrieval": "#D55E00", "induction": "#0072B2", "local": "#009E73"}
 HEAT = "cividis"
@@ -109,9 +118,26 @@ def look(study: Study, method: str) -> tuple[str, str]:
         return KNOWN[OURS]
     if method in KNOWN:
         return KNOWN[method]
-    methods = study.config["methods"]
-    others = sorted(m for m in methods if m not in KNOWN and study.policy(m) != OURS)
+    others = _others(study)
     return OTHERS[others.index(method) % len(OTHERS)] if method in others else ("#777777", "*")
+
+
+def line(study: Study, method: str) -> dict[str, object]:
+    """How matplotlib draws the line of a method: colour, marker and dashes; ours is solid and
+    thicker than the rest."""
+    colour, marker = look(study, method)
+    if method == study.ours:
+        return {"color": colour, "marker": marker, "linestyle": "-", "linewidth": 1.5}
+    others = _others(study)
+    turn = others.index(method) if method in others else 0
+    dashes = DASHES.get(method, OTHER_DASHES[turn % len(OTHER_DASHES)])
+    return {"color": colour, "marker": marker, "linestyle": dashes}
+
+
+def _others(study: Study) -> list[str]:
+    """Methods without a look of their own: in order of their names, whatever is measured."""
+    methods = study.config["methods"]
+    return sorted(m for m in methods if m not in KNOWN and study.policy(m) != OURS)
 
 
 def legend(figure: Figure, columns: int) -> None:

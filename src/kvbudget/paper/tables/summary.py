@@ -19,6 +19,7 @@ def text(src: Source) -> str:
         & (pooled["method"] == src.study.ours)
         & (pooled["kind"] == "baseline")
     ]
+    pooled = pooled[pooled["budget"].isin(findings.budgets_shown(pooled))]
     floats = []
     for names in list(differences.metrics(pooled))[:1]:  # the appendix has the others
         part = pooled[pooled["metric"].isin(names)]
