@@ -36,7 +36,7 @@ def _counted(src: Source, part: pd.DataFrame) -> str:
     """How often one variant is clearly better and worse, where places are many."""
     verdicts = part["verdict"].value_counts()
     metric = METRIC_TITLE[part["metric"].iloc[0]]
-    median = latex.decimal(part["difference"].abs().median())
+    median = latex.signed(part["difference"].median())
     return (
         rf"\emph{{{title(src, part['method'].iloc[0])}}} is clearly worse in {metric} in "
         f"{verdicts.get('worse', 0)} of {count(len(part), 'comparison')} and clearly better in "

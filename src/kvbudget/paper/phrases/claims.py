@@ -71,7 +71,7 @@ def _number(rows: list[dict], verdict: str) -> int:
 
 
 def _equals(row: dict) -> bool:
-    """Whether the interval excludes a loss of more than the margin; one that is missing does not."""
+    """Whether the interval excludes a loss of more than the margin; a missing one does not."""
     if METRICS[row["metric"]].higher_is_better:
         return row["ci_low"] >= -MARGIN
     return row["ci_high"] <= MARGIN

@@ -6,9 +6,12 @@ import pandas as pd
 
 from kvbudget.paper import budgets, latex, times
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import NO_OURS, bits, span
+from kvbudget.paper.phrases.words import NO_CALIBRATION, NO_OURS, bits, span
 from kvbudget.paper.source import Source
 from kvbudget.study.plan import FULL, OURS
+
+#: Budgets that are told one by one; of more, those that are shares.
+MOST = 3
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
@@ -76,7 +79,9 @@ def _tokens(src: Source) -> Latex:
         return Latex("All methods of this study store numbers of sixteen bits.")
     texts = []
     for name, of_bits in few.groupby("bits", sort=False):
-        for budget in sorted(set(of_bits["budget"]), key=budgets.order):
+        found = sorted(set(of_bits["budget"]), key=budgets.order)
+        shares = [budget for budget in found if not budget.isdigit()]
+        for budget in shares if len(found) > MOST else found:
             part = of_bits[of_bits["budget"] == budget]
             where = latex.budget(budget) + (" tokens" if budget.isdigit() else " of the bytes")
             evicting = part[~part["all_kept"]]["kept"]
@@ -93,16 +98,10 @@ def _tokens(src: Source) -> Latex:
 def _arithmetic(src: Source) -> Latex:
     """What predicting scores costs beside attention, by the shapes of the models."""
     ours = {cell.model for cell in src.study.cells if cell.policy == OURS}
-    texts = []
+    named = []
     for row in src.table("models").to_dict("records"):
-        if row["model"] not in ours:
-            continue
-        heads, each, wide = row["kv_heads"], row["query_heads"] // row["kv_heads"], row["head_dim"]
-        tokens = heads / each * (1 + 1 / wide)
-        numbers = (2 * heads * (wide + 1) + 1) * heads
-        texts.append(
-            f"With {latex.title(src.study, 'models', row['model'])} scoring a token costs as much "
-            f"as attending to {latex.decimal(tokens, 1)} tokens more, and the map of a layer has "
-            f"{numbers:,} numbers."
-        )
-    return Latex(" ".join(texts) or "This study holds no calibration.")
+        if row["model"] in ours:
+            heads, served = row["kv_heads"], row["query_heads"] // row["kv_heads"]
+            tokens = latex.decimal(heads / served * (1 + 1 / row["head_dim"]), 1)
+            named.append(Latex(f"{tokens} with {latex.title(src.study, 'models', row['model'])}"))
+    return Latex(f"That is {latex.listing(named)}." if named else NO_CALIBRATION)

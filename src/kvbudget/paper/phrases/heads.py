@@ -4,10 +4,8 @@ from collections.abc import Iterator
 
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import count, percent, span
+from kvbudget.paper.phrases.words import NO_CALIBRATION, count, percent, span
 from kvbudget.paper.source import Source
-
-NO_CALIBRATION = Latex("This study holds no calibration.")
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
@@ -32,8 +30,11 @@ def _fit(src: Source) -> Latex:
         f"In this study the map is fitted on {contexts} of {span(min(lengths), max(lengths), 0)} "
         "tokens, and judged on others."
     ]
+    several = frame["model"].nunique() > 1
     for model, group in frame.groupby("model", sort=False):
         (share, kept), *more = zip(group["share"], group["kept"], strict=True)
+        if several:
+            more = []
         rest = "".join(f"; of {percent(s)} they hold {percent(k)}" for s, k in more)
         texts.append(
             f"With {latex.title(src.study, 'models', model)}, the {percent(share)} of tokens that "

@@ -27,6 +27,8 @@ from kvbudget.study.plan import AXES
 
 #: Findings of an experiment beside the main one that are told one by one.
 FEW = 3
+#: Outcomes by model that are told; of more, the appendix tells.
+OUTCOMES = 4
 #: Peers and metrics in which losses are told.
 LOSSES = 5
 #: A sentence has no more numbers than these.
@@ -95,6 +97,8 @@ def _answer(src: Source, found: list[Finding]) -> Latex:
     outcomes: dict[tuple[str, str], list[Finding]] = {}
     for each in headed:
         outcomes.setdefault((each.model, _outcome(src, each)), []).append(each)
+    if len(outcomes) > OUTCOMES:
+        return Latex(r"\Cref{sec:comparisons} has the verdicts, budget by budget.")
     several = len({f.model for f in headed}) > 1
     texts = []
     for (model, outcome), same in outcomes.items():

@@ -18,6 +18,7 @@ NO_OURS = Latex(
     "This study holds no headline comparison of Head-Aware with a baseline, so nothing is claimed "
     "here."
 )
+NO_CALIBRATION = Latex("This study holds no calibration.")
 _BITS = {"16": "sixteen bits", "8": "eight bits", "4": "four bits", "2": "two bits"}
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from kvbudget.analysis.metrics import METRICS
 from kvbudget.paper import budgets, latex, layout
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.layout import INTERVAL, NAMES, NUMBER, PAGE, Row
+from kvbudget.paper.layout import COLUMN, INTERVAL, NAMED, NAMES, NUMBER, PAGE, WIDE, Row
 from kvbudget.paper.phrases.words import METRIC_TITLE
 from kvbudget.paper.source import Source
 from kvbudget.paper.template import render
@@ -35,9 +35,11 @@ def _floats(src: Source, frame: pd.DataFrame, named: list[str]) -> Iterator[dict
     metrics = [metric for metric in SHOWN if metric in set(frame["metric"])]
     columns = [(budget, metric) for budget in named for metric in metrics]
     intervals = NAMES + len(columns) * INTERVAL <= PAGE
-    for rows in layout.by_height(list(_rows(src, frame, columns, intervals))):
+    each = INTERVAL if intervals else NUMBER
+    wide = NAMES + len(columns) * each > COLUMN
+    for rows in layout.by_height(list(_rows(src, frame, columns, intervals, wide))):
         yield {
-            "wide": NAMES + len(columns) * (INTERVAL if intervals else NUMBER) > layout.COLUMN,
+            "wide": wide,
             "budgets": [latex.budget(budget) for budget in named],
             "heads": [rf"\(\Delta\) {METRIC_TITLE[metric]}" for metric in metrics],
             "rows": rows,
@@ -46,7 +48,7 @@ def _floats(src: Source, frame: pd.DataFrame, named: list[str]) -> Iterator[dict
 
 
 def _rows(
-    src: Source, frame: pd.DataFrame, columns: list[tuple[str, str]], intervals: bool
+    src: Source, frame: pd.DataFrame, columns: list[tuple[str, str]], intervals: bool, wide: bool
 ) -> Iterator[Row]:
     several = frame["experiment"].nunique() > 1
     experiments = {each["name"]: layout.experiment_title(each) for each in src.study.experiments}
@@ -57,7 +59,8 @@ def _rows(
         for method, mine in part.groupby("method", sort=False):
             found = {(row["budget"], row["metric"]): row for row in mine.to_dict("records")}
             cells = [_cell(found.get(column), intervals) for column in columns]
-            yield Row(group, [layout.named(src.study, "methods", str(method)), *cells])
+            title = layout.named(src.study, "methods", str(method), wide)
+            yield Row(group, [title, *cells], WIDE if wide else NAMED)
 
 
 def _cell(row: dict | None, intervals: bool) -> Latex:
@@ -75,10 +78,10 @@ def _cell(row: dict | None, intervals: bool) -> Latex:
 def _caption(src: Source, frame: pd.DataFrame, intervals: bool) -> Latex:
     ours = latex.title(src.study, "methods", src.study.ours)
     higher = [METRIC_TITLE[name] for name in SHOWN if METRICS[name].higher_is_better]
-    where = "in brackets" if intervals else r"in the appendix"
+    where = "in brackets" if intervals else r"in \cref{sec:comparisons}"
     return Latex(
-        rf"Each variant minus {ours}, over all headline tasks and lengths together, by budget. Bold "
-        r"is clear: by a paired permutation test after Holm's correction. A "
-        rf"negative difference in {latex.listing(higher)} and a positive one in NLL is a loss. "
+        rf"Each variant minus {ours}, over all headline tasks and lengths together. Bold: clear "
+        r"by a paired permutation test after Holm's correction. A negative difference in "
+        rf"{latex.listing(higher)} and a positive one in NLL is a loss. "
         rf"\(n\) = {layout.span(frame['n_contexts'])} contexts; 95\% intervals {where}."
     )

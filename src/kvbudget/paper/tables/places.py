@@ -87,5 +87,5 @@ def _caption(src: Source, task: str, budget: str, keys: list[tuple]) -> Latex:
     return Latex(
         rf"{latex.title(src.study, 'tasks', task)} at a budget of {latex.budget(budget)} {of}, by "
         rf"model and tokens of the prompt. {layout.sample_note(src, keys)} {MEANING.format(ours)} "
-        "Intervals are in the appendix."
+        r"Intervals are in \cref{sec:results}."
     )
