@@ -26,22 +26,28 @@ def _ablation(src: Source) -> Latex:
     by = ["experiment", "model", "budget", "metric"]
     places = len(frame[by[:3]].drop_duplicates())
     if places > FEW:
-        parts = frame[frame["metric"] == frame["metric"].iloc[0]].groupby("method", sort=False)
-        return Latex(" ".join(_counted(src, part) for _, part in parts))
+        return Latex(_counted(src, frame[frame["metric"] == frame["metric"].iloc[0]]))
     groups = frame.groupby(by, sort=False)
     return Latex(" ".join(_group(src, part, places > 1) for _, part in groups))
 
 
-def _counted(src: Source, part: pd.DataFrame) -> str:
-    """How often one variant is clearly better and worse, where places are many."""
-    verdicts = part["verdict"].value_counts()
-    metric = METRIC_TITLE[part["metric"].iloc[0]]
-    median = latex.signed(part["difference"].median())
-    return (
-        rf"\emph{{{title(src, part['method'].iloc[0])}}} is clearly worse in {metric} in "
-        f"{verdicts.get('worse', 0)} of {count(len(part), 'comparison')} and clearly better in "
-        f"{verdicts.get('better', 0)}; the median difference is {median}."
-    )
+def _counted(src: Source, frame: pd.DataFrame) -> str:
+    """How often each variant is clearly better and worse in one metric, where places are many."""
+    metric = METRIC_TITLE[frame["metric"].iloc[0]]
+    texts, unclear = [], []
+    for method, part in frame.groupby("method", sort=False):
+        named = Latex(rf"\emph{{{title(src, str(method))}}}")
+        verdicts = part["verdict"].value_counts()
+        told = [f"clearly {v} in {verdicts[v]}" for v in ("worse", "better") if v in verdicts]
+        if told:
+            texts.append(
+                f"{named} is {' and '.join(told)} of {count(len(part), 'comparison')} in {metric}."
+            )
+        else:
+            unclear.append(named)
+    if unclear:
+        texts.append(f"In {metric} no clear difference shows for {latex.listing(unclear)}.")
+    return " ".join(texts)
 
 
 def _group(src: Source, part: pd.DataFrame, several: bool) -> str:

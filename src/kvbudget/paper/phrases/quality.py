@@ -30,7 +30,7 @@ FEW = 3
 #: Outcomes by model that are told; of more, the appendix tells.
 OUTCOMES = 4
 #: Peers and metrics in which losses are told.
-LOSSES = 5
+LOSSES = 6
 #: A sentence has no more numbers than these.
 MOST_NUMBERS = 3
 _SCORES = {"score": "scores", "nll": "has an NLL of", "choice": "chooses right in"}
@@ -142,13 +142,14 @@ def _findings(src: Source, found: list[Finding]) -> Latex:
     """A paragraph for each model and budget that the main text tells; nothing where
     `summary/answer` says why."""
     headed = findings.first_metric(found)
+    several = len({f.model for f in found}) > 1
     paragraphs: dict[str, list[str]] = {}
     for each in _shown(src, found) if found else []:
         said = paragraphs.setdefault(_place(src, each, found), [])
         if each in headed:
             said.append(_lead(src, each))
             said += [_best_peer(src, peer) for peer in each.best_peers()]
-        else:
+        elif each.metric != "choice" or not several:  # of several models tables tell it
             said.append(_beside(src, each))
     texts = [
         rf"\paragraph{{{capital(head)}.}} {' '.join(said)}" for head, said in paragraphs.items()
@@ -272,6 +273,11 @@ def _by_bits(src: Source) -> Latex:
     return Latex(" ".join(texts))
 
 
+def _rank(part: pd.DataFrame) -> int:
+    """Scores before likelihoods."""
+    return list(METRIC_TITLE).index(part["metric"].iloc[0])
+
+
 def _losses(src: Source) -> Latex:
     """To whom ours loses, how often, and where most; headline or not."""
     frame = _baselines(src, strictest=False)
@@ -286,7 +292,7 @@ def _losses(src: Source) -> Latex:
         )
     texts = []
     groups = [part for _, part in lost.groupby(["reference", "metric"], sort=False)]
-    for part in sorted(groups, key=len, reverse=True):
+    for part in sorted(groups, key=lambda part: (_rank(part), -len(part))):
         reference, metric = part.iloc[0][["reference", "metric"]]
         same = frame[(frame["reference"] == reference) & (frame["metric"] == metric)]
         row = worst(part)
