@@ -272,7 +272,7 @@ def test_tables_print_tokens_kept_beside_bytes(choosing):
 def test_tables_tell_which_needle_answers_are(choosing):
     src, paper = choosing
     text = (paper / "tables/experiments/lengths.tex").read_text()
-    assert "any needle & right given any & forced choice" in text
+    assert r"any needle & \shortstack[r]{right\\given any} & forced choice" in text
     assert "One of four (chance 0.25)" in text
     values = src.wide().query("method == 'four' and budget == '40p'").iloc[0]
     (row,) = [r for r in rows_of(paper, "experiments/lengths") if r[0] == "Quantised H2O" and

@@ -75,7 +75,7 @@ def test_methods_look_as_in_the_figures_of_the_paper(study):
     made = points.methods(src.study)
     assert list(made) == src.study.methods
     for method, look in made.items():
-        colour, marker = style.look(src.study, method)
+        colour, marker, _ = style.look(src.study, method)
         assert (look["colour"], look["shape"]) == (colour, points.SHAPES[marker])
     assert made["uniform"]["main"] is False
 

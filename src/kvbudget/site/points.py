@@ -83,7 +83,6 @@ SHAPES = {
     "p": "M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z",
     "h": "M0,-1L.87,-.5L.87,.5L0,1L-.87,.5L-.87,-.5Z",
     "H": "M-1,0L-.5,-.87L.5,-.87L1,0L.5,.87L-.5,.87Z",
-    "*": "M0,-1L.25,-.3L1,-.3L.4,.15L.6,.9L0,.45L-.6,.9L-.4,.15L-1,-.3L-.25,-.3Z",
 }
 
 
@@ -131,7 +130,7 @@ def methods(study: Study) -> dict[str, dict[str, Any]]:
             "full": study.policy(method) == FULL,
             "main": method in study.main_methods,
         }
-        for method, (colour, marker) in looks.items()
+        for method, (colour, marker, _) in looks.items()
     }
 
 

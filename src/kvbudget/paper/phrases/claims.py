@@ -10,7 +10,7 @@ from kvbudget.analysis.metrics import METRICS
 from kvbudget.paper import findings, latex
 from kvbudget.paper.findings import Finding
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import METRIC_TITLE, NO_OURS, count, title
+from kvbudget.paper.phrases.words import METRIC_TITLE, NO_OURS, count, none, title
 from kvbudget.paper.source import Source
 from kvbudget.policies.registry import METHODS
 
@@ -47,31 +47,27 @@ def _claim(src: Source, found: list[Finding], once: list[dict], twice: list[dict
     if once:
         texts.append(
             f"Against peers that read once, Head-Aware is clearly better in {metric} in "
-            f"{_of(once, 'better')} and clearly worse in {_none(_number(once, 'worse'))}."
+            f"{_of(once, 'better')} and clearly worse in {none(_number(once, 'worse'))}."
         )
     if twice:
         peers = latex.listing(dict.fromkeys(title(src, row["reference"]) for row in twice))
         texts.append(
             f"Against {peers}, which reads twice, it is clearly better in {_of(twice, 'better')} "
-            f"and clearly worse in {_none(_number(twice, 'worse'))}."
+            f"and clearly worse in {none(_number(twice, 'worse'))}."
         )
         texts.append(
             f"A loss of more than {latex.decimal(MARGIN)} is excluded in "
-            f"{_none(sum(map(_equals, twice)))} of them, by the interval of the difference."
+            f"{none(sum(map(_equals, twice)))} of them, by the interval of the difference."
         )
     return Latex(" ".join(texts) or "Head-Aware evicts nothing at the budgets of this study.")
 
 
 def _of(rows: list[dict], verdict: str) -> str:
-    return f"{_none(_number(rows, verdict))} of {count(len(rows), 'comparison')}"
+    return f"{none(_number(rows, verdict))} of {count(len(rows), 'comparison')}"
 
 
 def _number(rows: list[dict], verdict: str) -> int:
     return sum(row["verdict"] == verdict for row in rows)
-
-
-def _none(number: int) -> str:
-    return f"{number:,}" if number else "none"
 
 
 def _equals(row: dict) -> bool:

@@ -19,6 +19,7 @@ from kvbudget.paper.phrases.words import (
     decidable,
     gap,
     is_clear,
+    none,
     title,
     worst,
 )
@@ -237,9 +238,9 @@ def _counted(experiment: dict, found: list[Finding]) -> str:
     verdicts = [each.peers[0]["verdict"] for each in found]
     return (
         rf"In \emph{{{layout.experiment_title(experiment)}}} Head-Aware is clearly better than its "
-        f"best peer in {METRIC_TITLE[found[0].metric]} in {verdicts.count('better')} of "
+        f"best peer in {METRIC_TITLE[found[0].metric]} in {none(verdicts.count('better'))} of "
         f"{count(len(found), 'pair')} of model and budget, and clearly worse in "
-        f"{verdicts.count('worse')}."
+        f"{none(verdicts.count('worse'))}."
     )
 
 

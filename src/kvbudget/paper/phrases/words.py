@@ -27,6 +27,11 @@ def count(number: int, one: str) -> str:
     return f"{number:,} {one if number == 1 else one + 's'}"
 
 
+def none(number: int) -> str:
+    """A number that may be `none`."""
+    return f"{number:,}" if number else "none"
+
+
 def span(low: float, high: float, digits: int = 2) -> str:
     """`0.10 to 0.20`, or one number where both print alike."""
     a, b = latex.decimal(low, digits), latex.decimal(high, digits)

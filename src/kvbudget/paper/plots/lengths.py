@@ -25,7 +25,7 @@ def draw(src: Source) -> Figure | None:
     frame = frame[frame["model"].isin(lengths[lengths > 1].index) & frame["metric"].isin(MEASURES)]
     if frame.empty:
         return None
-    wide = _wide(frame).sort_values("model", key=lambda models: models.map(src.study.models.index))
+    wide = _wide(frame)
     return over_length.draw(src.study, wide, [MEASURES[m] for m in MEASURES if m in wide])
 
 

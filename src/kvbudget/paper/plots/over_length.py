@@ -34,7 +34,7 @@ def draw(study: Study, frame: pd.DataFrame, measures: list[Measure]) -> Figure |
         frame: columns model, method, length, and one for each measure; one row a point.
     """
     measures = [m for m in measures if frame[m.column].notna().any()]
-    models = list(dict.fromkeys(frame["model"]))
+    models = [model for model in study.models if model in set(frame["model"])]
     if not measures or not models:
         return None
     width = style.COLUMN if len(models) == 1 else style.PAGE
@@ -61,19 +61,22 @@ def draw(study: Study, frame: pd.DataFrame, measures: list[Measure]) -> Figure |
 def _panel(ax: Axes, study: Study, part: pd.DataFrame, measure: Measure) -> None:
     methods = [m for m in study.main_methods if m in set(part["method"])]
     for rank, method in enumerate(methods):
+        look = style.look(study, method)
         mine = part[part["method"] == method].sort_values("length")
         # Methods that lie on one line: open markers of falling size show them all.
         ax.plot(
             mine["length"],
             mine[measure.column],
-            **style.line(study, method),
+            color=look.colour,
+            marker=look.marker,
+            linestyle=look.line,
             markersize=7 - 4 * rank / len(methods),
             markerfacecolor="none",
             label=style.title(study, "methods", method),
         )
         if measure.bars:
             ends = mine[f"{measure.column}_low"], mine[f"{measure.column}_high"]
-            ax.vlines(mine["length"], *ends, color=style.look(study, method)[0], linewidth=0.6)
+            ax.vlines(mine["length"], *ends, color=look.colour, linewidth=0.6)
     if measure.reference is not None:
         ax.axhline(measure.reference, color="black", linestyle="--", linewidth=0.8)
     if measure.share:

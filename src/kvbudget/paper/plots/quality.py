@@ -5,6 +5,7 @@ where a run computes in float32.
 """
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +18,8 @@ from kvbudget.study.plan import FULL, Study
 EMPTY = "no cell of a method that evicts"
 PANELS_A_ROW = 4
 LABELS = {"score": "score", "choice": "forced choice", "nll": "NLL (nats a token)"}
+#: Points of a marker of the first method and of the last: those at one place are all seen.
+SIZES = (7.0, 3.0)
 #: Metrics that guessing among needles reaches in part, and that end at one.
 OF_CHANCE = ("score", "choice")
 
@@ -78,18 +81,16 @@ def _part(frame: pd.DataFrame, model: str, metric: str) -> pd.DataFrame:
 
 def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str]) -> None:
     model, metric = place
-    for method in study.main_methods:
+    methods = [method for method in study.main_methods if method in set(part["method"])]
+    for method, size in zip(methods, np.linspace(*SIZES, len(methods)), strict=True):
         mine = part[part["method"] == method].sort_values("bytes")
-        if mine.empty:
-            continue
-        look = style.line(study, method)
-        colour = look["color"]
+        look = style.look(study, method)
         title = style.title(study, "methods", method)
         if study.policy(method) == FULL:
             row = mine.iloc[0]
-            dashes = look["linestyle"]
-            ax.axhline(row["value"], color=colour, linestyle=dashes, linewidth=0.8, label=title)
-            ax.axhspan(row["ci_low"], row["ci_high"], color=colour, alpha=0.08, linewidth=0)
+            level = {"color": look.colour, "linestyle": look.line, "linewidth": 0.8}
+            ax.axhline(row["value"], label=title, **level)
+            ax.axhspan(row["ci_low"], row["ci_high"], color=look.colour, alpha=0.08, linewidth=0)
             continue
         error = [
             (mine["value"] - mine["ci_low"]).clip(lower=0),
@@ -99,12 +100,15 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str]) -
             mine["bytes"] / 2**20,
             mine["value"],
             yerr=error,
-            **look,
+            color=look.colour,
+            marker=look.marker,
+            markersize=size,
+            linestyle=look.line,
             elinewidth=0.6,
             alpha=0.9,
             label=title,
         )
-        _mark_all_kept(ax, mine[mine["all_kept"]], look)
+        _mark_all_kept(ax, mine[mine["all_kept"]], look, size)
     tokens = int(part["length"].iloc[0])
     ax.set_title(f"{style.title(study, 'models', model)}\n{tokens:,} tokens")
     ax.set_ylabel(LABELS[metric])
@@ -121,10 +125,11 @@ def _draw_chance(ax: Axes, part: pd.DataFrame) -> None:
         ax.axhline(levels.mean(), color="#777777", linestyle=":", linewidth=1.0, label="chance")
 
 
-def _mark_all_kept(ax: Axes, mine: pd.DataFrame, look: dict) -> None:
+def _mark_all_kept(ax: Axes, mine: pd.DataFrame, look: style.Look, size: float) -> None:
     """Points at which nothing is evicted are open, and the first of a panel says so."""
     places = mine["bytes"] / 2**20
-    ax.plot(places, mine["value"], **look | {"linestyle": ""}, markerfacecolor="white", zorder=3)
+    marks = {"color": look.colour, "marker": look.marker, "markersize": size, "linestyle": ""}
+    ax.plot(places, mine["value"], markerfacecolor="white", zorder=3, **marks)
     for x, y in zip(places[: int(not ax.texts)], mine["value"], strict=False):
         ax.annotate(
             "all kept", (x, y), (0, -9), textcoords="offset points", ha="center", fontsize=7

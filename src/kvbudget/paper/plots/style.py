@@ -3,6 +3,7 @@
 import textwrap
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib import pyplot as plt
@@ -37,15 +38,11 @@ OTHERS = (
     ("#AA4499", "d"),
     ("#661100", "H"),
 )
-#: Dashes of lines, so that they can be told apart in grey: those known, and the others in turn.
-DASHES = {"full": (0, (5, 2)), "h2o": (0, (1, 1)), "streaming-llm": (0, (4, 1, 1, 1))}
-OTHER_DASHES = (
-    (0, (3, 1)),
-    (0, (6, 1, 1, 1, 1, 1)),
-    (0, (2, 2)),
-    (0, (8, 2)),
-    (0, (3, 1, 1, 1, 1, 1)),
-)
+#: So that lines can be told apart in grey: ours is solid, the others have these in turn.
+LINES = ("-", (0, (4, 1)), "-.", (0, (1, 0.7)))
+KNOWN_LINES = {"full": LINES[1], "h2o": LINES[3], "streaming-llm": LINES[2]}
+#: By how many places markers move on then: none comes near one that its colour had.
+_NEXT = 4
 CLASSES = {"retrieval": "#D55E00", "induction": "#0072B2", "local": "#009E73"}
 HEAT = "cividis"
 #: Without dates, so that the same CSV files give the same bytes.
@@ -112,32 +109,32 @@ def title(study: Study, section: str, key: str) -> str:
     return mathtext.typeset(study.title(section, key), LINE)
 
 
-def look(study: Study, method: str) -> tuple[str, str]:
-    """(colour, marker) of a method: the same in every figure of every study."""
+class Look(NamedTuple):
+    """How a method is drawn: matplotlib's colour, marker and line style."""
+
+    colour: str
+    marker: str
+    line: str | tuple = "-"
+
+
+def look(study: Study, method: str) -> Look:
+    """The look of a method of a study: the same in all of its figures, and no other's."""
     if method == study.ours:
-        return KNOWN[OURS]
-    if method in KNOWN:
-        return KNOWN[method]
-    others = _others(study)
-    return OTHERS[others.index(method) % len(OTHERS)] if method in others else ("#777777", "*")
+        return Look(*KNOWN[OURS])
+    if method in KNOWN and method != OURS:
+        return Look(*KNOWN[method], KNOWN_LINES[method])
+    return _looks(study)[method]
 
 
-def line(study: Study, method: str) -> dict[str, object]:
-    """How matplotlib draws the line of a method: colour, marker and dashes; ours is solid and
-    thicker than the rest."""
-    colour, marker = look(study, method)
-    if method == study.ours:
-        return {"color": colour, "marker": marker, "linestyle": "-", "linewidth": 1.5}
-    others = _others(study)
-    turn = others.index(method) if method in others else 0
-    dashes = DASHES.get(method, OTHER_DASHES[turn % len(OTHER_DASHES)])
-    return {"color": colour, "marker": marker, "linestyle": dashes}
-
-
-def _others(study: Study) -> list[str]:
-    """Methods without a look of their own: in order of their names, whatever is measured."""
-    methods = study.config["methods"]
-    return sorted(m for m in methods if m not in KNOWN and study.policy(m) != OURS)
+def _looks(study: Study) -> dict[str, Look]:
+    """Looks of the methods that have none of their own, those of others before variants of ours."""
+    rest = [m for m in study.methods if m != study.ours and (m == OURS or m not in KNOWN)]
+    looks = {}
+    for number, method in enumerate(sorted(rest, key=lambda m: (study.policy(m) == OURS, m))):
+        again, place = divmod(number, len(OTHERS))
+        marker = OTHERS[(place + _NEXT * again) % len(OTHERS)][1]
+        looks[method] = Look(OTHERS[place][0], marker, LINES[(number + 1) % len(LINES)])
+    return looks
 
 
 def legend(figure: Figure, columns: int) -> None:
