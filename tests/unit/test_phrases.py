@@ -342,6 +342,9 @@ def test_the_fit_is_told_of_each_model(study):
     said = told(study, scorer=both, ranks=others)["summary/fit"]
     assert "With other, the 10% of tokens that it ranks first hold 50% of the scores" in said
     assert "true ones by 0.25, those of a map of the head's own key and value by 0.25." in said
+    hidden = ranks[ranks["features"] == "group"].assign(features="hidden", correlation=0.75)
+    said = told(study, ranks=pd.concat([ranks, hidden]))["summary/fit"]
+    assert said.endswith(f"by {own:.2f}, and those of a map of the hidden state by 0.75.")
     assert told(study, scorer=frame[:0])["summary/fit"] == "This study holds no calibration."
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import pandas as pd
+
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import NO_CALIBRATION, count, percent, span
@@ -41,9 +43,16 @@ def _fit(src: Source) -> Latex:
             f"it ranks first hold {percent(kept)} of the scores that the truly best hold{rest}. "
             f"Over the tokens of a head its ranks correlate with the true ones by "
             f"{ranks[model, 'group']:.2f}, those of a map of the head's own key and value by "
-            f"{ranks[model, 'own']:.2f}."
+            f"{ranks[model, 'own']:.2f}{_of_hidden(ranks, model)}."
         )
     return Latex(" ".join(texts))
+
+
+def _of_hidden(ranks: pd.Series, model: str) -> str:
+    """The same of a map of hidden states, which only some studies ask for."""
+    if (model, "hidden") not in ranks:
+        return ""
+    return f", and those of a map of the hidden state by {ranks[model, 'hidden']:.2f}"
 
 
 def _classes(src: Source) -> Latex:

@@ -44,7 +44,7 @@ def draw(src: Source) -> Figure | None:
     across = columns(len(places))
     rows = -(-len(places) // across)
     width = style.COLUMN if across == 1 else style.PAGE
-    figure, axes = plt.subplots(rows, across, figsize=(width, 1.7 * rows + 0.35), squeeze=False)
+    figure, axes = plt.subplots(rows, across, figsize=(width, 1.55 * rows + 0.35), squeeze=False)
     for ax in axes.flat[len(places) :]:
         ax.remove()
     for number, (ax, (model, metric)) in enumerate(zip(axes.flat, places, strict=False)):
