@@ -149,8 +149,11 @@ def _findings(src: Source, found: list[Finding]) -> Latex:
         said = paragraphs.setdefault(_place(src, each, found), [])
         if each in headed:
             said.append(_lead(src, each))
+        if several:  # the table beside it tells the rest
+            continue
+        if each in headed:
             said += [_best_peer(src, peer) for peer in each.best_peers()]
-        elif each.metric != "choice" or not several:  # of several models tables tell it
+        else:
             said.append(_beside(src, each))
     texts = [
         rf"\paragraph{{{capital(head)}.}} {' '.join(said)}" for head, said in paragraphs.items()
