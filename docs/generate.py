@@ -130,6 +130,8 @@ def options_of(name: str) -> str:
     method = methods.method(name)
     defaults = {key: option.default for key, option in method.options.items()}
     watched = [each.partition(":")[2].lower() for each in method.signals(defaults)]
+    hidden = method.hidden_map(defaults) is not None
+    seen = "what attention is given, by a hook" if hidden else "keys and values"
     again = f", {method.rereads:,} tokens at a time the second time" if method.rereads else ""
     moves = (
         f"move, unless `{method.stays[0]}: {method.stays[1]}`"
@@ -143,7 +145,7 @@ def options_of(name: str) -> str:
     facts = [
         ("file", f"`src/{methods.module_of(name).replace('.', '/')}.py`"),
         ("reads the context", _reads(method) + again),
-        ("watches while it reads", ", ".join(watched) or "nothing but keys and values"),
+        ("watches while it reads", ", ".join(watched) or f"nothing but {seen}"),
         ("takes a calibration", "yes" if method.calibrated else "no"),
         ("positions of keys", moves),
         ("`bits`", "only where keys stay" if method.moves_keys(defaults) else "yes"),

@@ -14,5 +14,7 @@ def on_page_content(html: str, **_: object) -> str:
 
 
 def _drawn(found: re.Match) -> str:
-    display = "inline" if found[2] == "(" else "block"
-    return convert(unescape(found[3]), display=display)
+    if found[2] == "(":
+        return convert(unescape(found[3]), display="inline")
+    # What is wider than a phone is moved sideways within the page.
+    return f'<div class="formula">{convert(unescape(found[3]), display="block")}</div>'

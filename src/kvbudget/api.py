@@ -10,6 +10,7 @@ from kvbudget import shipped
 from kvbudget.cache import attention
 from kvbudget.cache.budget import BOUNDED
 from kvbudget.cache.cache import BudgetedCache, Made, geometry_of, layers_of, text_config
+from kvbudget.cache.inputs import hand_over
 from kvbudget.cache.layer import BudgetedLayer, LayerOptions
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.positions import Rotation, rotations_of
@@ -158,7 +159,10 @@ def make_cache(
     rotations = _rotations(model, geometry.layers) if turns else None
     shared = LayerOptions(plan, stride, prefill_chunk, rotations)
     layers = layers_of(model, lambda index: BudgetedLayer(index, plan.geometry.kv_heads, shared))
-    return BudgetedCache(layers, plan, Made(weakref.ref(model), arguments))
+    cache = BudgetedCache(layers, plan, Made(weakref.ref(model), arguments))
+    if policy.sees_input:
+        hand_over(model, geometry.layers, cache)
+    return cache
 
 
 def _rotations(model: PreTrainedModel, layers: Sequence[int]) -> tuple[Rotation, ...]:

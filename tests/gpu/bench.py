@@ -4,7 +4,6 @@ Random weights cost what trained ones do, so nothing has to be downloaded.
 """
 
 import argparse
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvbudget import attach
-from kvbudget.run import bench
+from kvbudget.paper.bench import table
+from kvbudget.run.bench import peak
+from kvbudget.run.bench.measure import Found, Lengths, in_turn
+from kvbudget.run.bench.subjects import EVICTING, theirs
+from kvbudget.run.files import write_json
 
 SHAPES = {
     "qwen2.5-0.5b": ("qwen2", {
@@ -25,7 +28,6 @@ SHAPES = {
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
     }),
 }  # fmt: skip
-EMPTY = {"decode": [], "prefill": [], "memory": {}}
 
 
 def model_of(shape: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -38,38 +40,39 @@ def model_of(shape: str, dtype: torch.dtype) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def measured(model: torch.nn.Module, args: argparse.Namespace) -> Iterator[dict]:
-    """One measurement after the other, as it is made."""
-    for tokens in args.decode_at:
-        yield {"decode": [bench.decode(model, tokens, 15)]}
-    for tokens in args.prefill_at:
-        yield {"prefill": [bench.prefills(model, tokens, 2)]}
-    for name in bench.METHODS if args.memory_at else ():
-        yield {"memory": {name: bench.bounded_memory(model, name, args.memory_at)}}
+def measured(model: torch.nn.Module, lengths: Lengths) -> Iterator[list[dict]]:
+    """One measurement after the other. Peaks are of the device, so they need no own process."""
+    yield from in_turn(model, lengths)
+    for tokens in lengths.memory:
+        for name in EVICTING:
+            yield [peak.reading_of(model, name, tokens)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
-    parser.add_argument("--decode-at", nargs="*", type=int, default=[8192, 32768])
+    parser.add_argument("--lengths", nargs="*", type=int, default=[8192, 32768])
     parser.add_argument("--prefill-at", nargs="*", type=int, default=[8192])
     parser.add_argument("--memory-at", nargs="*", type=int, default=[8192, 32768])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # random models have no calibration
-    found = {}
+    lengths = Lengths(args.lengths, args.prefill_at, args.memory_at, parts=(), rounds=15)
+    told = {}
     for shape in args.shapes:
+        found = Found(shape)
         for dtype in args.dtypes:
             model = model_of(shape, getattr(torch, dtype))
             print(f"{shape}, {dtype}, {torch.cuda.get_device_name()}", flush=True)
-            result = found.setdefault(shape, {}).setdefault(dtype, [])
-            for part in measured(model, args):
-                result.append(part)
-                print(bench.table({dtype: EMPTY | part}), flush=True)
+            found.left_out = theirs(model)[1]
+            for rows in measured(model, lengths):
+                found.add(dtype, rows)
+                told[shape] = found.told()
                 if args.out:
-                    args.out.write_text(json.dumps(found, indent=1))
+                    write_json(args.out, told)
             del model
+        print(table.report(told[shape]), flush=True)
 
 
 if __name__ == "__main__":

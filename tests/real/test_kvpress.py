@@ -1,5 +1,7 @@
 """Every press that a study may name works in the peers' environment, on a tiny model."""
 
+import re
+import subprocess
 from pathlib import Path
 
 import peers
@@ -63,3 +65,15 @@ def test_it_keeps_the_budget_and_answers_alike_when_asked_again(name, model, res
     assert len(result["decode_s"]) == 6 and result["prefill_s"] > 0
     if name == "pyramid":
         assert result["slots"][0] > result["slots"][-1]
+
+
+def test_the_lines_of_the_guide_run(model, tmp_path):
+    """Those of kvpress, which stand beside ours in `docs/kvpress.md`."""
+    page = (peers.ROOT / "docs/kvpress.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r'^```python title="kvpress"\n(.*?)^```$', page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "LICENSE").write_text((peers.ROOT / "LICENSE").read_text()[:600])
+    (tmp_path / "results/models").mkdir(parents=True)
+    (tmp_path / "results/models/smollm2-135m").symlink_to(model)
+    code = f"{lines}\nassert len(answers) == len(questions) == 2"
+    done = subprocess.run([PYTHON, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -33,6 +33,8 @@ METHODS = {
         "recent": 4,
         "stride": 2,
     },
+    "ha-hidden": {"method": "head-aware", "features": "hidden", "stride": 2},
+    "kvzap": {"method": "kvzap", "safeguard": 0.5},
     "tova": {"method": "tova"},
     "expected-attention": {"method": "expected-attention", "stride": 2},
     "pyramidkv": {"method": "pyramidkv"},
@@ -48,7 +50,7 @@ def tokens(count: int, seed: int = 0) -> torch.Tensor:
 
 def cache_for(model, method: str, budget=BUDGET, **options):
     options = {**METHODS[method], **options}
-    if options["method"] == "head-aware":
+    if options["method"] in ("head-aware", "kvzap"):
         options["calibration"] = calibration_of(model)
     return make_cache(model, budget=budget, **options)
 

@@ -201,6 +201,43 @@ def test_a_calibration_is_used_as_the_guide_says(clone, monkeypatch):
     assert run("docs/use.md", names, clone, monkeypatch, title="calibrated")["cache"]
 
 
+def test_a_pipeline_of_transformers_asks_of_a_compressed_context(clone, monkeypatch):
+    page = "docs/kvpress.md"
+    names = run(page, {}, clone, monkeypatch)
+    pipe, cache, context = (names[name] for name in ("pipe", "cache", "context"))
+
+    def generated(text: str, **options) -> str:
+        """What `generate` writes after a text, by the restored cache."""
+        cache.restore(names["state"])
+        ids = pipe.tokenizer(text, return_tensors="pt", **options).input_ids
+        made = pipe.model.generate(ids, past_key_values=cache, max_new_tokens=20, do_sample=False)
+        return pipe.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+
+    questions = names["questions"]
+    assert [each["generated_text"] for each in names["answers"]] == [
+        generated(context + question) for question in questions
+    ]
+    budget = round(0.2 * names["tokens"])
+    assert {len(head) for layer in (0, 1) for head in cache.kept_positions(layer)} == {budget}
+
+    # With a chat template: what is read first begins what is read with the question.
+    pipe.tokenizer.chat_template = "[{% for m in messages %}{{ m.content }}{% endfor %}]"
+    run(page, names, clone, monkeypatch, title="chat")
+    head, tail, asking = (names[name] for name in ("head", "tail", "asking"))
+    assert (head, tail) == (f"[{context}", "]")
+    tokens = len(pipe.tokenizer(head, add_special_tokens=False).input_ids)
+    cache = kvbudget.make_cache(
+        pipe.model, "snapkv", "20%", bounded="context", prompt_tokens=tokens
+    )
+    asking["past_key_values"] = cache
+    pipe(head, max_new_tokens=1, **asking)
+    names["state"] = cache.snapshot()
+    (answer,) = pipe(head + questions[0] + tail, max_new_tokens=20, **asking)
+    assert answer["generated_text"] == generated(
+        head + questions[0] + tail, add_special_tokens=False
+    )
+
+
 def added(page: str, package: str, registry: ModuleType, table: str, monkeypatch) -> str:
     """Add what a guide adds: its file, and its entry in a registry. Returns the entry's name."""
     path = f"src/{registry.__name__.replace('.', '/')}.py"

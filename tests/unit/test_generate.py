@@ -198,3 +198,19 @@ def test_a_conversation_goes_on_in_one_cache(kind):
     ids = torch.cat((first, tokens(6, 1)), dim=1)
     second = model.generate(ids, past_key_values=cache, **GREEDY)
     assert torch.equal(second, tiny_model(kind).generate(ids, **GREEDY))
+
+
+@pytest.mark.parametrize("bounded", ["always", "context"])
+@pytest.mark.parametrize("method", ["full", "h2o"])
+def test_what_was_read_in_inference_mode_is_gone_on_with_outside_of_it(model, method, bounded):
+    """As guides read a context; `generate` writes to the cache without that mode."""
+    budget = None if method == "full" else 32
+    cache = make_cache(model, method, budget, bounded=bounded, prompt_tokens=60)
+    with torch.inference_mode():
+        for ids in (tokens(60), tokens(3, 1), tokens(1, 2)):
+            model(ids, past_key_values=cache)
+    state = cache.snapshot()
+    ids = torch.cat((tokens(60), tokens(3, 1), tokens(1, 2), tokens(5, 3)), dim=1)
+    first = model.generate(ids, past_key_values=cache, **GREEDY)
+    cache.restore(state)
+    assert torch.equal(model.generate(ids, past_key_values=cache, **GREEDY), first)

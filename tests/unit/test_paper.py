@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import synthetic
@@ -14,7 +15,10 @@ from kvbudget.paper import budgets, check, latex, layout, registry, shown, times
 from kvbudget.paper.plots import lengths, quality, style
 from kvbudget.paper.tables import marks
 from kvbudget.study import titles
+from kvbudget.study.config import read
+from kvbudget.study.expand import expand
 
+STUDIES = PAPER.parent / "workflow/studies"
 HOSTILE = r'100% \input{x} $1_2^3$ #&~"<|>` --- {°} Ünï'
 
 
@@ -435,6 +439,26 @@ def test_nothing_is_printed_under_seven_points(choosing):
     style.use()
     sizes = ["font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "legend.fontsize"]
     assert min(plt.rcParams[size] for size in sizes) >= 7
+
+
+@pytest.mark.parametrize("name", ["default", *sorted(file.stem for file in STUDIES.glob("*"))])
+def test_no_two_methods_of_a_study_look_alike(name):
+    root = STUDIES.parents[1]
+    study = expand(read(name, root), root)
+    looks = [style.look(study, method) for method in study.methods]
+    # The page of results draws colours and markers alone.
+    assert len({(look.colour, look.marker) for look in looks}) == len(looks)
+    if len(study.main_methods) <= len(style.KNOWN) + len(style.OTHERS):
+        colours = {style.look(study, method).colour for method in study.main_methods}
+        assert len(colours) == len(study.main_methods)
+
+
+def test_sixty_methods_look_different_still():
+    methods = ["full", "head-aware", *(f"other-{number}" for number in range(58))]
+    study = SimpleNamespace(methods=methods, ours="head-aware", policy=lambda method: "h2o")
+    looks = [style.look(study, method) for method in methods]
+    assert len({(look.colour, look.marker) for look in looks}) == len(looks)
+    assert {look.line for look in looks} == set(style.LINES)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from kvbudget.cache.budget import SINKS, Geometry
 from kvbudget.cache.cache import geometry_of
 from kvbudget.calibration.quality import judge, mean, spread
 from kvbudget.calibration.records import _THINGS, contexts
-from kvbudget.calibration.scorer import FLOOR, Moments, Read
+from kvbudget.calibration.scorer import AIMS, FLOOR, Moments, Read
 from kvbudget.errors import UserError
 from kvbudget.policies.allocate import at_one_level
 from kvbudget.policies.fitted import Fitted
 from kvbudget.policies.make import make_policy
-from kvbudget.policies.predicted import owners
+from kvbudget.policies.predicted import features, owners
 
 BUDGET = 20
 KINDS = ["llama", "qwen3", "gemma3_text"]
@@ -173,21 +173,23 @@ def test_a_spread_counts_what_a_pool_of_all_heads_keeps():
     assert found.tolist() == [[[0.0, 0.5, 0.5, 1.0], [0.0, 0.0, 0.5, 1.0]]]
 
 
-@pytest.mark.parametrize("groups", [[[0, 1]], [[0], [1]]])
-def test_the_fit_is_ridge_regression_on_cut_logarithms(groups):
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_fit_is_ridge_regression_on_cut_logarithms(alone):
     """Against least squares on standardised features with rows that stand for the penalty, of all
     heads or of each head's own."""
+    groups = [[0], [1]] if alone else [[0, 1]]
     generator = torch.Generator().manual_seed(1)
     parts = []
     for count in (40, 90):
         key, value = torch.randn(2, 1, 2, count, 3, generator=generator)
         score = torch.rand(1, 2, count, generator=generator) ** 8
         parts.append(Read(key + 100, value, score))  # keys may have large means
-    moments = Moments()
+    aim = AIMS["own" if alone else "group"]
+    moments = Moments(aim)
     for part in parts:
         moments.add(part)
-    scorer = moments.solve(groups)
-    got = np.concatenate([scorer(part.key, part.value)[0, :, 4:].T.numpy() for part in parts])
+    scorer = moments.solve(2, alone)
+    got = np.concatenate([scorer(aim.features(part))[0, :, 4:].T.numpy() for part in parts])
     for heads in groups:
         wanted = by_least_squares(parts, heads)
         np.testing.assert_allclose(got[:, heads], wanted, atol=2e-3)
@@ -236,15 +238,14 @@ def test_a_head_alone_is_scored_by_its_own_key_and_value():
     own["weights"] = torch.tensor(own["weights"]).masked_fill(foreign, 0).tolist()
     calibration["scorer"]["own"] = own
     policies = [
-        make_policy("head-aware", Fitted(calibration), features=features)
-        for features in ("group", "own")
+        make_policy("head-aware", Fitted(calibration), features=seen) for seen in ("group", "own")
     ]
     generator = torch.Generator().manual_seed(2)
     key, value = torch.randn(2, 1, 3, 9, 16, generator=generator)
     changed = key.clone()
     changed[:, 1] += 1
     for policy, others in zip(policies, (False, True), strict=True):
-        one, other = (policy.scorers[0](each, value)[0] for each in (key, changed))
+        one, other = (policy.scorers[0](features(each, value))[0] for each in (key, changed))
         same = [torch.equal(*pair) for pair in zip(one, other, strict=True)]
         assert same == [others, False, others]
     budgets = [policy.budgets(geometry_of(tiny_model("llama")), 30, 100) for policy in policies]

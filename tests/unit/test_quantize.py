@@ -81,13 +81,13 @@ def test_turning_keeps_products_and_comes_back():
     value_bits=st.sampled_from([None, *BITS]),
     tokens=st.integers(8, 5000),
     head_dim=st.sampled_from([32, 64, 96, 128, 256]),
+    numbers=st.integers(0, 2),
 )
-def test_the_bytes_of_a_budget_are_not_exceeded(bits, value_bits, tokens, head_dim):
+def test_the_bytes_of_a_budget_are_not_exceeded(bits, value_bits, tokens, head_dim, numbers):
     codec = Codec(bits, value_bits, head_dim)
-    each = codec.keys.width + codec.values.width + 4
-    assert (
-        codec.slots(tokens) * each <= tokens * 2 * head_dim * 2 < (codec.slots(tokens) + 1) * each
-    )
+    each = codec.keys.width + codec.values.width + 4 + 4 * numbers
+    kept = codec.slots(tokens, numbers)
+    assert kept * each <= tokens * 2 * head_dim * 2 < (kept + 1) * each
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_decode_step_attends_to_what_is_stored(bits, value_bits):
     keys = keys + drawn(1, 2, 1, DIM, seed=4, scale=20)  # what keys have in common
     layer.update(keys[:, :, :50], values[:, :, :50])
     layer.attend(drawn(1, 4, 50, DIM, seed=3), 0.25, None, None)
-    kept = codec.slots(12)
+    kept = codec.slots(12, numbers=1)
     assert [len(each) for each in layer.kept_positions()] == [kept, kept]
     for step in range(50, 60):
         before = layer.kept_positions()

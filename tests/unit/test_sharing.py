@@ -48,6 +48,19 @@ def test_who_evicts_while_the_context_is_read_adopts_nothing(config, entry):
     assert "/needle/L500/h2o/" in path
 
 
+def test_who_sees_hidden_states_adopts_nothing(config, entry):
+    """Keys and values are recorded, not what they were projected from."""
+    config["methods"] |= {
+        "zap": {"policy": "kvzap"},
+        "hidden": {"policy": "head-aware", "features": "hidden"},
+        "diverse": {"policy": "head-aware", "features": "hidden", "rule": "diversity"},
+    }
+    config["calibration"] |= {"hidden_maps": ["hidden", "kvzap"]}
+    entry |= {"methods": ["zap", "hidden", "diverse"]}
+    adopting = [cell.method for cell in expand(config).cells if can_adopt(cell)]
+    assert set(adopting) == {"diverse"}
+
+
 def test_the_signals_are_those_of_all_methods_of_the_place(config, entry):
     config["methods"] |= {
         "snap": {"policy": "snapkv"},

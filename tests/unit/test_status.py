@@ -163,3 +163,12 @@ def test_a_study_that_is_not_there(tmp_path):
     asked = subprocess.run(command, capture_output=True, text=True)
     assert asked.returncode == 2
     assert asked.stderr.startswith("error: there is no study 'mine'")
+
+
+def test_windows_tells_how_far_a_study_is(study, monkeypatch):
+    """Records that were measured elsewhere may lie there; no run can go on."""
+    running.hold(study)
+    finish(study, "done")
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert running.began(study) is None
+    assert status.report(study).startswith("study s: 1 of 4 cells done")

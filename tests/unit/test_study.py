@@ -122,6 +122,22 @@ def test_a_spec_holds_what_the_cell_depends_on_and_no_titles(config):
     assert h2o.calibration is None
 
 
+def test_a_method_that_sees_hidden_states_needs_its_map(config):
+    config["methods"] |= {
+        "zap": {"policy": "kvzap"},
+        "hidden": {"policy": "head-aware", "features": "hidden"},
+    }
+    for method, needed in (("zap", "kvzap"), ("hidden", "hidden")):
+        config["experiments"][0]["methods"] = [method]
+        config["calibration"]["hidden_maps"] = []
+        with pytest.raises(UserError, match=rf"methods: {method}: .* hidden_maps: \[{needed}\]"):
+            expand(config)
+        config["calibration"]["hidden_maps"] = [needed]
+        assert all(
+            cell.spec["calibration"]["hidden_maps"] == [needed] for cell in expand(config).cells
+        )
+
+
 def test_a_method_may_have_a_calibration_of_its_own(config):
     config["calibrations"] = {"copying": {"tasks": ["recall"]}}
     config["methods"]["other"] = config["methods"]["ours"] | {"calibration": "copying"}
@@ -347,6 +363,9 @@ def change(config: dict, path: str, value: object) -> None:
         (r"models/x; rm -rf ~ \\input{…}", {"source": "random"}, r"bad name 'x; rm -rf ~"),
         ("experiments/0/name", "$(reboot)", r"name: '\$\(reboot\)' does not match"),
         ("samples", {"contexts": 0}, r"samples: contexts: 0 is less than the minimum of 1"),
+        ("experiments/0/orders", [["h2o"]], r"orders: number 1: \['h2o'\] is too short"),
+        ("experiments/0/orders", [["h2o", "hto"]], r"one: orders: there is no 'hto'"),
+        ("experiments/0/orders", [["h2o", "full"]], r"method 'full' has no budget at which it"),
         ("experiments/0/budgets", ["0%"], r"budget '0%': a share must be above 0%"),
         ("experiments/0/budgets", ["120%"], r"budget '120%': a share must be above 0%"),
         ("experiments/0/budgets", ["many"], r"budget 'many': give tokens as in 256, or a share"),
@@ -478,7 +497,7 @@ def test_perplexity_reads_half_of_its_text_as_the_prompt_that_a_share_is_of(conf
 def test_the_schema_is_what_methods_tasks_and_calibrations_declare():
     assert schema.as_yaml() == (REPO / "workflow/schemas/config.schema.yaml").read_text()
     of_method = SCHEMA["properties"]["methods"]["additionalProperties"]["properties"]
-    assert of_method["safeguard"]["description"].startswith("snapkv, keydiff, expected-attention, ")
+    assert of_method["safeguard"]["description"].startswith("snapkv, keydiff, kvzap, ")
     of_task = SCHEMA["properties"]["tasks"]["additionalProperties"]["properties"]
     assert of_task["needles"] == {
         "description": "niah. Keys of a context.",
@@ -488,8 +507,11 @@ def test_the_schema_is_what_methods_tasks_and_calibrations_declare():
 
 
 def test_what_is_planned_is_what_the_modules_know():
+    from tiny import tiny_calibration
+
     from kvbudget.calibration import prompts
     from kvbudget.policies import rules
+    from kvbudget.policies.fitted import Fitted
     from kvbudget.policies.make import make_policy
 
     assert set(TASKS) == set(prompts.TASKS)
@@ -497,9 +519,15 @@ def test_what_is_planned_is_what_the_modules_know():
     assert {"calibration", *OPTIONS} == {"calibration", *DEFAULTS}
     ours = {name: each for name, each in methods.METHODS.items() if not each.elsewhere}
     for name, method in ours.items():
-        policy = make_policy(name)
-        assert policy.holds_context == method.holds_context
         defaults = {key: option.default for key, option in method.options.items()}
+        calibration = Fitted(tiny_calibration(2, 3, 6)) if method.calibrated else None
+        for features in ("group", "hidden") if "features" in defaults else (None,):
+            given = {"features": features} if features else {}
+            policy = make_policy(name, calibration, **given)
+            needed = method.hidden_map(defaults | given)
+            assert policy.sees_input == (needed is not None)
+            assert needed in {None, *methods.HIDDEN_MAPS}
+        assert policy.holds_context == method.holds_context
         assert policy.relative_positions == (name == "streaming-llm")
         assert method.moves_keys(defaults) == policy.relative_positions
 

@@ -26,6 +26,7 @@ METHODS = {
     "expected-attention": {"method": "expected-attention"},
     "keydiff": {"method": "keydiff"},
     "head-aware": {"method": "head-aware", "safeguard": 0.5},
+    "kvzap": {"method": "kvzap"},
 }
 CONTEXT, BUDGET = 50, 16
 ROWS = [9, 3, 14]  # tokens of rows on top
@@ -38,7 +39,7 @@ def tokens(count: int, seed: int = 0) -> torch.Tensor:
 
 def cache_for(model, method: str, **options):
     options = {"budget": BUDGET, "bounded": "context", **METHODS[method], **options}
-    if options["method"] == "head-aware":
+    if options["method"] in ("head-aware", "kvzap"):
         options["calibration"] = calibration_of(model)
     return make_cache(model, **options)
 

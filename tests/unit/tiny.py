@@ -48,11 +48,17 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> torch.nn.Module:
 def calibration_of(model: torch.nn.Module) -> dict:
     """A random calibration of a tiny model."""
     geometry = geometry_of(model)
-    return tiny_calibration(len(geometry.layers), geometry.kv_heads, geometry.query_heads)
+    heads = geometry.kv_heads, geometry.query_heads
+    return tiny_calibration(len(geometry.layers), *heads, hidden=model.config.hidden_size)
 
 
 def tiny_calibration(
-    layers: int, kv_heads: int, query_heads: int, seed: int = 0, head_dim: int = 16
+    layers: int,
+    kv_heads: int,
+    query_heads: int,
+    seed: int = 0,
+    head_dim: int = 16,
+    hidden: int = 48,
 ) -> dict:
     """A random calibration of the right shape, with convex and non-convex loss curves."""
     generator = torch.Generator().manual_seed(seed)
@@ -69,8 +75,21 @@ def tiny_calibration(
 
     heads = {name: scores() for name in ("retrieval", "induction", "local", "sink", "previous")}
     thresholds = {"retrieval": 0.8, "induction": 0.6}
-    weights = torch.randn(layers, 2 * kv_heads * (head_dim + 1), kv_heads, generator=generator)
-    powers = 0.3 + torch.rand(layers, kv_heads, 1, generator=generator)
+
+    def scorer(features: int) -> dict:
+        weights = torch.randn(layers, features, kv_heads, generator=generator)
+        powers = 0.3 + torch.rand(layers, kv_heads, 1, generator=generator)
+        return {
+            "weights": weights.tolist(),
+            "bias": [[0.5] * kv_heads] * layers,
+            "spread": (torch.tensor(shares) ** powers).tolist(),
+        }
+
+    group = scorer(2 * kv_heads * (head_dim + 1))
+    loss = {
+        "answer": {"diversity": curves()},
+        **{kind: {rule: curves() for rule in rules} for kind in ("mass", "output")},
+    }
     return {
         "layers": list(range(layers)),
         "kv_heads": kv_heads,
@@ -78,16 +97,7 @@ def tiny_calibration(
         "heads": heads,
         "thresholds": thresholds,
         "classes": classify(heads, kv_heads, thresholds),
-        "scorer": {
-            "group": {
-                "weights": weights.tolist(),
-                "bias": [[0.5] * kv_heads] * layers,
-                "spread": (torch.tensor(shares) ** powers).tolist(),
-            }
-        },
+        "scorer": {"group": group, "hidden": scorer(hidden), "kvzap": scorer(hidden)},
         "shares": shares,
-        "loss": {
-            "answer": {"diversity": curves()},
-            **{kind: {rule: curves() for rule in rules} for kind in ("mass", "output")},
-        },
+        "loss": loss,
     }

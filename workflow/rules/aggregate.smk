@@ -4,6 +4,8 @@ TABLES = [
     "cells",
     "comparisons",
     "pooled",
+    "orders",
+    "held",
     "heads",
     "allocation",
     "loss_curves",

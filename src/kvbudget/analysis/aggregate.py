@@ -16,7 +16,9 @@ from kvbudget.analysis.head_rows import (
     scorer_rows,
     stability_rows,
 )
+from kvbudget.analysis.held_rows import held_rows
 from kvbudget.analysis.measured import measured
+from kvbudget.analysis.order_rows import order_rows
 from kvbudget.analysis.provenance_rows import code_rows, model_rows, provenance_rows
 from kvbudget.errors import UserError
 from kvbudget.study import records
@@ -50,10 +52,13 @@ def aggregate(study: Study, out: Path, draft: bool = False) -> None:
 
     calibrations = load_calibrations(study)
     groups = measured(cells)
+    rows = cell_rows(groups, study.seed)
     frames = {
-        "cells": cell_rows(groups, study.seed),
+        "cells": rows,
         "comparisons": comparison_rows(study, groups),
         "pooled": pooled_rows(study, groups),
+        "orders": order_rows(study, groups),
+        "held": held_rows(rows),
         "heads": head_rows(calibrations),
         "allocation": allocation_rows(groups, calibrations),
         "loss_curves": loss_rows(calibrations),

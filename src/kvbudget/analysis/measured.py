@@ -95,6 +95,16 @@ def measured(cells: list[Cell]) -> list[Measured]:
     return [Measured(tuple(group)) for group in groups.values()]
 
 
+def by_place(groups: list[Measured], experiment: str) -> dict[tuple, dict[tuple, Measured]]:
+    """What an experiment sets side by side: (method, budget) by (model, task, length)."""
+    places: dict[tuple, dict[tuple, Measured]] = defaultdict(dict)
+    for each in groups:
+        if experiment in each.planned.experiments:
+            *place, method, budget = each.planned.key
+            places[tuple(place)][method, budget] = each
+    return places
+
+
 def _by_context(cell: Cell, metric: str) -> dict[str, float]:
     groups: dict[str, list[float]] = defaultdict(list)
     for sample in cell.samples:

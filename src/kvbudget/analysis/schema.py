@@ -44,10 +44,11 @@ AXES = {
     "length": _count("tokens of the prompt as the model reads it", 1),
 }
 METHOD = {"method": _text("name of the method in the config")}
+BUDGET_CHECK = Check.str_matches(r"^(full|\d+|\d+(\.\d+)?p)$")
 BUDGET = {
     "budget": Column(
         "str",
-        Check.str_matches(r"^(full|\d+|\d+(\.\d+)?p)$"),
+        BUDGET_CHECK,
         description="mean cached tokens per KV head: 20p (20% of the prompt), 256 (tokens) or full",
     )
 }
@@ -55,7 +56,10 @@ LAYER = {"layer": _count("index of the full-attention layer in the model")}
 KV_HEAD = {"kv_head": _count("KV head")}
 CLASS = {"class": _text("functional class of the KV head, empty without a calibration")}
 FEATURES = {
-    "features": _text("what scores are predicted from: keys and values of the group, or own ones")
+    "features": _text(
+        "what scores are predicted from: keys and values of the group, own ones, or the hidden "
+        "state; with kvzap, KVzip+'s scores from the hidden state"
+    )
 }
 BITS = "bits of a stored number: 16, fewer, or keys/values where these differ"
 ALL_KEPT = Column("bool", description="the method evicts nothing at this budget")
@@ -85,6 +89,9 @@ PAIR = {
     ),
     "metric": _text("score or choice (higher is better) or nll (lower is better)", *COMPARED),
 }
+ORDER = {"order": _count("which of the experiment's orders of methods", 1)}
+NEIGHBOURS = {name: column for name, column in PAIR.items() if name != "kind"}
+VERDICTS = ("better", "worse", "unclear")
 TEST = {
     "value": _number("mean over contexts of the method"),
     "reference_value": _number("mean over contexts of the reference"),
@@ -104,9 +111,7 @@ TEST = {
         " of the family) at the variance observed; empty if there is none",
         empty=True,
     ),
-    "verdict": _text(
-        "better or worse where p_holm is under 0.05, else unclear", "better", "worse", "unclear"
-    ),
+    "verdict": _text("better or worse where p_holm is under 0.05, else unclear", *VERDICTS),
     "all_kept": ALL_KEPT,
 }
 
@@ -153,6 +158,37 @@ TABLES: dict[str, DataFrameSchema] = {
             **TEST,
         },
         [*MODEL, *PAIR],
+    ),
+    "orders": _table(
+        {
+            **ORDER,
+            **AXES,
+            **NEIGHBOURS,
+            **TEST,
+            "verdict": _text(
+                "better (the order holds) or worse (its contrary does) where p_holm is under 0.05,"
+                " else unclear",
+                *VERDICTS,
+            ),
+            "headline": HEADLINE,
+        },
+        [*ORDER, *AXES, *NEIGHBOURS],
+    ),
+    "held": _table(
+        {
+            **AXES,
+            "level": Column("str", BUDGET_CHECK, description="budget whose bytes may be held"),
+            **METHOD,
+            "bits": _text(BITS),
+            **BUDGET,
+            "planned": _number("bytes of the level"),
+            "allocated": _number("bytes that the method holds at its budget"),
+            "kept": _share("share of the context's tokens that a head keeps in the mean"),
+            "metric": _text("score, choice or nll", *COMPARED),
+            "value": _number("mean over contexts"),
+            **INTERVAL,
+        },
+        [*AXES, "level", *METHOD, "metric"],
     ),
     "heads": _table(
         {
@@ -274,13 +310,19 @@ TABLES: dict[str, DataFrameSchema] = {
 }
 
 
+#: Types of columns in words.
+_WORDS = {"bool": "True, False", "int64": "integer", "float64": "number", "string": "text"}
+
+
 def dictionary() -> str:
     """The data dictionary as Markdown, for whoever opens the folder of the CSV files."""
     lines = ["# What the columns mean", "", "Generated from `kvbudget.analysis.schema`.", ""]
     for name, table in TABLES.items():
         lines += [f"## {name}.csv", "", "One row per " + ", ".join(table.unique) + ".", ""]
         lines += ["| column | type | meaning |", "|---|---|---|"]
-        lines += [f"| {c} | {col.dtype} | {col.description} |" for c, col in table.columns.items()]
+        for column, each in table.columns.items():
+            kind = _WORDS[str(each.dtype).partition("[")[0]]
+            lines.append(f"| {column} | {kind} | {each.description} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -16,7 +16,9 @@ class AttendingLayer(CacheLayerMixin):
     """
 
     is_sliding = False
+    sees_input = False  # whether it asks for what attention is given
     _pending: tuple[Tensor, Tensor] | None = None
+    _given: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to allocate before the first attention, which knows the prompt's length."""
@@ -33,6 +35,24 @@ class AttendingLayer(CacheLayerMixin):
         """The keys and values of the last update, once."""
         pending, self._pending = self._pending, None
         return pending
+
+    def give(self, given: Tensor) -> None:
+        """Take what attention is given for the next update, `(batch, new, hidden)`."""
+        self._given = given
+
+    def take_given(self) -> Tensor | None:
+        """What attention was given for the last update, once; None unless the layer asks for it.
+
+        Raises:
+            UserError: nothing came, as the cache was made for another model.
+        """
+        given, self._given = self._given, None
+        if self.sees_input and given is None:
+            raise UserError(
+                "the method sees what attention is given, and this model has not handed it over; "
+                "make the cache for the model that it is used with"
+            )
+        return given
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset that masks are made for: all tokens seen."""

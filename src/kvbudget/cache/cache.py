@@ -245,7 +245,7 @@ class BudgetedCache(Cache):
         heads = [own for each in scores for own in each]
         budgets = iter(self.plan.policy.share_out(heads, planned))
         for layer, own in zip(self.budgeted, scores, strict=True):
-            layer.store.compress(own, [next(budgets) for _ in own])
+            layer.store.compress(own, [next(budgets) for _ in own], layer.seen)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` tokens, as transformers puts it: in all layers or,

@@ -106,7 +106,7 @@ class Store:
         """Store the best tokens within the budgets, of `seen` tokens so far."""
         scores = self._scores(everything, seen)
         self.budgets = self.plan.policy.redistribute(self.index, scores, self.planned)
-        self._store(everything, scores)
+        self._store(self._worth_keeping(everything, seen), scores)
 
     def evict(self, seen: int) -> None:
         """Evict in place what exceeds a budget by the stride."""
@@ -124,10 +124,10 @@ class Store:
         """Scores of the tokens that each KV head holds, `(batch, tokens)` each."""
         return self._scores(self.slots.tokens(), seen)
 
-    def compress(self, scores: list[Tensor], budgets: list[int]) -> None:
+    def compress(self, scores: list[Tensor], budgets: list[int], seen: int) -> None:
         """Keep the best of what is held, by `scores` and within `budgets` from now on."""
         self._keep_within(budgets)
-        self._store(self.slots.tokens(), scores)
+        self._store(self._worth_keeping(self.slots.tokens(), seen), scores)
 
     def forget(self, count: int) -> None:
         """Drop the last `count` tokens of every head, before anything is evicted."""
@@ -150,6 +150,10 @@ class Store:
     def awaits(self, tokens: int) -> bool:
         """Whether it holds so many tokens of one sequence until they are compressed."""
         return self.waits and self.holds_all(tokens) and self.holds_one
+
+    def _worth_keeping(self, everything: list[Tokens], seen: int) -> list[Tokens]:
+        """The tokens, without the numbers of signals once these have had their last say."""
+        return [each.bare() for each in everything] if self.plan.ended(seen) else everything
 
     def _scores(self, everything: list[Tokens], seen: int) -> list[Tensor]:
         """Scores of the tokens of each KV head, `(batch, tokens)` each."""
@@ -194,7 +198,7 @@ class Store:
         slots = Slots(
             ((tuple(heads), capacity) for (capacity, _, _), heads in shapes.items()),
             everything[0].keys,
-            self.slots.signals,
+            everything[0].signals,
             self.slots.coding,
         )
         for segment, (_, kept, _) in zip(slots.segments, shapes, strict=True):

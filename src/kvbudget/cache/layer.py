@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -83,8 +84,13 @@ class BudgetedLayer(AttendingLayer):
         self.tail = Tail()
         self.sinks = Sinks(self.rotation) if self.policy.relative_positions else None
         self.is_initialized = False
-        self._pending = None
+        self._pending = self._given = None
         self._visible: Tensor | None = None  # who sees whom, where that is not causality alone
+
+    @property
+    def sees_input(self) -> bool:
+        """Whether the policy asks for what attention is given."""
+        return self.policy.sees_input
 
     @property
     def rotation(self) -> Rotation | None:
@@ -104,9 +110,8 @@ class BudgetedLayer(AttendingLayer):
     @property
     def on_top(self) -> bool:
         """Whether what comes next stands on top of a context that has been compressed."""
-        plan, store = self.options.plan, self.store
-        over = plan.bounded == "context" and store is not None and self.seen >= plan.prompt_tokens
-        return over and not store.waits
+        store = self.store
+        return store is not None and self.options.plan.ended(self.seen) and not store.waits
 
     @property
     def holds_context(self) -> bool:
@@ -124,7 +129,7 @@ class BudgetedLayer(AttendingLayer):
         padding, or says who sees whom of all tokens seen, `(batch, 1, new, seen + new)`, or None.
         Returns the attention output, shaped like `query`.
         """
-        key, value = self.take_pending()
+        (key, value), given = self.take_pending(), self.take_given()
         new = key.shape[2]
         self.options.plan.check(new, self.seen)
         self.options.plan.begin(new)
@@ -136,12 +141,14 @@ class BudgetedLayer(AttendingLayer):
         if self.on_top:
             return self._attend_on_top(query, key, value, padding, scaling, softcap)
         positions = self._positions(key, padding)
-        whole, step = (query, key, value, positions), self.options.prefill_chunk or new
+        step = self.options.prefill_chunk or new
         if new <= step:
-            output = self._read(*whole, scaling, softcap)
+            output = self._read(query, key, value, positions, given, scaling, softcap)
             self._visible = None  # as large as the prompt squared, and of these queries alone
             return output
-        pieces = zip(*(each.split(step, dim=2) for each in whole), strict=True)
+        whole = (each.split(step, dim=2) for each in (query, key, value, positions))
+        inputs = repeat(None) if given is None else given.split(step, dim=1)
+        pieces = zip(*whole, inputs)  # noqa: B905 as many inputs as there are pieces
         return torch.cat([self._read(*piece, scaling, softcap) for piece in pieces], dim=2)
 
     def _begin(self, key: Tensor) -> None:
@@ -206,11 +213,12 @@ class BudgetedLayer(AttendingLayer):
         key: Tensor,
         value: Tensor,
         positions: Tensor,
+        given: Tensor | None,
         scaling: float,
         softcap: float | None,
     ) -> Tensor:
         """Attend from tokens that are read at once, and evict."""
-        numbers = self._arrive(query, key, value, positions)
+        numbers = self._arrive(query, key, value, positions, given)
         new = Tokens(tuple(range(self.kv_heads)), key, value, positions, numbers)
         if self.seen == 0:
             return self._first(query, new, scaling, softcap)
@@ -321,11 +329,11 @@ class BudgetedLayer(AttendingLayer):
     # Signals.
 
     def _arrive(
-        self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor
+        self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor, given: Tensor | None
     ) -> dict[str, Tensor]:
         """The numbers that new tokens come with."""
         in_prompt = self.seen < self.options.plan.prompt_tokens
-        arrival = Arrival(query, key, value, positions, in_prompt, self.rotation)
+        arrival = Arrival(query, key, value, positions, in_prompt, self.rotation, given)
         numbers = {
             name: torch.zeros(positions.shape, device=key.device)
             for name in self.store.slots.signals
@@ -388,8 +396,14 @@ class BudgetedLayer(AttendingLayer):
         tensors are not written to, and none of them is kept.
 
         Raises:
-            UserError: the layer holds tokens, or its policy needs a signal that was not recorded.
+            UserError: the layer holds tokens, or its policy needs a signal that was not recorded,
+                or what attention was given.
         """
+        if self.sees_input:
+            raise UserError(
+                "the method sees what attention is given, which a prefill does not hold; read the "
+                "prompt"
+            )
         if self.store is not None:
             raise UserError("a prompt is adopted by an empty cache; call reset() first")
         self.options.plan.begin(prompt.count)
@@ -409,7 +423,7 @@ class BudgetedLayer(AttendingLayer):
         self.is_initialized = True
 
     def _of_arrival(self, prompt: Tokens) -> dict[str, Tensor]:
-        """Numbers of the signals that follow from keys and values alone."""
+        """Numbers of the signals that follow from what arrives alone."""
         arrival = Arrival(None, prompt.keys, prompt.values, prompt.positions, True, self.rotation)
         return {each.name: each.arrive(arrival) for each in self.signals if each.of_arrival}
 

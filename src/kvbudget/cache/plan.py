@@ -99,9 +99,17 @@ class Plan:
             if tokens is None:
                 self._budgets = [[UNBOUNDED] * kv_heads] * layers
             else:
-                kept = self.codec.slots(tokens) if self.codec else tokens
+                kept = self.codec.slots(tokens, self._numbers()) if self.codec else tokens
                 self._budgets = self.policy.budgets(self.geometry, kept, self.prompt_tokens)
         return self._budgets
+
+    def _numbers(self) -> int:
+        """Numbers of signals that a token is kept with."""
+        return 0 if self.bounded == "context" else len(self.policy.signals(0))
+
+    def ended(self, seen: int) -> bool:
+        """Whether `seen` tokens are all that the budget is for, so that nothing is scored again."""
+        return self.bounded == "context" and seen >= (self.prompt_tokens or seen + 1)
 
     def target_shift(self) -> int:
         """How far positions after the prompt move, so that the first target token is at phi (Group

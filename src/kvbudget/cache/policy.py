@@ -70,6 +70,7 @@ class Policy:
         relative_positions: whether positions are those inside the cache.
         phi: first position of the target (Group Position Encoding); None leaves positions alone.
         unrotates: whether signals see keys or queries as they were before their rotation.
+        sees_input: whether signals see what attention is given.
         holds_context: whether the whole context is held until `finish` compresses it.
         bounded: an entry of `kvbudget.cache.budget.BOUNDED`, which the cache's plan sets. A method
             need not think of what follows the context where that stands on top of the budget.
@@ -78,6 +79,7 @@ class Policy:
     relative_positions = False
     phi: int | None = None
     unrotates = False
+    sees_input = False
     holds_context = False
     bounded = "always"
 

@@ -25,6 +25,7 @@ BITS = (2, 4, 8)
 SCALE = torch.float16  # of a vector's step and least number
 NUMBER_BYTES = 2  # of the unquantised numbers that a budget is counted in
 INDEX_BYTES = 4  # of a token's position
+SIGNAL_BYTES = 4  # of a number that a token is scored by
 
 
 class Quantizer:
@@ -118,13 +119,15 @@ class Codec:
         self.values = self.keys if value_bits is None else Quantizer(value_bits, head_dim)
         self.head_dim = head_dim
 
-    def slots(self, tokens: int) -> int:
-        """Quantised tokens in the bytes of `tokens` unquantised ones, positions included.
+    def slots(self, tokens: int, numbers: int = 0) -> int:
+        """Quantised tokens in the bytes of `tokens` unquantised ones, with the position of each and
+        the `numbers` of signals that it is kept with.
 
         Unquantised numbers count 2 bytes, whatever a run computes in: float32 must be no excuse
         for more tokens.
         """
-        slot = self.keys.width + self.values.width + INDEX_BYTES
+        beside = INDEX_BYTES + SIGNAL_BYTES * numbers
+        slot = self.keys.width + self.values.width + beside
         return tokens * 2 * self.head_dim * NUMBER_BYTES // slot
 
     def turn(self, x: Tensor) -> Tensor:

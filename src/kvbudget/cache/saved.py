@@ -24,7 +24,7 @@ from kvbudget.cache import files
 from kvbudget.cache.cache import BudgetedCache, SlidingLayer, text_config
 from kvbudget.cache.eviction import Store, StoreSnapshot
 from kvbudget.cache.layer import BudgetedLayer, LayerSnapshot
-from kvbudget.cache.quantize import Coding
+from kvbudget.cache.quantize import Codec, Coding
 from kvbudget.cache.samples import samples
 from kvbudget.cache.slots import Slots
 from kvbudget.cache.tails import SlidingTail, Tail
@@ -34,6 +34,7 @@ from kvbudget.errors import UserError
 FORMAT = 1
 _FACTS = "kvbudget cache"
 _TAIL = ("tail.keys", "tail.values", "tail.positions")
+_NUMBERS = "signal."
 _REMEDY = "give a file that cache.save wrote, or read the context again"
 #: Keys of a configuration that say nothing of what a model computes; ids of tokens neither.
 _BESIDE = ("transformers_version", "architectures", "use_cache", "return_dict")
@@ -162,7 +163,7 @@ def _of_tail(tail: Tail) -> dict[str, Tensor]:
 
 def _columns(slots: Slots) -> list[str]:
     """Names of a layer's tensors that have a row for each slot."""
-    return ["keys", "values", "positions", *(f"signal.{name}" for name in slots.signals)]
+    return ["keys", "values", "positions", *(_NUMBERS + name for name in slots.signals)]
 
 
 # Reading.
@@ -225,7 +226,7 @@ def _into_full(layer: BudgetedLayer, facts: dict[str, Any], tensors: dict[str, T
     named = [signal.name for signal in signals]
     store = Store(layer.index, plan, layer.options.stride, named, like)
     kept = StoreSnapshot(
-        slots=_slots(facts, tensors, like, store.slots),
+        slots=_slots(facts, tensors, like, plan.codec),
         lengths=[length for _, _, length in facts["segments"]],
         signals={},
         planned=facts["planned"],
@@ -248,11 +249,14 @@ def _into_full(layer: BudgetedLayer, facts: dict[str, Any], tensors: dict[str, T
     )
 
 
-def _slots(facts: dict[str, Any], tensors: dict[str, Tensor], like: Tensor, empty: Slots) -> Slots:
-    """Slots laid out and filled as they were; `empty` are those of a layer that begins."""
-    coding = empty.coding and Coding(empty.coding.codec, tensors["centre"])
+def _slots(
+    facts: dict[str, Any], tensors: dict[str, Tensor], like: Tensor, codec: Codec | None
+) -> Slots:
+    """Slots laid out and filled as they were."""
+    coding = codec and Coding(codec, tensors["centre"])
     shapes = [(tuple(heads), capacity) for heads, capacity, _ in facts["segments"]]
-    slots = Slots(shapes, like, empty.signals, coding)
+    signals = [name.removeprefix(_NUMBERS) for name in tensors if name.startswith(_NUMBERS)]
+    slots = Slots(shapes, like, signals, coding)
     slots.set_lengths(length for _, _, length in facts["segments"])
     start = 0
     for segment in slots.segments:

@@ -35,6 +35,8 @@ class Arrival:
             model that is given a padded batch without `position_ids` counts padding, too.
         in_prompt: whether they are of the prompt.
         rotation: how the layer turns queries and keys; None if the policy does not ask for it.
+        given: what attention is given, after the norm, `(batch, new, hidden)`; None if the policy
+            does not ask for it.
     """
 
     query: Tensor | None
@@ -43,6 +45,7 @@ class Arrival:
     positions: Tensor
     in_prompt: bool
     rotation: Rotation | None
+    given: Tensor | None = None
 
     @cached_property
     def unrotated_query(self) -> Tensor:
@@ -146,8 +149,8 @@ class Signal:
     Attributes:
         name: under which candidates have the numbers.
         in_repetition: whether it grows while the context is repeated, instead of by what is read.
-        of_arrival: whether its numbers follow from the keys and values that arrive, and from
-            nothing else: they are worked out anew of a prompt that is adopted.
+        of_arrival: whether its numbers follow from what arrives, and from nothing else: they are
+            worked out anew of a prompt that is adopted.
         unrotates: whether it sees keys or queries as they were before their rotation.
     """
 

@@ -41,6 +41,10 @@ class Tokens:
     def tensors(self) -> list[Tensor]:
         return [self.keys, self.values, self.positions, *self.signals.values()]
 
+    def bare(self) -> "Tokens":
+        """The tokens without the numbers of signals."""
+        return Tokens(self.heads, self.keys, self.values, self.positions, {})
+
     def part(self, start: int, stop: int) -> "Tokens":
         """Tokens `start` to `stop` of every head, as views."""
         piece = slice(start, stop)
@@ -133,19 +137,21 @@ class Slots:
         shapes = list(shapes)
         batch, head_dim = like.shape[0], like.shape[-1]
         slots = sum(len(heads) * capacity for heads, capacity in shapes)
-        self.coding, self._like = coding, like.new_empty(batch, 0, head_dim)
-        if coding is None:
-            self.keys = like.new_empty(batch, slots, head_dim)
-            self.values = torch.empty_like(self.keys)
-        else:
-            self.keys, self.values = (
-                like.new_empty(batch, slots, each.width, dtype=torch.uint8)
-                for each in (coding.codec.keys, coding.codec.values)
-            )
-        self.positions = like.new_empty(batch, slots, dtype=torch.int32)
-        self.signals = {
-            name: like.new_empty(batch, slots, dtype=torch.float32) for name in sorted(signals)
-        }
+        self.coding = coding
+        with torch.inference_mode(False):  # what comes later may be read in either mode
+            self._like = like.new_empty(batch, 0, head_dim)
+            if coding is None:
+                self.keys = like.new_empty(batch, slots, head_dim)
+                self.values = torch.empty_like(self.keys)
+            else:
+                self.keys, self.values = (
+                    like.new_empty(batch, slots, each.width, dtype=torch.uint8)
+                    for each in (coding.codec.keys, coding.codec.values)
+                )
+            self.positions = like.new_empty(batch, slots, dtype=torch.int32)
+            self.signals = {
+                name: like.new_empty(batch, slots, dtype=torch.float32) for name in sorted(signals)
+            }
         self.segments: list[Segment] = []
         start = 0
         for heads, capacity in shapes:
@@ -230,7 +236,8 @@ class Slots:
         each. They stay on the device while tokens are appended one by one."""
         if self._free is None:
             free = self._of_heads(lambda segment: segment.length)
-            self._free = torch.tensor(free, device=self.keys.device)
+            with torch.inference_mode(False):  # it is counted up in place, in either mode
+                self._free = torch.tensor(free, device=self.keys.device)
         return self._starts, self._free
 
     @cached_property

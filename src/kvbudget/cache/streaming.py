@@ -41,6 +41,11 @@ class StreamingLayer(AttendingLayer):
         self.arriving, self.keys, self.values = 0, None, None
 
     @property
+    def sees_input(self) -> bool:
+        """Whether the source asks for what attention is given."""
+        return self.source.sees_input
+
+    @property
     def written(self) -> int:
         """Tokens of the target."""
         return 0 if self.keys is None else self.keys.shape[2]
@@ -58,9 +63,11 @@ class StreamingLayer(AttendingLayer):
         """
         if mask is not None or query.shape[0] > 1:
             raise UserError("reading while writing takes one sequence at a time, without a mask")
-        key, value = self.take_pending()
+        (key, value), given = self.take_pending(), self.take_given()
         read, outputs = self.arriving, []
         if read:
+            if given is not None:
+                self.source.give(given[:, :read])
             self.source.update(key[:, :, :read], value[:, :, :read])
             outputs.append(self.source.attend(query[:, :, :read], scaling, softcap, None))
         if read < query.shape[2]:

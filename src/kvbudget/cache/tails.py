@@ -79,9 +79,10 @@ class Tail:
     def _make_room(self, like: Tensor, room: int) -> None:
         held = None if self.keys is None else self.held()
         rows, kv_heads, _, head_dim = like.shape
-        self.keys = like.new_empty(rows, kv_heads, room, head_dim)
-        self.values = torch.empty_like(self.keys)
-        self.positions = torch.empty(rows, room, dtype=torch.long, device=like.device)
+        with torch.inference_mode(False):  # what comes later may be read in either mode
+            self.keys = like.new_empty(rows, kv_heads, room, head_dim)
+            self.values = torch.empty_like(self.keys)
+            self.positions = torch.empty(rows, room, dtype=torch.long, device=like.device)
         self._shared = False
         if held is not None:
             for mine, theirs in zip((self.keys, self.values), held[:2], strict=True):

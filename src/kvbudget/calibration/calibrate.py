@@ -86,6 +86,7 @@ def calibrate(
         ),
         list(contexts(tokenizer, passages, lengths, [count], spec["seed"])),
         SHARES,
+        spec["hidden_maps"],
     )
     return {
         "query_heads": geometry.query_heads,

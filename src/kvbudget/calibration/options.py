@@ -7,6 +7,7 @@ calibrations that come with the package.
 from collections.abc import Iterable
 
 from kvbudget.options import Option, choice, count
+from kvbudget.policies.registry import HIDDEN_MAPS
 
 TASKS = ("needles", "recall", "reading", "tracking", "words")
 RULES = ("attention", "window", "diversity", "recency")
@@ -43,6 +44,13 @@ OPTIONS: dict[str, Option] = {
             "uniqueItems": True,
             "items": {"type": "integer", "minimum": 200},
         },
+    ),
+    "hidden_maps": _some(
+        [],
+        "Maps from hidden states that are fitted beside those from keys and values: to KVzip's "
+        "scores, for features: hidden, and to KVzip+'s, for policy kvzap, at twice the time.",
+        HIDDEN_MAPS,
+        0,
     ),
     "scorer_contexts": count(3, "Contexts of each of these lengths; one more is held out."),
     "recent": count(8, "Last tokens that a head keeps in loss curves."),

@@ -82,7 +82,12 @@ def budgets_shown(frame: pd.DataFrame) -> list[str]:
 
 def main_experiment(src: Source) -> str | None:
     """The experiment that sets ours beside most peers and budgets; the first among equals."""
-    counts = _pooled(src).groupby("experiment", sort=False).size()
+    return largest(_pooled(src))
+
+
+def largest(frame: pd.DataFrame) -> str | None:
+    """The experiment with most of some comparisons; the first among equals."""
+    counts = frame.groupby("experiment", sort=False).size()
     return None if counts.empty else str(counts.idxmax())
 
 

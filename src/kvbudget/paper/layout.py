@@ -9,6 +9,7 @@ import pandas as pd
 from kvbudget.paper import budgets, latex
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.source import Source
+from kvbudget.policies import registry
 from kvbudget.study.plan import AXES, Study
 
 #: Lines of rows that a float holds in the mean; a page has room for some more.
@@ -64,6 +65,12 @@ def experiment_cells(study: Study, experiment: dict) -> list[tuple[str, str, int
     """Keys of the experiment's planned cells; those of several seeds have one."""
     keys = (c.key for c in study.cells if experiment["name"] in c.experiments)
     return list(dict.fromkeys(keys))
+
+
+def others(study: Study, keys: list[tuple]) -> bool:
+    """Whether a library of others makes some of these caches."""
+    policies = {study.policy(method) for *_, method, _ in keys}
+    return any(registry.method(policy).elsewhere for policy in policies)
 
 
 def experiment_title(experiment: dict) -> Latex:

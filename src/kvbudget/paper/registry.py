@@ -34,7 +34,7 @@ TABLES = {
     "experiments": Made(
         module="kvbudget.paper.tables.experiments",
         what="quality and cost of one experiment: experiments/NAME",
-        csv=("cells", "comparisons"),
+        csv=("cells", "comparisons", "held", "orders"),
         template="experiment.tex.j2",
     ),
     "places": Made(
@@ -82,6 +82,11 @@ FIGURES = {
     "lengths": Made(
         module="kvbudget.paper.plots.lengths",
         what="quality over the length of the prompt, at one budget",
+        csv=("cells",),
+    ),
+    "leaderboard": Made(
+        module="kvbudget.paper.plots.leaderboard",
+        what="score over the share of tokens evicted, and over that of bytes saved",
         csv=("cells",),
     ),
     "memory": Made(

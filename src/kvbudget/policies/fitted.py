@@ -8,6 +8,7 @@ import torch
 
 from kvbudget.errors import UserError
 from kvbudget.policies.predicted import Scorer
+from kvbudget.policies.registry import HIDDEN_MAPS
 
 _REMEDY = "make it anew with kvbudget calibrate"
 
@@ -40,7 +41,8 @@ class Fitted:
         """The maps that predict scores, a layer each.
 
         Args:
-            features: `"group"` or `"own"`, see `kvbudget.policies.predicted`.
+            features: `"group"`, `"own"` or `"hidden"`, see `kvbudget.policies.predicted`; or
+                `"kvzap"`, see `kvbudget.policies.kvzap`.
 
         Raises:
             UserError: it holds none of these features.
@@ -84,7 +86,10 @@ class Fitted:
     def _map(self, features: str) -> Mapping[str, Any]:
         maps = self._part("scorer")
         if features not in maps:
-            raise UserError(f"the calibration has no scorer of features {features!r}; {_REMEDY}")
+            remedy = f", hidden_maps: [{features}]" if features in HIDDEN_MAPS else ""
+            raise UserError(
+                f"the calibration has no scorer of features {features!r}; {_REMEDY}{remedy}"
+            )
         return maps[features]
 
     def _part(self, key: str) -> Any:

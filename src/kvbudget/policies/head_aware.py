@@ -17,7 +17,7 @@ from kvbudget.errors import UserError
 from kvbudget.policies.allocate import at_one_level, in_proportion, water_fill
 from kvbudget.policies.fitted import Fitted
 from kvbudget.policies.pooling import pooled
-from kvbudget.policies.predicted import Predicted
+from kvbudget.policies.predicted import FromHidden, Predicted
 from kvbudget.policies.rules import RULES, SIGNALS
 
 SHRINKAGE = 0.2  # share of the mean curve in that of a head
@@ -37,7 +37,7 @@ class HeadAware(Policy):
             of the attention output) or `"mass"` (of attention).
         rule: `"predicted"`, or a scoring rule of `kvbudget.policies.rules`.
         features: what scores are predicted from: `"group"`, the keys and values of all KV heads of
-            the layer, or `"own"`, those of the head alone.
+            the layer, `"own"`, those of the head alone, or `"hidden"`, what attention is given.
         safeguard: α in [0, 1]. Each head keeps that share of its budget; the rest is pooled over
             its layer and spent by this prompt's scores (AdaKV, Feng et al., 2024). None is 1, or
             0.5 without a calibration.
@@ -65,8 +65,10 @@ class HeadAware(Policy):
             allocation, rule = "uniform", "diversity" if rule == "predicted" else rule
         self.calibration, self.loss, self.rule = calibration, loss, rule
         self.allocation, self.safeguard, self.recent = allocation, safeguard, recent
-        self.features, self.unrotates = features, rule == "predicted"
-        self.scorers = calibration.scorers(features) if self.unrotates else []
+        self.features, self.predicts = features, rule == "predicted"
+        self.sees_input = self.predicts and features == "hidden"
+        self.unrotates = self.predicts and features != "hidden"
+        self.scorers = calibration.scorers(features) if self.predicts else []
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         layers, kv_heads = len(geometry.layers), geometry.kv_heads
@@ -95,13 +97,14 @@ class HeadAware(Policy):
         return spent.reshape(layers, kv_heads).tolist()
 
     def signals(self, layer: int) -> list[Signal]:
-        if self.rule == "predicted":
-            return [Predicted(self.scorers[layer])]
+        if self.predicts:
+            kind = FromHidden if self.sees_input else Predicted
+            return [kind(self.scorers[layer])]
         return [SIGNALS[self.rule]()] if self.rule in SIGNALS else []
 
     def score(self, candidates: Candidates) -> Tensor:
-        predicted = self.rule == "predicted"
-        scores = candidates.signals[Predicted.name] if predicted else RULES[self.rule](candidates)
+        own = self.predicts
+        scores = candidates.signals[Predicted.name] if own else RULES[self.rule](candidates)
         return candidates.protect(scores, recent=self.recent)
 
     def redistribute(self, layer: int, scores: list[Tensor], budgets: list[int]) -> list[int]:

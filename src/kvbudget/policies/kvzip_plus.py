@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from kvbudget.cache.budget import SINKS
 from kvbudget.cache.cache import geometry_of
+from kvbudget.cache.inputs import attention_modules, given_to
 from kvbudget.cache.signals import Reading
-from kvbudget.errors import UserError
 from kvbudget.policies.kvzip import KVzip, Repetition
 
 
@@ -41,8 +41,7 @@ class Block:
         self._hook = module.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _see(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        self.given = hidden.float().norm(dim=-1)
+        self.given = given_to(args, kwargs).float().norm(dim=-1)
 
     def output_norms(self, values: Tensor, heads: list[int]) -> Tensor:
         """Norms of values `(batch, len(heads), tokens, head_dim)` after the output projection,
@@ -89,18 +88,9 @@ class KVzipPlus(KVzip):
     @contextmanager
     def watching(self, model: PreTrainedModel) -> Iterator[None]:
         geometry = geometry_of(model)
-        modules = {
-            module.layer_idx: module
-            for module in model.modules()
-            if hasattr(module, "layer_idx") and hasattr(module, "o_proj")
-        }
-        if not modules.keys() >= set(geometry.layers):
-            raise UserError(
-                f"the attention of {type(model).__name__} has no output projection o_proj, which "
-                "method 'kvzip-plus' weighs values by; use method 'kvzip'"
-            )
         heads = geometry.kv_heads, geometry.query_heads
-        self.blocks = [Block(modules[layer], *heads) for layer in geometry.layers]
+        modules = attention_modules(model, geometry.layers)
+        self.blocks = [Block(module, *heads) for module in modules]
         try:
             yield
         finally:

@@ -1,11 +1,12 @@
-"""What a repetition of the context would attend to, predicted from keys and values as they arrive.
+"""What a repetition of the context would attend to, predicted from what arrives.
 
 KVzip (Kim et al., NeurIPS 2025) scores a token by the most attention that it gets while the model
 repeats its context. A linear map of a layer's keys before rotation, its values and their norms
 predicts the logarithm of that score for each KV head. All heads of the layer are the features of
 each (`"group"`): together they hold nearly what the hidden state holds, of which each head alone
-sees a part. As an ablation, a head's score is predicted from its own key and value (`"own"`): the
-same map with no weight for those of others.
+sees a part. As ablations, a head's score is predicted from its own key and value (`"own"`), the
+same map with no weight for those of others, or from the hidden state itself (`"hidden"`), what the
+layer's attention is given, which a cache sees by a hook alone.
 """
 
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ class Scorer:
     weights: Tensor
     bias: Tensor
 
-    def __call__(self, key: Tensor, value: Tensor) -> Tensor:
-        """Predicted log-scores `(batch, kv_heads, tokens)` float32; arguments as of `features`."""
-        return (features(key, value) @ self.weights + self.bias).transpose(1, 2)
+    def __call__(self, found: Tensor) -> Tensor:
+        """Predicted log-scores `(batch, kv_heads, tokens)` float32, from features
+        `(batch, tokens, features)` float32."""
+        return (found @ self.weights + self.bias).transpose(1, 2)
 
     def to(self, device: torch.device) -> "Scorer":
         """The same map on a device."""
@@ -59,7 +61,7 @@ class Scorer:
 
 
 class Predicted(Signal):
-    """The score that each token comes with."""
+    """The score that each token comes with, from keys and values."""
 
     name = "predicted"
     of_arrival = True
@@ -70,4 +72,17 @@ class Predicted(Signal):
 
     def arrive(self, arrival: Arrival) -> Tensor:
         self._scorer = self._scorer.to(arrival.key.device)  # once, not for each token
-        return self._scorer(arrival.unrotated_key, arrival.value)
+        return self._scorer(self.features(arrival))
+
+    def features(self, arrival: Arrival) -> Tensor:
+        """What the scores follow from, `(batch, new, features)` float32."""
+        return features(arrival.unrotated_key, arrival.value)
+
+
+class FromHidden(Predicted):
+    """The same from the hidden state, for a policy that sees what attention is given."""
+
+    unrotates = False
+
+    def features(self, arrival: Arrival) -> Tensor:
+        return arrival.given.float()

@@ -11,6 +11,9 @@ from typing import Any
 from kvbudget.errors import UserError
 from kvbudget.options import Option, arguments, auto, choice, count, share, suggest
 
+#: Maps from hidden states that a calibration may hold.
+HIDDEN_MAPS = ("hidden", "kvzap")
+
 ATTENTION, WINDOW = "received:Attention", "received:Window"
 
 
@@ -38,6 +41,8 @@ class Method:
             peers`); then there is no cache of ours.
         signals: from all its options to the signals by which it watches a prompt being read, each
             as `module:Class` in this package.
+        hidden_map: from all its options to the map of its calibration by which it scores hidden
+            states, an entry of `HIDDEN_MAPS`; None for a method that sees keys and values alone.
     """
 
     module: str
@@ -47,6 +52,7 @@ class Method:
     stays: tuple[str, Any] | None = None
     elsewhere: bool = False
     signals: Callable[[Mapping[str, Any]], tuple[str, ...]] = _NONE
+    hidden_map: Callable[[Mapping[str, Any]], str | None] = lambda options: None
 
     @property
     def holds_context(self) -> bool:
@@ -87,6 +93,12 @@ _OF_RULE = {
     "recency": (),
 }
 
+
+def _of_features(options: Mapping[str, Any]) -> str | None:
+    hidden = options["rule"] == "predicted" and options["features"] == "hidden"
+    return "hidden" if hidden else None
+
+
 METHODS: dict[str, Method] = {
     "full": Method(
         "full:Full",
@@ -113,6 +125,15 @@ METHODS: dict[str, Method] = {
     "keydiff": Method("keydiff:KeyDiff", {"safeguard": _SAFEGUARD}),
     "kvzip": Method("kvzip:KVzip", rereads=_REPEATED),
     "kvzip-plus": Method("kvzip_plus:KVzipPlus", rereads=_REPEATED),
+    "kvzap": Method(
+        "kvzap:KVzap",
+        {
+            "safeguard": _SAFEGUARD,
+            "window": count(128, "Last tokens that every head keeps, half of the budget at most."),
+        },
+        calibrated=True,
+        hidden_map=lambda options: "kvzap",
+    ),
     "expected-attention": Method(
         "expected_attention:ExpectedAttention",
         {
@@ -182,8 +203,8 @@ METHODS: dict[str, Method] = {
             "features": choice(
                 "group",
                 "What scores are predicted from: keys and values of all KV heads of the layer, or "
-                "of the head alone.",
-                ("group", "own"),
+                "of the head alone, or the hidden state.",
+                ("group", "own", "hidden"),
             ),
             "safeguard": share(
                 None,
@@ -194,6 +215,7 @@ METHODS: dict[str, Method] = {
         },
         calibrated=True,
         signals=lambda options: _OF_RULE[options["rule"]],
+        hidden_map=_of_features,
     ),
 }
 

@@ -14,6 +14,7 @@ from kvbudget.run.contexts import ReadContext, read_context
 from kvbudget.run.grouping import contexts_at_once
 from kvbudget.run.prefills import Shared
 from kvbudget.run.runner import Runner
+from kvbudget.sources.threads import at_once as measurements_at_once
 from kvbudget.tasks.request import Context
 
 
@@ -25,7 +26,8 @@ def at_once(runner: Runner, contexts: Sequence[Context]) -> int:
     if cache.plan.bounded == "always":
         return 1
     held = cache.planned_bytes(runner.model.dtype.itemsize, tokens=longest)
-    return contexts_at_once(max(len(each.questions) for each in contexts), held)
+    questions = max(len(each.questions) for each in contexts)
+    return contexts_at_once(questions, held, runner.model.device.type)
 
 
 def run(runner: Runner, contexts: Sequence[Context], shared: Sequence[Shared | None]) -> list[dict]:
@@ -41,12 +43,12 @@ def run(runner: Runner, contexts: Sequence[Context], shared: Sequence[Shared | N
     that were read. What stands on top of the context's budget, a question and its answer, counts as
     mean tokens and bytes of a question.
     """
-    reads, steps = [], []
+    reads, steps, alone = [], [], measurements_at_once() == 1
     for context, own in zip(contexts, shared, strict=True):
         read = read_context(runner, context.ids, own, alone=not reads)
         reads.append(read)
         on_top = read.cache.plan.bounded == "context"
-        time = on_top and read.seconds is not None
+        time = on_top and read.seconds is not None and alone
         steps.append(together.timed(runner, read.cache, context.questions[0]) if time else [])
     questions = [context.questions for context in contexts]
     if on_top:

@@ -125,6 +125,16 @@ def check_method(
         raise UserError(f"{where}: policy 'full' has no budget that could be bounded; drop bounded")
 
 
+def check_map(method: str, hidden_map: str | None, calibration: Mapping[str, Any]) -> None:
+    """The calibration of a method holds the map from hidden states that it scores by."""
+    if hidden_map is not None and hidden_map not in calibration["hidden_maps"]:
+        raise UserError(
+            f"methods: {method}: its calibration has no map {hidden_map!r} from hidden states; add "
+            f"hidden_maps: [{hidden_map}] to calibration, or to the entry of calibrations that it "
+            "names"
+        )
+
+
 def check_calibration(where: str, entry: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """A calibration is made of a text that there is."""
     if "haystack" in entry:
@@ -172,6 +182,8 @@ def check_experiment(experiment: Mapping[str, Any], config: Mapping[str, Any]) -
     own_lengths = experiment.get("lengths_by_model", {})
     for key in own_lengths:
         known(f"{where}: lengths_by_model", key, experiment["models"], f"{where}: models")
+    for order in experiment.get("orders", []):
+        _check_order(f"{where}: orders", order, experiment, config)
     for model in experiment["models"]:
         for length in own_lengths.get(model, experiment["lengths"]):
             check_length(where, config, model, length)
@@ -183,6 +195,19 @@ def check_experiment(experiment: Mapping[str, Any], config: Mapping[str, Any]) -
         for method in experiment["methods"]:
             here, kind = f"{where}: task {task!r}", config["tasks"][task]["kind"]
             _check_fits(here, kind, method, config["methods"][method])
+
+
+def _check_order(
+    where: str, order: Iterable[str], experiment: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    """An order is of methods that the experiment measures at its budgets."""
+    for key in order:
+        known(where, key, experiment["methods"], "the experiment's methods:")
+        if config["methods"][key]["policy"] == "full":
+            raise UserError(
+                f"{where}: method {key!r} has no budget at which it could be compared with the "
+                "next; take it out of the order"
+            )
 
 
 def _check_fits(where: str, kind: str, name: str, method: Mapping[str, Any]) -> None:

@@ -174,6 +174,7 @@ class _Expansion:
         calibration = None
         if policy.calibrated:
             calibration = self._calibration(model, entry.get("calibration", DEFAULT), seed)
+            checks.check_map(method, policy.hidden_map(spec["method"]), calibration.spec)
             spec["calibration"] = calibration.spec
         code = _code(*entry_modules(spec))
         parts = {

@@ -55,7 +55,9 @@ def can_adopt(cell: Planned) -> bool:
     """Whether a cell reads the whole of a context before it evicts any of it."""
     whole = cell.spec["task"].get("chunk") is None
     whole &= cell.spec["method"].get("prefill_chunk") is None
-    whole &= not methods.method(cell.policy).elsewhere
+    policy = methods.method(cell.policy)
+    # What is recorded are keys and values, not what they were projected from.
+    whole &= not policy.elsewhere and policy.hidden_map(cell.spec["method"]) is None
     return whole and not tasks.kind(cell.kind).throughout
 
 

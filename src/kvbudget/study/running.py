@@ -25,8 +25,10 @@ def hold(study: Study) -> None:
 
 def began(study: Study) -> float | None:
     """When the run that is going on began, in seconds of the epoch; None if none is."""
-    import fcntl
-
+    try:
+        import fcntl
+    except ImportError:  # Windows: no run goes on there
+        return None
     try:
         with _file(study).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

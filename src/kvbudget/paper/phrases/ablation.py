@@ -34,19 +34,19 @@ def _ablation(src: Source) -> Latex:
 def _counted(src: Source, frame: pd.DataFrame) -> str:
     """How often each variant is clearly better and worse in one metric, where places are many."""
     metric = METRIC_TITLE[frame["metric"].iloc[0]]
-    texts, unclear = [], []
+    alike: dict[str, list[Latex]] = {}
     for method, part in frame.groupby("method", sort=False):
-        named = Latex(rf"\emph{{{title(src, str(method))}}}")
         verdicts = part["verdict"].value_counts()
         told = [f"clearly {v} in {verdicts[v]}" for v in ("worse", "better") if v in verdicts]
-        if told:
-            texts.append(
-                f"{named} is {' and '.join(told)} of {count(len(part), 'comparison')} in {metric}."
-            )
-        else:
-            unclear.append(named)
-    if unclear:
-        texts.append(f"In {metric} no clear difference shows for {latex.listing(unclear)}.")
+        of = f"{' and '.join(told)} of {count(len(part), 'comparison')} in {metric}" if told else ""
+        alike.setdefault(of, []).append(Latex(rf"\emph{{{title(src, str(method))}}}"))
+    texts = [
+        f"{latex.listing(named)} {'is' if len(named) == 1 else 'are each'} {of}."
+        for of, named in alike.items()
+        if of
+    ]
+    if "" in alike:
+        texts.append(f"In {metric} no clear difference shows for {latex.listing(alike[''])}.")
     return " ".join(texts)
 
 

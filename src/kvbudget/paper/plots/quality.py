@@ -27,15 +27,15 @@ OF_CHANCE = ("score", "choice")
 def draw(src: Source) -> Figure | None:
     """One task (`kvbudget.paper.shown`), each model at the length measured at most budgets.
 
-    Forced choice is shown where there is one model: of several it is told by tables.
+    All metrics are shown of one model, and of several the first: tables have the others.
     """
     frame = src.cells[src.cells["method"].isin(src.study.main_methods)]
     frame = frame[frame["task"] == shown.task(src)]
     models = list(dict.fromkeys(frame["model"]))
-    metrics = LABELS if len(models) == 1 else ("score", "nll")
+    metrics = [metric for metric in LABELS if metric in set(frame["metric"])]
     places = [
         (model, metric)
-        for metric in metrics
+        for metric in metrics[: None if len(models) == 1 else 1]
         for model in models
         if not _part(frame, model, metric).empty
     ]

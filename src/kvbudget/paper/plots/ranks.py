@@ -13,6 +13,7 @@ EMPTY = "no calibration"
 LOOKS = {
     "group": ("keys and values of all heads of the layer", "#D55E00", "o"),
     "own": ("of the head alone", "#0072B2", "s"),
+    "hidden": ("the hidden state", "#009E73", "^"),
 }
 
 
@@ -27,6 +28,8 @@ def draw(src: Source) -> Figure | None:
     for ax, model in zip(axes.flat, models, strict=True):
         for features, (label, colour, marker) in LOOKS.items():
             part = ranks[(ranks["model"] == model) & (ranks["features"] == features)]
+            if part.empty:  # of hidden states only where a study asks for them
+                continue
             mean = part.groupby("layer")["correlation"].mean()
             ax.scatter(
                 part["layer"], part["correlation"], s=5, color=colour, marker=marker, alpha=0.35,

@@ -1,11 +1,14 @@
-"""What each variant of Head-Aware gains or loses, a column for each budget and metric."""
+"""What each variant of Head-Aware gains or loses, a column for each budget and metric.
+
+Of the experiment with most variants; the appendix has the others.
+"""
 
 from collections.abc import Iterator
 
 import pandas as pd
 
 from kvbudget.analysis.metrics import METRICS
-from kvbudget.paper import budgets, latex, layout
+from kvbudget.paper import budgets, findings, latex, layout
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import COLUMN, INTERVAL, NAMED, NAMES, NUMBER, PAGE, WIDE, Row
 from kvbudget.paper.phrases.words import METRIC_TITLE
@@ -21,6 +24,7 @@ def text(src: Source) -> str:
     """LaTeX of the variants' pooled differences, by as many budgets as fit side by side."""
     frame = src.table("pooled")
     frame = frame[(frame["kind"] == "ablation") & frame["metric"].isin(SHOWN)]
+    frame = frame[frame["experiment"] == findings.largest(frame)]
     floats = [
         piece
         for named in layout.chunks(sorted(set(frame["budget"]), key=budgets.order), ABREAST)
@@ -50,12 +54,8 @@ def _floats(src: Source, frame: pd.DataFrame, named: list[str]) -> Iterator[dict
 def _rows(
     src: Source, frame: pd.DataFrame, columns: list[tuple[str, str]], intervals: bool, wide: bool
 ) -> Iterator[Row]:
-    several = frame["experiment"].nunique() > 1
-    experiments = {each["name"]: layout.experiment_title(each) for each in src.study.experiments}
-    for (experiment, model), part in frame.groupby(["experiment", "model"], sort=False):
+    for model, part in frame.groupby("model", sort=False):
         group = latex.title(src.study, "models", str(model))
-        if several:
-            group = Latex(f"{experiments[experiment]}: {group}")
         for method, mine in part.groupby("method", sort=False):
             found = {(row["budget"], row["metric"]): row for row in mine.to_dict("records")}
             cells = [_cell(found.get(column), intervals) for column in columns]

@@ -15,6 +15,12 @@ COLUMNS = (
     Column("prefill_s", Latex(r"\shortstack[r]{prefill\\(s)}")),
     Column("decode_ms_per_token", Latex(r"\shortstack[r]{decode\\(ms/token)}"), 42),
 )
+#: Of caches that a library of others makes, and of ours beside them: what is seen, and peaks.
+OF_OTHERS = (
+    Column("cache_bytes_claimed", Latex(r"\shortstack[r]{claimed\\(MiB)}"), 42),
+    Column("peak_rss_bytes", Latex(r"\shortstack[r]{process\\(MiB)}"), 42),
+    Column("peak_cuda_bytes", Latex(r"\shortstack[r]{device\\(MiB)}"), 42),
+)
 
 
 def floats(src: Source, experiment: dict, model: str, keys: list[tuple]) -> Iterator[dict]:
@@ -33,10 +39,12 @@ def _of_machine(
 ) -> Iterator[dict]:
     """Times of two machines stand in no table together."""
     means = part.groupby(["length", "method", "budget", "metric"])["value"].mean().to_dict()
-    columns = [c for c in COLUMNS if any((*key[2:], c.metric) in means for key in keys)]
+    others = layout.others(src.study, keys)
+    columns = [*COLUMNS[:1], *OF_OTHERS, *COLUMNS[1:]] if others else COLUMNS
+    columns = [c for c in columns if any((*key[2:], c.metric) in means for key in keys)]
     if not columns:
         return
-    caption = _caption(src, experiment, machine, keys)
+    caption = _caption(src, experiment, machine, keys) + (_of_others(columns) if others else "")
     for lengths in layout.by_width(sorted({key[2] for key in keys}), columns):
         rows = []
         for method, budget in layout.method_budget_rows(src.study, keys):
@@ -70,4 +78,13 @@ def _caption(src: Source, experiment: dict, machine: str, keys: list[tuple]) -> 
         rf"\emph{{{titles}}}. {layout.sample_note(src, keys)} Cache: storage allocated. Measured "
         rf"on {latex.escape(machine)} (\cref{{tab:provenance}}); compare times within this table "
         "only."
+    )
+
+
+def _of_others(columns: list[Column]) -> str:
+    """What is said where caches of others stand beside ours."""
+    peaks = " and of the device" if any(c.metric == "peak_cuda_bytes" for c in columns) else ""
+    return (
+        r" \emph{Claimed} is what can be seen of a cache of kvpress, which may mask the rest and "
+        rf"hold it; ours hold what they claim. Peaks are of the process{peaks}."
     )

@@ -1,10 +1,10 @@
-"""One experiment: for each model floats of quality, of needles and of cost."""
+"""One experiment: for each model floats of quality, bytes held, orders, needles and cost."""
 
 from kvbudget.errors import UserError
 from kvbudget.options import suggest
 from kvbudget.paper import layout
 from kvbudget.paper.source import Source
-from kvbudget.paper.tables import cost, needles, quality
+from kvbudget.paper.tables import cost, held, needles, orders, quality
 from kvbudget.paper.template import render
 
 
@@ -19,7 +19,7 @@ def text(src: Source, name: str) -> str:
     floats = []
     for model in dict.fromkeys(key[0] for key in keys):
         mine = [key for key in keys if key[0] == model]
-        for part in (quality, needles, cost):
+        for part in (quality, held, orders, needles, cost):
             floats += part.floats(src, experiment, model, mine)
     for number, entry in enumerate(floats, 1):
         entry["label"] = f"tab:experiment-{name}-{number}"
