@@ -1,5 +1,5 @@
-"""A published study in a clone: its paper is built of the archive alone, other code or not, and what
-other code gives is compared with it."""
+"""A published study in a clone: its paper is built of the archive alone, other code or not, and
+what other code gives is compared with it."""
 
 import json
 import re
