@@ -117,7 +117,7 @@ lint: .venv/.installed-test
 	$(BIN)/lint-imports
 
 bench: MODEL ?= smollm2-135m
-bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MODEL=key STUDY=... BENCH="--memory-at 20000"]
+bench: .venv/.installed ## Time and size of the cache as ratios: make bench [MODEL=key STUDY=... BENCH="--lengths 8000"]
 	$(SNAKEMAKE) --quiet all -- results/models/$(MODEL).verified.json
 	$(KVBUDGET) bench --model-dir results/models/$(MODEL) \
 	    --verified results/models/$(MODEL).verified.json --out results/bench/$(MODEL).json $(BENCH)

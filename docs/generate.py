@@ -9,6 +9,7 @@ so that they can be read without building the site; a test holds them to the cod
 
 import ast
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from kvbudget import cli
 from kvbudget.analysis import schema as csv
 from kvbudget.calibration.options import OPTIONS as CALIBRATION
 from kvbudget.options import Option, spoken
+from kvbudget.paper.bench import table as bench_table
 from kvbudget.policies import registry as methods
 from kvbudget.site import markdown
 from kvbudget.study import schema as study
@@ -27,7 +29,7 @@ from kvbudget.tasks import registry as tasks
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-_BLOCK = re.compile(r"(<!-- made: ([\w-]+) ?([\w-]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- made: ([\w-]+) ?([\w.-]*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def renew(page: str) -> str:
@@ -265,6 +267,17 @@ def results_in_short() -> str:
     return markdown.in_short(ROOT)
 
 
+def bench(model: str) -> str:
+    """What `make bench` measured: steps, prefill, bytes and peaks, and the parts of a step.
+
+    The JSON file that it leaves in results/bench/ belongs into docs/bench/.
+    """
+    file = DOCS / f"bench/{model}.json"
+    if not file.exists():
+        return f"Not measured with this version yet: `make bench MODEL={model}`."
+    return bench_table.report(json.loads(file.read_text(encoding="utf-8")))
+
+
 BLOCKS: dict[str, Callable[..., str]] = {
     "methods": methods_table,
     "options": options_of,
@@ -282,6 +295,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "origins": model_origins,
     "results": results,
     "results-in-short": results_in_short,
+    "bench": bench,
 }
 
 

@@ -10,8 +10,9 @@ from matplotlib import pyplot as plt
 from rendering import PAPER, build, copied, draw, overfull, render, typeset, values, with_prose
 
 from kvbudget.errors import UserError
-from kvbudget.paper import budgets, check, latex, layout, registry, times
-from kvbudget.paper.plots import quality, style
+from kvbudget.paper import budgets, check, latex, layout, registry, shown, times
+from kvbudget.paper.plots import lengths, quality, style
+from kvbudget.paper.tables import marks
 from kvbudget.study import titles
 from kvbudget.study.config import read
 from kvbudget.study.expand import expand
@@ -84,12 +85,12 @@ def test_chunks_are_even_and_lose_nothing():
 # --- tables and numbers
 
 
-def test_one_table_an_experiment_and_four_more(rendered):
+def test_one_table_an_experiment_and_six_more(rendered):
     _, paper = rendered
     made = {str(path.relative_to(paper / "tables")) for path in paper.rglob("tables/**/*.tex")}
     experiments = {f"experiments/{e['name']}.tex" for e in synthetic.config()["experiments"]}
     assert made == experiments | {
-        "summary.tex", "statistics.tex", "provenance.tex", "all.tex"
+        "summary.tex", "places.tex", "ablation.tex", "statistics.tex", "provenance.tex", "all.tex"
     }  # fmt: skip
 
 
@@ -97,7 +98,10 @@ def test_table_holds_the_value_and_its_interval(rendered):
     src, paper = rendered
     row = src.cells.query("task == 'niah_single' and length == 500 and method == 'h2o'")
     score = row[row["metric"] == "score"].iloc[0]
-    cell = f"{score['value']:.2f}\\bounds{{{score['ci_low']:.2f}}}{{{score['ci_high']:.2f}}}"
+    key = (score["model"], "niah_single", 500, "h2o", score["budget"], "score")
+    mark = marks.marks(src).get(key, "")
+    cell = f"{score['value']:.2f}{mark}"
+    cell += f"\\bounds{{{score['ci_low']:.2f}}}{{{score['ci_high']:.2f}}}"
     line = next(
         x
         for x in (paper / "tables/experiments/lengths.tex").read_text().splitlines()
@@ -271,7 +275,7 @@ def test_tables_print_tokens_kept_beside_bytes(choosing):
 def test_tables_tell_which_needle_answers_are(choosing):
     src, paper = choosing
     text = (paper / "tables/experiments/lengths.tex").read_text()
-    assert "any needle & right given any & forced choice" in text
+    assert r"any needle & \shortstack[r]{right\\given any} & forced choice" in text
     assert "One of four (chance 0.25)" in text
     values = src.wide().query("method == 'four' and budget == '40p'").iloc[0]
     (row,) = [r for r in rows_of(paper, "experiments/lengths") if r[0] == "Quantised H2O" and
@@ -335,6 +339,69 @@ def test_quality_draws_chance_and_names_what_keeps_all(choosing):
         assert [text.get_text() for text in ax.texts] == ["all kept"]
 
 
+def test_the_main_table_has_a_column_for_each_model_and_length(rendered):
+    src, paper = rendered
+    rows = rows_of(paper, "places")
+    _, head, *values = rows
+    assert head == ["method", "500", "1,000", "2,000"]
+    assert [row[0] for row in values] == 2 * [src.study.title("methods", m) for m in synthetic.MAIN]
+    mine = src.cells.query("task == 'niah_single' and method == 'head-aware' and budget == '20p'")
+    scores = mine[mine["metric"] == "score"].set_index("length")["value"]
+    assert values[3][1:] == [f"{scores[length]:.2f}" for length in (500, 1000, 2000)]
+    assert r"at a budget of 20\% of the bytes" in (paper / "tables/places.tex").read_text()
+
+
+def test_tables_mark_what_is_clearly_better_or_worse_than_ours(rendered):
+    src, _ = rendered
+    found = marks.marks(src)
+    frame = src.comparisons
+    clear = frame[(frame["verdict"] != "unclear") & (frame["kind"] != "full")]
+    ours = clear[(clear["kind"] == "ablation") | (clear["method"] == "head-aware")]
+    assert len(ours) > 0
+    for row in ours.to_dict("records"):
+        variant = row["kind"] == "ablation"
+        method = row["method"] if variant else row["reference"]
+        same = frame.query(
+            "task == @row['task'] and length == @row['length'] and budget == @row['budget'] and"
+            " metric == @row['metric']"
+        )
+        same = same[same["method" if variant else "reference"] == method]
+        same = same[same["kind"] == row["kind"]]
+        key = (row["model"], row["task"], row["length"], method, row["budget"], row["metric"])
+        if (same["verdict"] == row["verdict"]).all():
+            below = (row["verdict"] == "worse") == variant
+            assert found[key] == (marks.WORSE if below else marks.BETTER)
+
+
+def test_variants_stand_in_bold_where_they_clearly_differ(rendered):
+    src, paper = rendered
+    pooled = src.table("pooled").query("kind == 'ablation' and metric in ['score', 'nll']")
+    text = (paper / "tables/ablation.tex").read_text()
+    assert text.count(r"\textbf{") == (pooled["verdict"] != "unclear").sum()
+    for row in pooled.to_dict("records"):
+        assert latex.signed(row["difference"]) in text
+
+
+def test_figures_over_length_show_the_task_and_budget_measured_most(rendered):
+    src, _ = rendered
+    assert (shown.task(src), shown.budget(src)) == ("niah_single", "20p")
+    figure = lengths.draw(src)
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert labels == ["score", "NLL (nats a token)"]
+    for ax in figure.axes:
+        named = [line.get_label() for line in ax.lines]
+        assert named == [src.study.title("methods", method) for method in synthetic.MAIN]
+        assert all(list(line.get_xdata()) == [500, 1000, 2000] for line in ax.lines)
+
+
+def test_methods_are_told_apart_without_colour(rendered):
+    src, _ = rendered
+    figure = lengths.draw(src)
+    looks = {(line.get_marker(), str(line._dash_pattern)) for line in figure.axes[0].lines}
+    assert len(looks) == len(synthetic.MAIN)
+    assert len({marker for marker, _ in looks}) == len({dashes for _, dashes in looks}) == 4
+
+
 # --- the check
 
 
@@ -357,7 +424,8 @@ def test_each_figure_and_the_main_table_are_referred_to():
     referred = {
         key for keys in re.findall(r"\\[cC]ref\{([^}]*)\}", prose) for key in keys.split(",")
     }
-    assert {label for _, label in shown} | {"tab:summary-1"} <= referred
+    tables = {"tab:summary-1", "tab:places-1", "tab:ablation-1"}
+    assert {label for _, label in shown} | tables <= referred
 
 
 def test_nothing_is_printed_under_seven_points(choosing):

@@ -128,7 +128,7 @@ def test_the_check_as_a_command(rendered_copy, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main([*map(str, arguments), *map(str, tables)])
     found = re.findall(r"(\w+)\.tex: made from another", capsys.readouterr().err)
-    assert sorted(found) == ["numbers", "statistics", "summary"]
+    assert sorted(found) == ["ablation", "numbers", "statistics", "summary"]
 
 
 @pytest.mark.parametrize("command, entries", [("table", "TABLES"), ("figure", "FIGURES")])

@@ -12,9 +12,9 @@ import rendering
 import synthetic
 
 from kvbudget.paper import check, numbers, registry, source
-from kvbudget.paper.phrases import ablation, cost, heads, quality, rigour, words
+from kvbudget.paper.phrases import ablation, claims, cost, heads, quality, rigour, words
 
-PARTS = (quality, ablation, rigour, cost, heads)
+PARTS = (claims, quality, ablation, rigour, cost, heads)
 OURS = "head-aware"
 
 
@@ -56,7 +56,7 @@ def told(src, **frames):
     own = Told(src.study, src.directory, src.tables)
     object.__setattr__(own, "frames", frames)
     pairs = [pair for part in PARTS for pair in part.derived(own)]
-    return {key: plain(text) for key, text in pairs if key.startswith("summary/")}
+    return {key: plain(text) for key, text in pairs if key.startswith(("summary/", "paper/"))}
 
 
 def plain(tex):
@@ -259,6 +259,16 @@ def test_variants_are_named_by_what_they_do(study):
         assert "In score no clear difference shows for without groups." in said
 
 
+def test_variants_at_many_places_are_counted(study):
+    frame = all_of(study.table("pooled").query("kind == 'ablation'"), "unclear", "metric != ''")
+    frame = judged(frame, "method == 'uniform'", **outcome("worse"))
+    said = told(study, pooled=pd.concat([frame.assign(model=f"m{i}") for i in range(3)]))
+    assert said["summary/ablation"] == (
+        "uniform budgets is clearly worse in 3 of 3 comparisons in score. "
+        "In score no clear difference shows for without groups."
+    )
+
+
 # --- power, headline, families, seeds
 
 
@@ -332,6 +342,9 @@ def test_the_fit_is_told_of_each_model(study):
     said = told(study, scorer=both, ranks=others)["summary/fit"]
     assert "With other, the 10% of tokens that it ranks first hold 50% of the scores" in said
     assert "true ones by 0.25, those of a map of the head's own key and value by 0.25." in said
+    hidden = ranks[ranks["features"] == "group"].assign(features="hidden", correlation=0.75)
+    said = told(study, ranks=pd.concat([ranks, hidden]))["summary/fit"]
+    assert said.endswith(f"by {own:.2f}, and those of a map of the hidden state by 0.75.")
     assert told(study, scorer=frame[:0])["summary/fit"] == "This study holds no calibration."
 
 
@@ -388,7 +401,7 @@ def test_no_sentence_has_more_than_three_numbers(study, verdict):
 
 def test_each_sentence_has_its_key_once_and_ends(study):
     for key, text in told(study).items():
-        if key != "summary/main":
+        if key not in ("summary/main", "paper/title"):
             assert text.endswith("."), (key, text)
             assert "nan" not in text and "None" not in text and "  " not in text, (key, text)
 
@@ -404,4 +417,64 @@ def test_a_study_of_several_models_names_them(study):
     said = told(study, pooled=pd.concat([pooled, other]))
     assert "With Tiny-A at budgets of 10% and 40%, Head-Aware" in said["summary/answer"]
     assert "With other at budgets of 10% and 40%, Head-Aware" in said["summary/answer"]
-    assert "Tiny-A at a budget of 10%. " in said["summary/findings"]
+    assert "With Tiny-A at a budget of 10%. " in said["summary/findings"]
+    # One budget of each is told, the others are counted.
+    assert "at a budget of 40%" not in said["summary/findings"]
+    assert "With Tiny-A at a budget of 10%, Head-Aware scores" in said["summary/short"]
+
+
+def test_of_many_outcomes_the_appendix_tells(study):
+    pooled = all_of(study.table("pooled"), "better")
+    frames = [pooled.assign(model=f"m{i}") for i in range(5)]
+    said = told(study, pooled=pd.concat(frames))["summary/answer"]
+    assert "verdicts, budget by budget" in said
+
+
+def test_many_findings_of_an_experiment_are_counted(study):
+    pooled = all_of(study.table("pooled"), "better")
+    more = [pooled.assign(model=f"m{i}") for i in range(4)]
+    said = told(study, pooled=pd.concat([pooled, *more]))["summary/others"]
+    assert "clearly better than its best peer in score in 5 of 5 pairs of model and budget" in said
+
+
+# --- what may be claimed
+
+
+def test_the_title_follows_from_the_verdicts(study):
+    """Peers of one reading beaten everywhere; KVzip nowhere better by more than the margin."""
+    beaten = everywhere(study, "better")["pooled"]
+    assert told(study, pooled=beaten)["paper/title"] == "More From One Reading"
+    twice = beaten.query("kind == 'baseline' and reference == 'h2o'").assign(reference="twice")
+    config = study.study.config
+    methods = config["methods"] | {"twice": {"policy": "kvzip", "title": "Twice"}}
+    own = dataclasses.replace(
+        study, study=dataclasses.replace(study.study, config=config | {"methods": methods})
+    )
+
+    def titled(**columns):
+        row = all_of(twice, "unclear").assign(**columns)
+        return told(own, pooled=pd.concat([beaten, row], ignore_index=True))
+
+    near, far = titled(ci_low=-0.04), titled(ci_low=-0.06)
+    assert near["paper/title"] == "One Reading for Two"
+    assert (
+        "Against Twice, which reads twice, it is clearly better in none of 2 comparisons"
+        in (near["summary/claim"])
+    )
+    assert "A loss of more than 0.05 is excluded in 2 of them" in near["summary/claim"]
+    assert far["paper/title"] == "More From One Reading"
+    assert "is excluded in none of them" in far["summary/claim"]
+    assert titled(ci_low=float("nan"))["paper/title"] == "More From One Reading"
+    lost = judged(beaten, "kind == 'baseline' and reference == 'h2o'", verdict="unclear")
+    assert told(study, pooled=lost)["paper/title"] == "What Heads Keep"
+    assert told(study, pooled=beaten[beaten["kind"] != "baseline"])["paper/title"] == (
+        "What Heads Keep"
+    )
+
+
+def test_the_claim_counts_wins_and_losses(study):
+    said = told(study, **everywhere(study, "worse"))["summary/claim"]
+    assert said == (
+        "Against peers that read once, Head-Aware is clearly better in score in none of 6 "
+        "comparisons and clearly worse in 6."
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Oracle
 from scipy.stats import spearmanr
@@ -276,26 +276,6 @@ def test_contexts_of_the_scorer_are_of_the_calibration_split_and_no_needles():
     assert not any("magic" in text for text in texts)
     records = [any(thing in text.lower() for thing in _THINGS) for text in texts]
     assert records == [False, True] * 4
-
-
-@given(
-    pairs=st.lists(st.tuples(st.integers(-6, 0), st.integers(-8, 0)), min_size=1, max_size=9),
-    kept=st.integers(0, 9),
-)
-@example(pairs=[(-3, -4), (-3, -2)], kept=1)  # where the factor is reached
-def test_what_errors_of_the_fit_can_cost(pairs, kept):
-    """The paper's proposition, against the tokens of least score: it then holds for any others."""
-    predicted, logs = torch.tensor(pairs, dtype=torch.float64).T
-    score = logs.exp()
-    cut = score.clamp(min=FLOOR)
-    factor = (2 * (predicted - cut.log()).abs().max()).exp() * (1 + 1e-9)
-    order = predicted.argsort(descending=True)
-    held, evicted = order[:kept], order[kept:]
-    if len(held) and len(evicted):
-        assert cut[evicted].max() <= factor * cut[held].min()
-    least = score.sort().values[: len(evicted)]
-    assert cut[evicted].sum() <= factor * least.clamp(min=FLOOR).sum()
-    assert score[evicted].sum() <= factor * (FLOOR * len(evicted) + least.sum())
 
 
 @pytest.mark.parametrize("piece", [1, 7, 32])

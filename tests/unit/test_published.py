@@ -173,6 +173,17 @@ class TestPlan:
         assert (study.published, len(study.cells), study.left_out) == (True, 6, 3)
         assert [e["name"] for e in study.experiments] == ["lengths", "ablation", "perplexity"]
 
+    def test_an_experiment_that_little_is_published_of_is_left_out(self, config, root):
+        whole = planned(config, root)
+        measure(whole)
+        for each in whole.cells:
+            if "lengths" in each.experiments and each.key != OURS:
+                (root / each.path).unlink()
+        publish(whole)  # one of the four of `lengths`, two of the three of `ablation`
+        study = planned(config, root)
+        assert cell(study, OURS).experiments == ("ablation",)
+        assert [e["name"] for e in study.experiments] == ["ablation", "perplexity", "streaming"]
+
     def test_what_it_lacks_is_measured_where_that_is_asked_for(self, config, root):
         whole = planned(config, root)
         measure(whole)

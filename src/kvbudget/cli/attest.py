@@ -17,7 +17,9 @@ import transformers
 
 from kvbudget.cli import study_argument
 from kvbudget.errors import UserError
-from kvbudget.run import calibrate, cell, job
+from kvbudget.run import calibrate
+from kvbudget.run.again import first_contexts
+from kvbudget.run.job import Cell
 from kvbudget.run.machine import machine
 from kvbudget.sources.threads import GIVEN
 from kvbudget.study import attest, expand, published
@@ -120,8 +122,7 @@ def _again(
         calibrate.run_calibration(calibrate.Calibration(**given, model=planned.model))
     else:
         calibration = planned.calibration and study.root / planned.calibration
-        cell.run_cell(job.Cell(**given, calibration=calibration, first=contexts))
-        out.with_suffix(".contexts.jsonl").unlink()
+        first_contexts(Cell(**given, calibration=calibration), contexts)
     return out
 
 

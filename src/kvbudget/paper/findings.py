@@ -1,7 +1,7 @@
 """What a study found about Head-Aware and its peers, budget by budget, as data for tables and
 prose. All are over the headline tasks and lengths of one experiment together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -9,6 +9,9 @@ import pandas as pd
 from kvbudget.analysis.metrics import METRICS
 from kvbudget.paper import budgets
 from kvbudget.paper.source import Source
+
+#: Budgets of one model that the main text tells one by one.
+FEW = 3
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,30 @@ def of_experiment(src: Source, experiment: str) -> Iterator[Finding]:
                     yield _finding(part)
 
 
+def first_metric(found: Iterable[Finding]) -> list[Finding]:
+    """Findings in the score, or in the NLL where nothing is scored."""
+    found = list(found)
+    metric = next((m for m in METRICS if any(f.metric == m for f in found)), None)
+    return [f for f in found if f.metric == metric]
+
+
+def budgets_shown(frame: pd.DataFrame) -> list[str]:
+    """Of pooled comparisons, the budgets that the main text sets side by side: all where one model
+    is measured at few, or else the middle one. The appendix has all."""
+    found = sorted(set(frame["budget"]), key=budgets.order)
+    if frame["model"].nunique() == 1 and len(found) <= FEW:
+        return found
+    return found[(len(found) - 1) // 2 :][:1]
+
+
 def main_experiment(src: Source) -> str | None:
     """The experiment that sets ours beside most peers and budgets; the first among equals."""
-    counts = _pooled(src).groupby("experiment", sort=False).size()
+    return largest(_pooled(src))
+
+
+def largest(frame: pd.DataFrame) -> str | None:
+    """The experiment with most of some comparisons; the first among equals."""
+    counts = frame.groupby("experiment", sort=False).size()
     return None if counts.empty else str(counts.idxmax())
 
 

@@ -14,8 +14,8 @@ from kvbudget.study.plan import AXES, Study
 
 #: Lines of rows that a float holds in the mean; a page has room for some more.
 LINES_A_FLOAT = 38
-#: Characters to a line of a title, as main.tex breaks it.
-NAMED = 24
+#: Characters to a line of a title, as main.tex breaks it, and where there is room for more.
+NAMED, WIDE = 24, 42
 #: Widths in points, of which main.tex leaves so many to a float over one column and over two.
 COLUMN, PAGE = 241, 504
 #: The columns of method and budget, whose titles main.tex breaks.
@@ -35,21 +35,25 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table; `group` is the heading under which it stands."""
+    """A row of a table; `group` is the heading under which it stands, `named` the characters to a
+    line of its titles."""
 
     group: Latex
     cells: list[Latex]
+    named: int = NAMED
 
     @property
     def lines(self) -> int:
         """About how many lines its longest title takes."""
         shown = (len(re.sub(r"\\[A-Za-z]+|[\\{}()]", "", cell)) for cell in self.cells)
-        return -(-max(shown) // NAMED)
+        return -(-max(shown) // self.named)
 
 
-def with_interval(value: float, low: float, high: float, signed: bool = False) -> Latex:
-    """A value and its interval in brackets, if it has one; a dash for NaN."""
-    number = latex.signed(value) if signed else latex.decimal(value)
+def with_interval(
+    value: float, low: float, high: float, signed: bool = False, mark: str = ""
+) -> Latex:
+    """A value with its mark, and its interval in brackets, if it has one; a dash for NaN."""
+    number = Latex((latex.signed(value) if signed else latex.decimal(value)) + mark)
     if pd.isna(value):
         return number
     if pd.isna(low):
@@ -74,9 +78,10 @@ def experiment_title(experiment: dict) -> Latex:
     return latex.typeset(experiment.get("title") or experiment["name"])
 
 
-def named(study: Study, section: str, key: str) -> Latex:
+def named(study: Study, section: str, key: str, wide: bool = False) -> Latex:
     """A title that is broken where it is longer than its column."""
-    return Latex(rf"\named{{{latex.title(study, section, key)}}}")
+    width = "[2.1in]" if wide else ""
+    return Latex(rf"\named{width}{{{latex.title(study, section, key)}}}")
 
 
 def chunks(items: Sequence, size: int) -> Iterator[Sequence]:

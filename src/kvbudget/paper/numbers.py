@@ -14,7 +14,7 @@ import pandas as pd
 from kvbudget.errors import UserError
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases import ablation, cost, heads, quality, rigour, setup, standing
+from kvbudget.paper.phrases import ablation, claims, cost, heads, quality, rigour, setup, standing
 from kvbudget.paper.source import Source
 from kvbudget.paper.template import render
 
@@ -45,7 +45,7 @@ def text(src: Source) -> str:
 def _all(src: Source) -> Iterator[tuple[str, Latex]]:
     yield from _cells(src)
     yield from _comparisons(src)
-    for part in (setup, standing, quality, ablation, rigour, cost, heads):
+    for part in (setup, standing, claims, quality, ablation, rigour, cost, heads):
         yield from part.derived(src)
 
 

@@ -34,8 +34,14 @@ TABLES = {
     "experiments": Made(
         module="kvbudget.paper.tables.experiments",
         what="quality and cost of one experiment: experiments/NAME",
-        csv=("cells", "held", "orders"),
+        csv=("cells", "comparisons", "held", "orders"),
         template="experiment.tex.j2",
+    ),
+    "places": Made(
+        module="kvbudget.paper.tables.places",
+        what="all methods at one budget, by model and length",
+        csv=("cells", "comparisons"),
+        template="places.tex.j2",
     ),
     "summary": Made(
         module="kvbudget.paper.tables.summary",
@@ -43,10 +49,16 @@ TABLES = {
         csv=("pooled",),
         template="summary.tex.j2",
     ),
+    "ablation": Made(
+        module="kvbudget.paper.tables.ablation",
+        what="what each variant of Head-Aware gains or loses, by budget",
+        csv=("pooled",),
+        template="ablation.tex.j2",
+    ),
     "statistics": Made(
         module="kvbudget.paper.tables.statistics",
-        what="every paired comparison of Head-Aware and its variants",
-        csv=("comparisons", "pooled"),
+        what="paired comparisons of Head-Aware and its variants, places together",
+        csv=("pooled",),
         template="statistics.tex.j2",
     ),
     "provenance": Made(
@@ -65,6 +77,11 @@ FIGURES = {
     "quality": Made(
         module="kvbudget.paper.plots.quality",
         what="quality against the bytes of the budget",
+        csv=("cells",),
+    ),
+    "lengths": Made(
+        module="kvbudget.paper.plots.lengths",
+        what="quality over the length of the prompt, at one budget",
         csv=("cells",),
     ),
     "leaderboard": Made(
@@ -114,6 +131,7 @@ NUMBERS = Made(
         "stability",
         "scorer",
         "ranks",
+        "models",
         "provenance",
         "code_digests",
         "missing",

@@ -6,7 +6,6 @@ side file outlives the cell, as Snakemake deletes the record of a job whose end 
 it has, the workflow removes the file.
 """
 
-import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -126,8 +125,7 @@ def _run_cell(cell: Cell) -> dict:
         "calibration_sha256": cell.calibration and file_sha256(cell.calibration),
         **machine(model.device),
     }
-    found = results(protocol, runner, contexts, side, basis, store)
-    measured = summarise(list(itertools.islice(found, cell.first)))
+    measured = summarise(list(results(protocol, runner, contexts, side, basis, store)))
     measured["timing"]["load_s"] = load_s
     measured["allocation"]["layers"] = list(runner.cache().plan.geometry.layers)
     used = {"calibration_sha256": basis["calibration_sha256"]}

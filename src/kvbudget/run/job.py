@@ -38,7 +38,6 @@ class Cell(Job):
         calibration: of the model's heads, for a method that uses one.
         prefills: folder of contexts that were read before; None reads them all.
         own_contexts: contexts, of the first, that are read all the same; 1 or more.
-        first: contexts that are measured; None measures all.
     """
 
     code: str
@@ -46,4 +45,3 @@ class Cell(Job):
     calibration: Path | None = None
     prefills: Path | None = None
     own_contexts: int = 1
-    first: int | None = None

@@ -76,15 +76,15 @@ def _tables(name: str, root: Path) -> tuple[Study, dict[str, pd.DataFrame]]:
 def _facts(study: Study, tables: dict[str, pd.DataFrame]) -> str:
     """What was measured where, in two lines."""
     items = dict(tables["provenance"].itertuples(index=False, name=None))
-    contexts = tables["cells"]["n_contexts"]
+    cells = tables["cells"]
+    contexts = cells["n_contexts"][cells["metric"] == "nll"]
     span = "–".join(str(each) for each in sorted({contexts.min(), contexts.max()}))
     planned = len(study.cells) + study.left_out
     return (
         f"{len(study.cells)} of {planned} planned cells, {span} contexts each, weights in"
         f" {items['dtype']}, on {items['device']} with PyTorch {items['torch']} and transformers"
-        f" {items['transformers']}, at commit {items.get('git_commit', 'unknown')}. Score (more is"
-        " better) / NLL"
-        " of the reference in nats a token (less is better)."
+        f" {items['transformers']}. Score (more is better) / NLL of the reference in nats a token"
+        " (less is better)."
     )
 
 

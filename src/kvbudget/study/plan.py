@@ -174,7 +174,8 @@ class Study:
         calibrations: that some cell needs.
         root: directory that all paths start from.
         command: that runs the study, as a list of words.
-        left_out: planned cells that are not among `cells`, as the study is published without them.
+        left_out: planned cells that are not among `cells`, as they are not published, or little of
+            their experiments is.
     """
 
     name: str

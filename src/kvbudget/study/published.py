@@ -9,7 +9,8 @@ that is measured anew and one that is published are not mixed unless that is ask
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,6 +61,8 @@ def resolved(study: Study) -> Study:
         return study
     found = _Resolution(study, bundle.read(archive), only=mode == ONLY)
     cells = tuple(filter(None, map(found.cell, study.cells)))
+    if mode == ONLY:
+        cells = tuple(_told(cells, study.cells))
     if not cells:
         raise UserError(
             f"none of the {len(study.cells)} cells of study {study.name} is published in {archive};"
@@ -71,6 +74,15 @@ def resolved(study: Study) -> Study:
         calibrations=found.calibrations(cells),
         left_out=len(study.cells) - len(cells),
     )
+
+
+def _told(cells: tuple[Planned, ...], planned: tuple[Planned, ...]) -> Iterator[Planned]:
+    """Published cells of experiments that most is published of: a table of dashes tells nothing."""
+    all_of = Counter(name for cell in planned for name in cell.experiments)
+    there = Counter(name for cell in cells for name in cell.experiments)
+    for cell in cells:
+        if own := tuple(name for name in cell.experiments if 2 * there[name] >= all_of[name]):
+            yield replace(cell, experiments=own)
 
 
 def outdated(study: Study) -> list[str]:

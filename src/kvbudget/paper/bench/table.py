@@ -44,6 +44,7 @@ COLUMNS = (
     Column("over plan", "over_plan", "{:.3f}".format),
     Column("peak of the process (MiB)", "peak_bytes", _mib),
     Column("of that, reading (MiB)", "peak_above_start_bytes", _mib),
+    Column("peak of the GPU (MiB)", "peak_cuda_bytes", _mib),
 )
 
 

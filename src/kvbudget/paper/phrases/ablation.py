@@ -6,8 +6,11 @@ import pandas as pd
 
 from kvbudget.paper import latex, layout
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import METRIC_TITLE, gap, title
+from kvbudget.paper.phrases.words import METRIC_TITLE, count, gap, title
 from kvbudget.paper.source import Source
+
+#: Combinations of experiment, model and budget that are told one by one.
+FEW = 2
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
@@ -21,9 +24,30 @@ def _ablation(src: Source) -> Latex:
     if frame.empty:
         return Latex("This study holds no headline comparison of a variant with Head-Aware.")
     by = ["experiment", "model", "budget", "metric"]
+    places = len(frame[by[:3]].drop_duplicates())
+    if places > FEW:
+        return Latex(_counted(src, frame[frame["metric"] == frame["metric"].iloc[0]]))
     groups = frame.groupby(by, sort=False)
-    several = len(frame[by[:3]].drop_duplicates()) > 1
-    return Latex(" ".join(_group(src, part, several) for _, part in groups))
+    return Latex(" ".join(_group(src, part, places > 1) for _, part in groups))
+
+
+def _counted(src: Source, frame: pd.DataFrame) -> str:
+    """How often each variant is clearly better and worse in one metric, where places are many."""
+    metric = METRIC_TITLE[frame["metric"].iloc[0]]
+    alike: dict[str, list[Latex]] = {}
+    for method, part in frame.groupby("method", sort=False):
+        verdicts = part["verdict"].value_counts()
+        told = [f"clearly {v} in {verdicts[v]}" for v in ("worse", "better") if v in verdicts]
+        of = f"{' and '.join(told)} of {count(len(part), 'comparison')} in {metric}" if told else ""
+        alike.setdefault(of, []).append(Latex(rf"\emph{{{title(src, str(method))}}}"))
+    texts = [
+        f"{latex.listing(named)} {'is' if len(named) == 1 else 'are each'} {of}."
+        for of, named in alike.items()
+        if of
+    ]
+    if "" in alike:
+        texts.append(f"In {metric} no clear difference shows for {latex.listing(alike[''])}.")
+    return " ".join(texts)
 
 
 def _group(src: Source, part: pd.DataFrame, several: bool) -> str:

@@ -6,9 +6,12 @@ import pandas as pd
 
 from kvbudget.paper import budgets, latex, times
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import NO_OURS, bits, span
+from kvbudget.paper.phrases.words import NO_CALIBRATION, NO_OURS, bits, span
 from kvbudget.paper.source import Source
-from kvbudget.study.plan import FULL
+from kvbudget.study.plan import FULL, OURS
+
+#: Budgets that are told one by one; of more, those that are shares.
+MOST = 3
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
@@ -16,6 +19,7 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "summary/memory", _memory(src)
     yield "summary/speed", _speed(src)
     yield "summary/tokens", _tokens(src)
+    yield "summary/arithmetic", _arithmetic(src)
 
 
 def _memory(src: Source) -> Latex:
@@ -75,7 +79,9 @@ def _tokens(src: Source) -> Latex:
         return Latex("All methods of this study store numbers of sixteen bits.")
     texts = []
     for name, of_bits in few.groupby("bits", sort=False):
-        for budget in sorted(set(of_bits["budget"]), key=budgets.order):
+        found = sorted(set(of_bits["budget"]), key=budgets.order)
+        shares = [budget for budget in found if not budget.isdigit()]
+        for budget in shares if len(found) > MOST else found:
             part = of_bits[of_bits["budget"] == budget]
             where = latex.budget(budget) + (" tokens" if budget.isdigit() else " of the bytes")
             evicting = part[~part["all_kept"]]["kept"]
@@ -87,3 +93,15 @@ def _tokens(src: Source) -> Latex:
                 held = span(100 * evicting.min(), 100 * evicting.max(), 0)
                 texts.append(f"In {bits(name)}, {where} hold {held}\\% of the tokens.")
     return Latex(" ".join(dict.fromkeys(texts)))
+
+
+def _arithmetic(src: Source) -> Latex:
+    """What predicting scores costs beside attention, by the shapes of the models."""
+    ours = {cell.model for cell in src.study.cells if cell.policy == OURS}
+    named = []
+    for row in src.table("models").to_dict("records"):
+        if row["model"] in ours:
+            heads, served = row["kv_heads"], row["query_heads"] // row["kv_heads"]
+            tokens = latex.decimal(heads / served * (1 + 1 / row["head_dim"]), 1)
+            named.append(Latex(f"{tokens} with {latex.title(src.study, 'models', row['model'])}"))
+    return Latex(f"That is {latex.listing(named)}." if named else NO_CALIBRATION)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
+import pandas as pd
+
 from kvbudget.paper import latex
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import count, percent, span
+from kvbudget.paper.phrases.words import NO_CALIBRATION, count, percent, span
 from kvbudget.paper.source import Source
-
-NO_CALIBRATION = Latex("This study holds no calibration.")
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
@@ -32,17 +32,27 @@ def _fit(src: Source) -> Latex:
         f"In this study the map is fitted on {contexts} of {span(min(lengths), max(lengths), 0)} "
         "tokens, and judged on others."
     ]
+    several = frame["model"].nunique() > 1
     for model, group in frame.groupby("model", sort=False):
         (share, kept), *more = zip(group["share"], group["kept"], strict=True)
+        if several:
+            more = []
         rest = "".join(f"; of {percent(s)} they hold {percent(k)}" for s, k in more)
         texts.append(
             f"With {latex.title(src.study, 'models', model)}, the {percent(share)} of tokens that "
             f"it ranks first hold {percent(kept)} of the scores that the truly best hold{rest}. "
             f"Over the tokens of a head its ranks correlate with the true ones by "
             f"{ranks[model, 'group']:.2f}, those of a map of the head's own key and value by "
-            f"{ranks[model, 'own']:.2f}."
+            f"{ranks[model, 'own']:.2f}{_of_hidden(ranks, model)}."
         )
     return Latex(" ".join(texts))
+
+
+def _of_hidden(ranks: pd.Series, model: str) -> str:
+    """The same of a map of hidden states, which only some studies ask for."""
+    if (model, "hidden") not in ranks:
+        return ""
+    return f", and those of a map of the hidden state by {ranks[model, 'hidden']:.2f}"
 
 
 def _classes(src: Source) -> Latex:

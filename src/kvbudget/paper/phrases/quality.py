@@ -19,12 +19,19 @@ from kvbudget.paper.phrases.words import (
     decidable,
     gap,
     is_clear,
+    none,
     title,
     worst,
 )
 from kvbudget.paper.source import Source
 from kvbudget.study.plan import AXES
 
+#: Findings of an experiment beside the main one that are told one by one.
+FEW = 3
+#: Outcomes by model that are told; of more, the appendix tells.
+OUTCOMES = 4
+#: Peers and metrics in which losses are told.
+LOSSES = 6
 #: A sentence has no more numbers than these.
 MOST_NUMBERS = 3
 _SCORES = {"score": "scores", "nll": "has an NLL of", "choice": "chooses right in"}
@@ -54,35 +61,45 @@ def _named(src: Source, main: str | None) -> Latex:
     return Latex("".join(rf" (the experiment \emph{{{title}}})" for title in found))
 
 
-def _first_metric(found: list[Finding]) -> list[Finding]:
-    """Findings in the score, or in the NLL where nothing is scored."""
-    metric = next((m for m in METRIC_TITLE if any(f.metric == m for f in found)), None)
-    return [f for f in found if f.metric == metric]
-
-
 def _short(src: Source, found: list[Finding]) -> Latex:
-    """Ours and its best peer at each budget, of the first model."""
+    """Ours and its best peer at the budgets that the main text tells of each model."""
     if not found:
         return NO_OURS
     texts = []
-    for each in [f for f in _first_metric(found) if f.model == found[0].model]:
+    for each in findings.first_metric(_shown(src, found)):
         peer = each.peers[0]
         texts.append(
-            f"{capital(at(each.budget, each.all_kept))}, Head-Aware {_SCORES[each.metric]} "
+            f"{capital(_place(src, each, found))}, Head-Aware {_SCORES[each.metric]} "
             f"{latex.decimal(each.value)} and its best peer, {title(src, peer['reference'])}, "
             f"{latex.decimal(peer['reference_value'])}, a difference {is_clear(peer)}."
         )
     return Latex(" ".join(texts))
 
 
+def _shown(src: Source, found: list[Finding]) -> list[Finding]:
+    """Findings at the budgets that the main text tells one by one."""
+    frame = pd.DataFrame({"budget": [f.budget for f in found], "model": [f.model for f in found]})
+    return [f for f in found if f.budget in findings.budgets_shown(frame)]
+
+
+def _place(src: Source, finding: Finding, found: list[Finding]) -> Latex:
+    """The budget, and the model where findings are of several."""
+    where = at(finding.budget, finding.all_kept)
+    if len({f.model for f in found}) == 1:
+        return where
+    return Latex(f"with {latex.title(src.study, 'models', finding.model)} {where}")
+
+
 def _answer(src: Source, found: list[Finding]) -> Latex:
     """At which budgets ours is clearly better than its peers, and at which it is not."""
     if not found:
         return NO_OURS
-    headed = _first_metric(found)
+    headed = findings.first_metric(found)
     outcomes: dict[tuple[str, str], list[Finding]] = {}
     for each in headed:
         outcomes.setdefault((each.model, _outcome(src, each)), []).append(each)
+    if len(outcomes) > OUTCOMES:
+        return Latex(r"\Cref{sec:comparisons} has the verdicts, budget by budget.")
     several = len({f.model for f in headed}) > 1
     texts = []
     for (model, outcome), same in outcomes.items():
@@ -123,17 +140,18 @@ def _titles_of(src: Source, finding: Finding, verdict: str) -> Latex:
 
 
 def _findings(src: Source, found: list[Finding]) -> Latex:
-    """A paragraph for each model and budget; nothing where `summary/answer` says why."""
+    """A paragraph for each model and budget that the main text tells; nothing where
+    `summary/answer` says why."""
+    headed = findings.first_metric(found)
     several = len({f.model for f in found}) > 1
-    headed = _first_metric(found)
     paragraphs: dict[str, list[str]] = {}
-    for each in found:
-        head = at(each.budget, each.all_kept)
-        if several:
-            head = Latex(f"{latex.title(src.study, 'models', each.model)} {head}")
-        said = paragraphs.setdefault(head, [])
+    for each in _shown(src, found) if found else []:
+        said = paragraphs.setdefault(_place(src, each, found), [])
         if each in headed:
             said.append(_lead(src, each))
+        if several:  # the table beside it tells the rest
+            continue
+        if each in headed:
             said += [_best_peer(src, peer) for peer in each.best_peers()]
         else:
             said.append(_beside(src, each))
@@ -197,9 +215,12 @@ def _others(src: Source, main: str | None) -> Latex:
     for experiment in src.study.experiments:
         if experiment["name"] == main:
             continue
-        found = list(findings.of_experiment(src, experiment["name"]))
+        found = findings.first_metric(findings.of_experiment(src, experiment["name"]))
         several = len({f.model for f in found}) > 1
-        for each in _first_metric(found):
+        if len(found) > FEW:
+            texts.append(_counted(experiment, found))
+            continue
+        for each in found:
             peer = each.peers[0]
             model = f" of {latex.title(src.study, 'models', each.model)}" if several else ""
             side = "ahead of" if ahead(peer) else "behind"
@@ -213,6 +234,17 @@ def _others(src: Source, main: str | None) -> Latex:
         return Latex("No other experiment of this study sets Head-Aware beside a peer.")
     more = " The appendix has the others." if len(texts) > SHOWN else ""
     return Latex(" ".join(texts[:SHOWN]) + more)
+
+
+def _counted(experiment: dict, found: list[Finding]) -> str:
+    """How often ours is clearly better and worse than its best peer, where findings are many."""
+    verdicts = [each.peers[0]["verdict"] for each in found]
+    return (
+        rf"In \emph{{{layout.experiment_title(experiment)}}} Head-Aware is clearly better than its "
+        f"best peer in {METRIC_TITLE[found[0].metric]} in {none(verdicts.count('better'))} of "
+        f"{count(len(found), 'pair')} of model and budget, and clearly worse in "
+        f"{none(verdicts.count('worse'))}."
+    )
 
 
 def _baselines(src: Source, strictest: bool) -> pd.DataFrame:
@@ -245,6 +277,11 @@ def _by_bits(src: Source) -> Latex:
     return Latex(" ".join(texts))
 
 
+def _rank(part: pd.DataFrame) -> int:
+    """Scores before likelihoods."""
+    return list(METRIC_TITLE).index(part["metric"].iloc[0])
+
+
 def _losses(src: Source) -> Latex:
     """To whom ours loses, how often, and where most; headline or not."""
     frame = _baselines(src, strictest=False)
@@ -258,7 +295,9 @@ def _losses(src: Source) -> Latex:
             "In no comparison with a baseline, headline or not, is Head-Aware clearly worse."
         )
     texts = []
-    for (reference, metric), part in lost.groupby(["reference", "metric"], sort=False):
+    groups = [part for _, part in lost.groupby(["reference", "metric"], sort=False)]
+    for part in sorted(groups, key=lambda part: (_rank(part), -len(part))):
+        reference, metric = part.iloc[0][["reference", "metric"]]
         same = frame[(frame["reference"] == reference) & (frame["metric"] == metric)]
         row = worst(part)
         texts.append(
@@ -268,5 +307,5 @@ def _losses(src: Source) -> Latex:
             f"{latex.title(src.study, 'tasks', row['task'])} at {row['length']:,} tokens, "
             f"{at(row['budget'], row['all_kept'])}, by {latex.decimal(abs(row['difference']))}."
         )
-    more = " The appendix has the other losses." if len(texts) > SHOWN else ""
-    return Latex(" ".join(texts[:SHOWN]) + more)
+    more = " The appendix has the other losses." if len(texts) > LOSSES else ""
+    return Latex(" ".join(texts[:LOSSES]) + more)

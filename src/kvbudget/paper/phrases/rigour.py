@@ -114,16 +114,19 @@ def _choice(src: Source) -> Latex:
     main = findings.main_experiment(src)
     cells = src.cells[(src.cells["method"] == src.study.ours) & src.cells["headline"]]
     keys = {c.key for c in src.study.cells if main in c.experiments}
-    here = cells[list(AXES)].apply(tuple, axis=1).isin(keys) if len(cells) else []
-    means = _means(cells[here]) if len(cells) else pd.DataFrame()
+    here = cells[list(AXES)].apply(tuple, axis=1).isin(keys) if len(cells) else cells["headline"]
+    models = [m for m in src.study.models if m in set(cells.loc[here, "model"])]
+    means = _means(cells[here & (cells["model"] == models[0])]) if models else pd.DataFrame()
     if means.empty:
         return Latex("No headline task of this study asks for one of several needles.")
     texts = []
+    shown = findings.budgets_shown(cells[here])
     rows = sorted(means.to_dict("records"), key=lambda row: budgets.order(row["budget"]))
-    for row in rows[:SHOWN]:
+    for row in (row for row in rows if row["budget"] in shown):
+        where = capital(_with(src, models, at(row["budget"], row["all_kept"])))
         texts.append(
-            f"{capital(at(row['budget'], row['all_kept']))}, {percent(row['any'])} of "
-            "Head-Aware's answers are some needle of the context."
+            f"{where}, {percent(row['any'])} of Head-Aware's answers are some needle of the "
+            "context."
         )
         if not pd.isna(row["given_any"]):
             texts.append(f"Of these {percent(row['given_any'])} are the right one.")
@@ -134,10 +137,16 @@ def _choice(src: Source) -> Latex:
     return Latex(" ".join(texts))
 
 
+def _with(src: Source, models: list[str], where: Latex) -> str:
+    """The place of a sentence, with its model where there are several."""
+    if len(models) == 1:
+        return where
+    return f"with {latex.title(src.study, 'models', models[0])} {where}"
+
+
 def _means(cells: pd.DataFrame) -> pd.DataFrame:
-    """Means over tasks and lengths of the first model that chooses, a row a budget."""
+    """Means over tasks and lengths, a row a budget."""
     choosing = cells[cells["metric"].isin(["any", "given_any", "choice", "chance"])]
-    choosing = choosing[choosing["model"] == choosing["model"].min()]
     if choosing.empty:
         return choosing
     frame = choosing.pivot_table(

@@ -36,7 +36,10 @@ def _sentences(src: Source) -> Iterable[str]:
     if libraries := _distinct(codes["libraries"]):
         yield f"Libraries that changed since: {', '.join(map(latex.escape, libraries))}."
     if left_out := src.study.left_out:
-        yield f"Planned, and left out as they are not published: {count(left_out, 'cell')}."
+        yield (
+            "Planned, and left out with experiments that little is published of: "
+            f"{count(left_out, 'cell')}."
+        )
 
 
 def _distinct(column: Iterable[str]) -> list[str]:

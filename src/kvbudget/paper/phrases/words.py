@@ -18,12 +18,18 @@ NO_OURS = Latex(
     "This study holds no headline comparison of Head-Aware with a baseline, so nothing is claimed "
     "here."
 )
+NO_CALIBRATION = Latex("This study holds no calibration.")
 _BITS = {"16": "sixteen bits", "8": "eight bits", "4": "four bits", "2": "two bits"}
 
 
 def count(number: int, one: str) -> str:
     """A number and its noun: `1 context`, `6 contexts`."""
     return f"{number:,} {one if number == 1 else one + 's'}"
+
+
+def none(number: int) -> str:
+    """A number that may be `none`."""
+    return f"{number:,}" if number else "none"
 
 
 def span(low: float, high: float, digits: int = 2) -> str:

@@ -12,7 +12,8 @@ from kvbudget.paper.plots import style
 from kvbudget.paper.source import Source
 
 EMPTY = "no head-aware cell that tells its allocation"
-BUDGETS_A_MODEL = 3
+#: So many budgets of a single model.
+PANELS = 3
 #: Letters of the classes are shown where they fit into their fields.
 LETTERED = (8, 40)  # KV heads, layers
 #: The scale is cut here: what is a factor of eight off the mean is as dark as it gets.
@@ -20,13 +21,16 @@ FACTOR = 8
 
 
 def draw(src: Source) -> Figure | None:
-    """Up to three budgets a model, at the length measured at most budgets, of the first task."""
+    """Up to three budgets of one model, or the smallest of each of several, at the length measured
+    at most budgets, of the first task."""
     frame = src.table("allocation")
     frame = frame[frame["method"] == src.study.ours]
+    models = list(dict.fromkeys(frame["model"]))
+    most = PANELS if len(models) == 1 else 1
     panels = [
         (model, *place)
-        for model in dict.fromkeys(frame["model"])
-        for place in _places(frame[frame["model"] == model])
+        for model in models
+        for place in _places(frame[frame["model"] == model])[:most]
     ]
     if not panels:
         return None
@@ -53,8 +57,8 @@ def _places(part: pd.DataFrame) -> list[tuple[int, str, pd.DataFrame]]:
     measured = part.groupby("length")["budget"].nunique()
     length = measured[measured == measured.max()].index.max()
     part = part[part["length"] == length]
-    shown = sorted(set(part["budget"]), key=budgets.order)[:BUDGETS_A_MODEL]
-    return [(int(length), budget, part[part["budget"] == budget]) for budget in shown]
+    in_order = sorted(set(part["budget"]), key=budgets.order)
+    return [(int(length), budget, part[part["budget"] == budget]) for budget in in_order]
 
 
 def _panel(ax: Axes, part: pd.DataFrame) -> None:

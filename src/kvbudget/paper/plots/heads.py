@@ -12,14 +12,16 @@ SIGNALS = ("retrieval", "induction", "local")
 
 
 def draw(src: Source) -> Figure | None:
-    """One row a model, one column a signal; each panel has its own scale."""
+    """One row a model, one column a signal; each panel has its own scale.
+
+    Several models take less height each, over the whole page.
+    """
     heads = src.table("heads")
     models = list(dict.fromkeys(heads["model"]))
     if not models:
         return None
-    figure, axes = plt.subplots(
-        len(models), len(SIGNALS), figsize=(style.COLUMN, 2.5 * len(models)), squeeze=False
-    )
+    size = (style.COLUMN, 2.5) if len(models) == 1 else (style.PAGE, 1.9 * len(models))
+    figure, axes = plt.subplots(len(models), len(SIGNALS), figsize=size, squeeze=False)
     for row, model in zip(axes, models, strict=True):
         part = heads[heads["model"] == model]
         for ax, signal in zip(row, SIGNALS, strict=True):

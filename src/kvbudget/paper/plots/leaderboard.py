@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from kvbudget.paper import shown
 from kvbudget.paper.plots import style
 from kvbudget.paper.source import Source
 from kvbudget.study.plan import AXES, FULL, Study
@@ -24,19 +25,26 @@ LABELS = {"kept": "tokens evicted", "held": "bytes saved"}
 TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 #: What of a method's entry makes it no variant.
 _NO_CHOICE = ("title", "bits", "value_bits")
+#: Panels that fit on a page.
+MOST = 12
 
 
 def draw(src: Source) -> Figure | None:
-    """Places with several budgets, if there are any, else all; four to a row or less."""
+    """Places with several budgets, if there are any, else all; four to a row or less.
+
+    Where they do not fit on a page, those of one task (`kvbudget.paper.shown`).
+    """
     frame = _points(src)
     budgets = frame[frame["policy"] != FULL].groupby(PLACE, sort=False)["budget"].nunique()
     places = list(budgets[budgets > 1].index) or list(budgets.index)
+    if len(places) > MOST:
+        places = [place for place in places if place[1] == shown.task(src)][:MOST]
     if not places:
         return None
-    shown = [name for name in LABELS if frame[name].notna().any()]
+    axes_shown = [name for name in LABELS if frame[name].notna().any()]
     across = min(len(places), PANELS_A_ROW)
     pieces = [places[start : start + across] for start in range(0, len(places), across)]
-    rows = [(name, piece) for piece in pieces for name in shown]
+    rows = [(name, piece) for piece in pieces for name in axes_shown]
     width = style.COLUMN if across == 1 else style.PAGE
     size = (width, 2.2 * len(rows) + 0.35)
     figure, axes = plt.subplots(len(rows), across, figsize=size, squeeze=False, sharey=True)
@@ -46,7 +54,7 @@ def draw(src: Source) -> Figure | None:
         for ax, place in zip(line, piece, strict=False):
             _panel(ax, src.study, frame[_at(frame, place)], name)
             ax.set_xlabel(LABELS[name])
-            if name == shown[0]:
+            if name == axes_shown[0]:
                 ax.set_title(_title(src.study, place))
         line[0].set_ylabel("score")
     style.legend(figure, 4 if width == style.PAGE else 2)
@@ -84,13 +92,14 @@ def _at(frame: pd.DataFrame, place: tuple) -> pd.Series:
 def _panel(ax: Axes, study: Study, part: pd.DataFrame, left: str) -> None:
     for method in _methods(study):
         mine = part[part["method"] == method].sort_values(left)
+        look = style.look(study, method)
         if mine.empty:
             continue
-        colour, marker, line = style.look(study, method)
         title = style.title(study, "methods", method)
         if study.policy(method) == FULL:
             score = mine["value"].iloc[0]
-            ax.axhline(score, color=colour, linestyle="--", linewidth=0.8, label=title)
+            line = {"color": look.colour, "linestyle": look.line, "linewidth": 0.8}
+            ax.axhline(score, label=title, **line)
             continue
         error = [
             (mine["value"] - mine["ci_low"]).clip(lower=0),
@@ -100,9 +109,9 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, left: str) -> None:
             mine[left],
             mine["value"],
             yerr=error,
-            color=colour,
-            marker=marker,
-            linestyle=line,
+            color=look.colour,
+            marker=look.marker,
+            linestyle=look.line,
             markersize=3,
             elinewidth=0.4,
             alpha=0.9,

@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from kvbudget.paper import shown
 from kvbudget.paper.plots import over_length
 from kvbudget.paper.plots.over_length import Measure
 from kvbudget.paper.source import Source
@@ -16,11 +17,10 @@ COLUMNS = {
 
 
 def draw(src: Source) -> Figure | None:
-    """The full cache and the other methods at the budget measured at most lengths."""
+    """The full cache, and the other methods at one budget."""
     frame = src.wide()
     frame = frame[frame["method"].isin(src.study.main_methods)]
-    budget = over_length.common_budget(frame)
-    frame = frame[(frame["policy"] == FULL) | (frame["budget"] == budget)]
+    frame = frame[(frame["policy"] == FULL) | (frame["budget"] == shown.budget(src))]
     columns = [name for name in COLUMNS if name in frame]
     # Peaks are the worst over tasks, so that a task with shorter questions cannot hide one.
     frame = frame.groupby(["model", "method", "length"], sort=False)[columns].max() / 2**20

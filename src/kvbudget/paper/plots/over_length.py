@@ -1,4 +1,4 @@
-"""Lines over the prompt's length, a column of panels for each model: memory and speed share it."""
+"""Lines over the prompt's length, a column of panels a model: of quality, memory and speed."""
 
 from dataclasses import dataclass
 
@@ -8,26 +8,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kvbudget.paper.plots import style
-from kvbudget.study.plan import FULL, Study
+from kvbudget.study.plan import Study
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the frame and how its panel is labelled."""
+    """A column of the frame and how its panel is labelled.
+
+    With `bars` the frame has columns `{column}_low` and `{column}_high`, an interval; with `share`
+    the axis is that of shares.
+    """
 
     column: str
     label: str
     from_zero: bool = True
     reference: float | None = None
-
-
-def common_budget(frame: pd.DataFrame) -> str | None:
-    """The budget measured at most lengths; the first among equals."""
-    evicting = frame[frame["policy"] != FULL]
-    if evicting.empty:
-        return None
-    lengths = evicting.groupby("budget", sort=False)["length"].nunique()
-    return lengths.idxmax()
+    bars: bool = False
+    share: bool = False
 
 
 def draw(study: Study, frame: pd.DataFrame, measures: list[Measure]) -> Figure | None:
@@ -37,14 +34,14 @@ def draw(study: Study, frame: pd.DataFrame, measures: list[Measure]) -> Figure |
         frame: columns model, method, length, and one for each measure; one row a point.
     """
     measures = [m for m in measures if frame[m.column].notna().any()]
-    models = list(dict.fromkeys(frame["model"]))
+    models = [model for model in study.models if model in set(frame["model"])]
     if not measures or not models:
         return None
     width = style.COLUMN if len(models) == 1 else style.PAGE
     figure, axes = plt.subplots(
         len(measures),
         len(models),
-        figsize=(width, 1.5 * len(measures) + 0.6),
+        figsize=(width, 1.35 * len(measures) + 0.6),
         squeeze=False,
         sharex="col",
     )
@@ -64,22 +61,29 @@ def draw(study: Study, frame: pd.DataFrame, measures: list[Measure]) -> Figure |
 def _panel(ax: Axes, study: Study, part: pd.DataFrame, measure: Measure) -> None:
     methods = [m for m in study.main_methods if m in set(part["method"])]
     for rank, method in enumerate(methods):
+        look = style.look(study, method)
         mine = part[part["method"] == method].sort_values("length")
-        colour, marker, line = style.look(study, method)
-        # Methods at equal bytes lie on one line: open markers of falling size show them all.
+        # Methods that lie on one line: open markers of falling size show them all.
         ax.plot(
             mine["length"],
             mine[measure.column],
-            color=colour,
-            marker=marker,
-            linestyle=line,
-            markersize=8 - 1.6 * rank if len(methods) < 5 else 4,
+            color=look.colour,
+            marker=look.marker,
+            linestyle=look.line,
+            markersize=7 - 4 * rank / len(methods),
             markerfacecolor="none",
             label=style.title(study, "methods", method),
         )
+        if measure.bars:
+            ends = mine[f"{measure.column}_low"], mine[f"{measure.column}_high"]
+            ax.vlines(mine["length"], *ends, color=look.colour, linewidth=0.6)
     if measure.reference is not None:
         ax.axhline(measure.reference, color="black", linestyle="--", linewidth=0.8)
-    if measure.from_zero:
+    if measure.share:
+        ax.set_ylim(-0.05, 1.05)
+    elif measure.from_zero:
         ax.set_ylim(0, ax.get_ylim()[1] * 1.05)
-    ax.set_xticks(sorted(set(part["length"])))
-    ax.xaxis.set_major_formatter("{x:,.0f}")
+    lengths = sorted(set(part["length"]))
+    ax.set_xscale("log")
+    ax.set_xticks(lengths, labels=[f"{length:,}" for length in lengths])
+    ax.minorticks_off()

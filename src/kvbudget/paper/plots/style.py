@@ -1,4 +1,4 @@
-"""How all figures look and are written: sizes for a two-column page, one colour a method."""
+"""How all figures look and are written: sizes for a two-column page, one line a method."""
 
 import textwrap
 from pathlib import Path
@@ -38,8 +38,9 @@ OTHERS = (
     ("#AA4499", "d"),
     ("#661100", "H"),
 )
-#: Of the first methods beside those, and of as many more each time that colours come again.
+#: So that lines can be told apart in grey: ours is solid, the others have these in turn.
 LINES = ("-", (0, (4, 1)), "-.", (0, (1, 0.7)))
+KNOWN_LINES = {"full": LINES[1], "h2o": LINES[3], "streaming-llm": LINES[2]}
 #: By how many places markers move on then: none comes near one that its colour had.
 _NEXT = 4
 CLASSES = {"retrieval": "#D55E00", "induction": "#0072B2", "local": "#009E73"}
@@ -121,7 +122,7 @@ def look(study: Study, method: str) -> Look:
     if method == study.ours:
         return Look(*KNOWN[OURS])
     if method in KNOWN and method != OURS:
-        return Look(*KNOWN[method])
+        return Look(*KNOWN[method], KNOWN_LINES[method])
     return _looks(study)[method]
 
 
@@ -132,7 +133,7 @@ def _looks(study: Study) -> dict[str, Look]:
     for number, method in enumerate(sorted(rest, key=lambda m: (study.policy(m) == OURS, m))):
         again, place = divmod(number, len(OTHERS))
         marker = OTHERS[(place + _NEXT * again) % len(OTHERS)][1]
-        looks[method] = Look(OTHERS[place][0], marker, LINES[again % len(LINES)])
+        looks[method] = Look(OTHERS[place][0], marker, LINES[(number + 1) % len(LINES)])
     return looks
 
 

@@ -22,7 +22,7 @@ def text(src: Source, name: str) -> str:
         for part in (quality, held, orders, needles, cost):
             floats += part.floats(src, experiment, model, mine)
     for number, entry in enumerate(floats, 1):
-        entry["label"] = f"tab:{name}-{number}"
+        entry["label"] = f"tab:experiment-{name}-{number}"
     return render("experiment.tex.j2", notes=src.notes(), floats=floats, name=name)
 
 

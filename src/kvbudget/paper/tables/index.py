@@ -23,7 +23,7 @@ def _described(study: Study, experiment: dict) -> dict:
     return {
         "name": experiment["name"],
         "title": layout.experiment_title(experiment),
-        "label": f"tab:{experiment['name']}-1",
+        "label": f"tab:experiment-{experiment['name']}-1",
         "models": titles("models", [key[0] for key in keys]),
         "tasks": titles("tasks", [key[1] for key in keys]),
         "lengths": latex.listing(f"{length:,}" for length in sorted({key[2] for key in keys})),

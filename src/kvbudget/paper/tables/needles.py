@@ -12,7 +12,8 @@ from kvbudget.paper.tables.quality import by_metric
 
 COLUMNS = (
     Column("any", Latex("any needle"), INTERVAL),
-    Column("given_any", Latex("right given any"), INTERVAL),
+    # Of few answers, so without an interval.
+    Column("given_any", Latex(r"\shortstack[r]{right\\given any}")),
     Column("choice", Latex("forced choice"), INTERVAL),
 )
 
@@ -31,7 +32,7 @@ def floats(src: Source, experiment: dict, model: str, keys: list[tuple]) -> Iter
         r"95\% intervals over contexts."
     )
     for lengths in layout.by_width(sorted({key[2] for key in mine}), list(COLUMNS)):
-        rows = []
+        rows, columns = [], COLUMNS * len(lengths)
         for task in dict.fromkeys(key[1] for key in mine):
             of_task = [key for key in mine if key[1] == task]
             group = _group(src, task, [values[*key, "chance"]["value"] for key in of_task])
@@ -39,7 +40,9 @@ def floats(src: Source, experiment: dict, model: str, keys: list[tuple]) -> Iter
                 places = [(model, task, length, method, budget) for length in lengths]
                 cells = [values.get((*key, c.metric)) for key in places for c in COLUMNS]
                 named = layout.named(src.study, "methods", method)
-                rows.append(Row(group, [named, layout.budget(src, places), *map(_cell, cells)]))
+                rows.append(
+                    Row(group, [named, layout.budget(src, places), *map(_cell, columns, cells)])
+                )
         yield from layout.floats(rows, lengths, list(COLUMNS), caption)
 
 
@@ -48,7 +51,9 @@ def _group(src: Source, task: str, chances: list[float]) -> Latex:
     return Latex(f"{latex.title(src.study, 'tasks', task)} (chance {chance})")
 
 
-def _cell(found: dict | None) -> Latex:
+def _cell(column: Column, found: dict | None) -> Latex:
     if not found:
         return Latex(latex.DASH)
+    if column.width < INTERVAL:
+        return latex.decimal(found["value"])
     return layout.with_interval(found["value"], found["ci_low"], found["ci_high"])

@@ -9,6 +9,7 @@ from kvbudget.paper.budgets import ALL_KEPT
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import INTERVAL, Column, Row
 from kvbudget.paper.source import Source
+from kvbudget.paper.tables.marks import MEANING, marks
 from kvbudget.study.plan import AXES, FULL
 
 #: BLEU is of a corpus, and lagging nearly the same in every sample: they have no interval.
@@ -52,19 +53,22 @@ def _rows(
     keys: list[tuple],
 ) -> list[Row]:
     rows = []
+    marked = marks(src)
     for task in dict.fromkeys(key[1] for key in keys):
         group = latex.title(src.study, "tasks", task)
         mine = [key for key in keys if key[1] == task]
         for method, budget in layout.method_budget_rows(src.study, mine):
             places = [(model, task, length, method, budget) for length in lengths]
-            cells = [values.get((*key, c.metric)) for key in places for c in columns]
+            names = [(*key, column.metric) for key in places for column in columns]
+            cells = [values.get(name) for name in names]
+            signs = [marked.get(name, "") for name in names]
             rows.append(
                 Row(
                     group,
                     [
                         layout.named(src.study, "methods", method),
                         layout.budget(src, places),
-                        *map(_cell, columns * len(lengths), cells),
+                        *map(_cell, columns * len(lengths), cells, signs),
                     ],
                 )
             )
@@ -73,13 +77,13 @@ def _rows(
     return rows
 
 
-def _cell(column: Column, found: dict | None) -> Latex:
+def _cell(column: Column, found: dict | None, mark: str) -> Latex:
     if not found:
         return Latex(latex.DASH)
     if column.metric == "kept":
         return _kept(found)
     if column.width == INTERVAL:
-        return layout.with_interval(found["value"], found["ci_low"], found["ci_high"])
+        return layout.with_interval(found["value"], found["ci_low"], found["ci_high"], mark=mark)
     return latex.decimal(found["value"])
 
 
@@ -102,8 +106,13 @@ def _caption(src: Source, experiment: dict, model: str, keys: list[tuple]) -> st
         rf"quality at equal bytes. {layout.sample_note(src, keys)} In brackets: 95\% "
         r"intervals over contexts. \emph{Kept} is the share of the context's tokens that a KV head "
         rf"keeps in the mean; a budget at which nothing is evicted is called \emph{{{ALL_KEPT}}}. "
-        r"Higher scores and lower NLL are better." + _notes_on_rows(src, keys)
+        r"Higher scores and lower NLL are better." + _marked(src) + _notes_on_rows(src, keys)
     )
+
+
+def _marked(src: Source) -> str:
+    ours = src.study.ours
+    return " " + MEANING.format(latex.title(src.study, "methods", ours)) if ours else ""
 
 
 def _notes_on_rows(src: Source, keys: list[tuple]) -> str:

@@ -19,6 +19,7 @@ def text(src: Source) -> str:
         & (pooled["method"] == src.study.ours)
         & (pooled["kind"] == "baseline")
     ]
+    pooled = pooled[pooled["budget"].isin(findings.budgets_shown(pooled))]
     floats = []
     for names in list(differences.metrics(pooled))[:1]:  # the appendix has the others
         part = pooled[pooled["metric"].isin(names)]
@@ -39,11 +40,11 @@ def _rows(src: Source, frame: pd.DataFrame, names: list[str]) -> list[Row]:
             for reference, group in part.groupby("reference", sort=False):
                 cells = [
                     latex.budget(budget, bool(group["all_kept"].all())),
-                    layout.named(src.study, "methods", str(reference)),
+                    layout.named(src.study, "methods", str(reference), wide=True),
                     latex.escape(group["reference_bits"].iloc[0]),
                     *differences.cells(group, names),
                 ]
-                rows.append(Row(latex.title(src.study, "models", model), cells))
+                rows.append(Row(latex.title(src.study, "models", model), cells, layout.WIDE))
     return rows
 
 

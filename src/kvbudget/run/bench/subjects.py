@@ -49,8 +49,10 @@ def theirs(model: PreTrainedModel) -> tuple[dict[str, Callable[[], Cache]], dict
 
     try:
         packed()
-    except (ImportError, ValueError) as error:  # not installed, or the model has sliding windows
-        return made, {PACKED: " ".join(str(error).split())}
+    except ImportError:
+        return made, {PACKED: "optimum-quanto is not installed: pip install '.[bench]'"}
+    except ValueError as error:  # of sliding windows
+        return made, {PACKED: str(error)}
     return made | {PACKED: packed}, {}
 
 

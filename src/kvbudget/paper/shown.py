@@ -1,0 +1,31 @@
+"""What the main text shows of a study that is too large for it: one task, and one budget. The
+appendix has all of them."""
+
+import pandas as pd
+
+from kvbudget.paper import budgets
+from kvbudget.paper.source import Source
+from kvbudget.study.plan import FULL
+
+PLACE = ["model", "length", "budget"]
+
+
+def task(src: Source) -> str | None:
+    """The task at which methods are measured at most places and budgets, the first among equals;
+    None where nothing is evicted."""
+    places = _evicting(src).groupby("task", sort=False).size()
+    return None if places.empty else str(places.idxmax())
+
+
+def budget(src: Source) -> str | None:
+    """The budget at which that task is measured at most places, the middle one among equals."""
+    frame = _evicting(src)
+    counts = frame.loc[frame["task"] == task(src), "budget"].value_counts()
+    equals = sorted(counts[counts == counts.max()].index, key=budgets.order)
+    return equals[(len(equals) - 1) // 2] if equals else None
+
+
+def _evicting(src: Source) -> pd.DataFrame:
+    """A row a place and budget at which a main method evicts."""
+    frame = src.cells[src.cells["method"].isin(src.study.main_methods)]
+    return frame.loc[frame["policy"] != FULL, ["task", *PLACE]].drop_duplicates()
