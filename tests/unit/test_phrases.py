@@ -11,7 +11,7 @@ import pytest
 import rendering
 import synthetic
 
-from kvbudget.paper import check, numbers, registry, source
+from kvbudget.paper import check, findings, numbers, registry, source
 from kvbudget.paper.phrases import ablation, claims, cost, heads, quality, rigour, words
 
 PARTS = (claims, quality, ablation, rigour, cost, heads)
@@ -435,6 +435,22 @@ def test_many_findings_of_an_experiment_are_counted(study):
     more = [pooled.assign(model=f"m{i}") for i in range(4)]
     said = told(study, pooled=pd.concat([pooled, *more]))["summary/others"]
     assert "clearly better than its best peer in score in 5 of 5 pairs of model and budget" in said
+
+
+def test_the_main_experiment_has_most_peers_and_then_most_places(study):
+    pooled = study.table("pooled")
+    again = pooled.query("experiment == 'budgets'").assign(experiment="again")
+
+    def main(frame):
+        own = Told(study.study, study.directory, study.tables)
+        object.__setattr__(own, "frames", {"pooled": frame})
+        return findings.main_experiment(own)
+
+    assert main(pooled) == main(pd.concat([pooled, again])) == "budgets"
+    assert main(pd.concat([pooled, again.assign(places=again["places"] + 1)])) == "again"
+    fewer = again[again["reference"] != "h2o-4bit"].assign(places=100)
+    assert main(pd.concat([pooled, fewer])) == "budgets"
+    assert main(pooled[:0]) is None
 
 
 # --- what may be claimed

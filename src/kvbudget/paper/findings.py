@@ -81,8 +81,16 @@ def budgets_shown(frame: pd.DataFrame) -> list[str]:
 
 
 def main_experiment(src: Source) -> str | None:
-    """The experiment that sets ours beside most peers and budgets; the first among equals."""
-    return largest(_pooled(src))
+    """The experiment that sets ours beside most peers, and of those the one that does so at most
+    places; the first among equals."""
+    frame = _pooled(src)
+    return max(dict.fromkeys(frame["experiment"]), key=lambda e: _extent(frame, e), default=None)
+
+
+def _extent(frame: pd.DataFrame, experiment: str) -> tuple[int, int]:
+    """How many peers and places an experiment has."""
+    part = frame[frame["experiment"] == experiment]
+    return part["reference"].nunique(), int(part.groupby("model")["places"].max().sum())
 
 
 def largest(frame: pd.DataFrame) -> str | None:

@@ -14,14 +14,14 @@ from kvbudget.study.plan import AXES, Study
 
 #: Lines of rows that a float holds in the mean; a page has room for some more.
 LINES_A_FLOAT = 38
-#: Characters to a line of a title, as main.tex breaks it, and where there is room for more.
-NAMED, WIDE = 24, 42
+#: Characters to a line of a title, as main.tex breaks it.
+NAMED = 38
 #: Widths in points, of which main.tex leaves so many to a float over one column and over two.
 COLUMN, PAGE = 241, 504
 #: The columns of method and budget, whose titles main.tex breaks.
-NAMES = 140
+NAMES = 180
 #: A number, and a number with its interval.
-NUMBER, INTERVAL = 34, 74
+NUMBER, INTERVAL = 34, 64
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table; `group` is the heading under which it stands, `named` the characters to a
-    line of its titles."""
+    """A row of a table; `group` is the heading under which it stands."""
 
     group: Latex
     cells: list[Latex]
-    named: int = NAMED
 
     @property
     def lines(self) -> int:
         """About how many lines its longest title takes."""
         shown = (len(re.sub(r"\\[A-Za-z]+|[\\{}()]", "", cell)) for cell in self.cells)
-        return -(-max(shown) // self.named)
+        return -(-max(shown) // NAMED)
 
 
 def with_interval(
@@ -78,10 +76,9 @@ def experiment_title(experiment: dict) -> Latex:
     return latex.typeset(experiment.get("title") or experiment["name"])
 
 
-def named(study: Study, section: str, key: str, wide: bool = False) -> Latex:
+def named(study: Study, section: str, key: str) -> Latex:
     """A title that is broken where it is longer than its column."""
-    width = "[2.1in]" if wide else ""
-    return Latex(rf"\named{width}{{{latex.title(study, section, key)}}}")
+    return Latex(rf"\named{{{latex.title(study, section, key)}}}")
 
 
 def chunks(items: Sequence, size: int) -> Iterator[Sequence]:

@@ -10,7 +10,7 @@ import pandas as pd
 from kvbudget.analysis.metrics import METRICS
 from kvbudget.paper import budgets, findings, latex, layout
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.layout import COLUMN, INTERVAL, NAMED, NAMES, NUMBER, PAGE, WIDE, Row
+from kvbudget.paper.layout import COLUMN, INTERVAL, NAMES, NUMBER, PAGE, Row
 from kvbudget.paper.phrases.words import METRIC_TITLE
 from kvbudget.paper.source import Source
 from kvbudget.paper.template import render
@@ -41,7 +41,7 @@ def _floats(src: Source, frame: pd.DataFrame, named: list[str]) -> Iterator[dict
     intervals = NAMES + len(columns) * INTERVAL <= PAGE
     each = INTERVAL if intervals else NUMBER
     wide = NAMES + len(columns) * each > COLUMN
-    for rows in layout.by_height(list(_rows(src, frame, columns, intervals, wide))):
+    for rows in layout.by_height(list(_rows(src, frame, columns, intervals))):
         yield {
             "wide": wide,
             "budgets": [latex.budget(budget) for budget in named],
@@ -52,15 +52,15 @@ def _floats(src: Source, frame: pd.DataFrame, named: list[str]) -> Iterator[dict
 
 
 def _rows(
-    src: Source, frame: pd.DataFrame, columns: list[tuple[str, str]], intervals: bool, wide: bool
+    src: Source, frame: pd.DataFrame, columns: list[tuple[str, str]], intervals: bool
 ) -> Iterator[Row]:
     for model, part in frame.groupby("model", sort=False):
         group = latex.title(src.study, "models", str(model))
         for method, mine in part.groupby("method", sort=False):
             found = {(row["budget"], row["metric"]): row for row in mine.to_dict("records")}
             cells = [_cell(found.get(column), intervals) for column in columns]
-            title = layout.named(src.study, "methods", str(method), wide)
-            yield Row(group, [title, *cells], WIDE if wide else NAMED)
+            title = layout.named(src.study, "methods", str(method))
+            yield Row(group, [title, *cells])
 
 
 def _cell(row: dict | None, intervals: bool) -> Latex:

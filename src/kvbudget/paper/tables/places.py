@@ -72,8 +72,7 @@ def _rows(src: Source, keys: list[tuple], columns: int) -> Iterator[Row]:
             mine = [(*key, metric) for key in keys[start : start + columns]]
             if any(key in values for key in mine):
                 cells = [_cell(values.get(key), marked.get(key, "")) for key in mine]
-                # There is room for a longer line than elsewhere.
-                title = Latex(rf"\named[1.8in]{{{latex.title(src.study, 'methods', mine[0][3])}}}")
+                title = layout.named(src.study, "methods", mine[0][3])
                 yield Row(Latex(METRIC_TITLE[metric]), [title, *cells])
 
 

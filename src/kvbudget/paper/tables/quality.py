@@ -14,7 +14,7 @@ from kvbudget.study.plan import AXES, FULL
 
 #: BLEU is of a corpus, and lagging nearly the same in every sample: they have no interval.
 COLUMNS = (
-    Column("kept", Latex("kept")),
+    Column("kept", Latex("kept"), 26),
     Column("score", Latex("score"), INTERVAL),
     Column("nll", Latex("NLL"), INTERVAL),
     Column("agreement", Latex("agreement"), INTERVAL),

@@ -48,14 +48,14 @@ def _floats(src: Source, frame: pd.DataFrame, named: str, caption: str) -> Itera
         for values, group in part.groupby(by, sort=False):
             experiment, model, budget, method = values
             cells = [
-                layout.named(src.study, "methods", method, wide=True),
+                layout.named(src.study, "methods", method),
                 latex.budget(budget, bool(group["all_kept"].all())),
                 # Where some places have no score, the likelihood has more of them.
                 Latex(f"{group['places'].max():,}"),
                 *differences.cells(group, names),
             ]
             heading = rf"{experiments[experiment]}: {latex.title(src.study, 'models', model)}"
-            rows.append(Row(Latex(heading), cells, layout.WIDE))
+            rows.append(Row(Latex(heading), cells))
         whole = caption + differences.note(part)
         for number, piece in enumerate(layout.by_height(rows)):
             yield {

@@ -40,11 +40,11 @@ def _rows(src: Source, frame: pd.DataFrame, names: list[str]) -> list[Row]:
             for reference, group in part.groupby("reference", sort=False):
                 cells = [
                     latex.budget(budget, bool(group["all_kept"].all())),
-                    layout.named(src.study, "methods", str(reference), wide=True),
+                    layout.named(src.study, "methods", str(reference)),
                     latex.escape(group["reference_bits"].iloc[0]),
                     *differences.cells(group, names),
                 ]
-                rows.append(Row(latex.title(src.study, "models", model), cells, layout.WIDE))
+                rows.append(Row(latex.title(src.study, "models", model), cells))
     return rows
 
 
