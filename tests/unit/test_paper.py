@@ -322,7 +322,8 @@ def test_times_of_two_machines_stand_in_tables_of_their_own(tmp_path):
         r"caption\{.*cost.*?Measured on (.*?) \(",
         (paper / "tables/experiments/lengths.tex").read_text(),
     )
-    assert captions == ["cpu, Some CPU, 2 threads", "cpu, a node, 2 threads"]
+    # One machine a table, of which there may be several.
+    assert list(dict.fromkeys(captions)) == ["cpu, Some CPU, 2 threads", "cpu, a node, 2 threads"]
     ratios = times.ratios(src)
     assert not ((ratios["method"] == "h2o") & (ratios["length"] == 500)).any()
     assert ((ratios["method"] == "h2o") & (ratios["length"] == 1000)).any()

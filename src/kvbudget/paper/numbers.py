@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from kvbudget.errors import UserError
-from kvbudget.paper import latex
+from kvbudget.paper import latex, times
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases import ablation, claims, cost, heads, quality, rigour, setup, standing
 from kvbudget.paper.source import Source
@@ -39,6 +39,8 @@ def text(src: Source) -> str:
         numbers={Latex(key): value for key, value in numbers.items()},
         draft=src.draft,
         development=src.development,
+        ablated=(src.table("pooled")["kind"] == "ablation").any(),
+        timed=not times.ratios(src).empty,
     )
 
 
