@@ -42,11 +42,12 @@ def stale(study: Study) -> list[tuple[str, str]]:
     return found or list(_tables(study))
 
 
-def counts(study: Study) -> dict[str, int]:
-    """How many cells of a study stand how to today's code."""
-    standings = Standings(study)
-    found = (standings.of(cell.planned, cell.record) for cell in records.load(study)[0])
-    return dict(Counter(each.kind for each in found))
+def counts(study: Study) -> tuple[dict[str, int], list[str]]:
+    """How many cells of a study stand how to today's code, and the libraries that changed since."""
+    known = Standings(study)
+    found = [known.of(cell.planned, cell.record) for cell in records.load(study)[0]]
+    libraries = {name for standing in found for name in standing.libraries}
+    return dict(Counter(standing.kind for standing in found)), sorted(libraries)
 
 
 def _records(study: Study, problems: list[records.Problem]) -> Iterator[tuple[str, str]]:

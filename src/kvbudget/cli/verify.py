@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _published(study: Study) -> str:
     planned = len(study.cells) + study.left_out
-    ways = ", ".join(f"{number} {kind}" for kind, number in counts(study).items())
+    kinds, libraries = counts(study)
+    ways = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    ways += f"; by other libraries: {', '.join(libraries)}" if libraries else ""
     of_plan = f"{len(study.cells)} of {planned} planned cells"
     return f"study {study.name} is published: {of_plan} ({ways})"
 
