@@ -203,7 +203,7 @@ def test_a_share_is_resolved_on_the_prompt():
             "rule must be one of predicted, diversity, attention, window, recency",
         ),
         ({"safeguard": 1.5}, "safeguard must be a number from 0 to 1"),
-        ({"features": "all"}, "features must be one of group, own, not 'all'"),
+        ({"features": "all"}, "features must be one of group, own, hidden, not 'all'"),
         ({"loss": "l2"}, "loss must be one of answer, output, mass, not 'l2'"),
     ],
 )

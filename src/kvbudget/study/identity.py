@@ -43,7 +43,7 @@ def model_identity(key: str, entry: Mapping[str, Any], root: Path) -> str:
     Of a folder of the user's own whose hashes are not recorded, names, sizes and times stand for
     the content: to read gigabytes at each start would take too long.
     """
-    locked = _locked(root / LOCK).get(key)
+    locked = _locked((root / LOCK).resolve()).get(key)
     parts: list[Any] = [model_entry(entry), locked]
     if entry["source"] == "local" and locked is None:
         parts.append(fingerprint(root / entry["path"]))
