@@ -40,7 +40,7 @@ def test_each_number_is_one_of_the_records(root):
     assert all(f"\n### {title}\n" in text for title in titles)
     (lengths, *_) = text.split("### ")[1:]
     common, head, _, row = (line for line in lengths.split("\n")[1:] if line)
-    assert common == "Tiny random Llama, Single needle, 800 tokens, 20%:"
+    assert common == "Tiny random Llama, Single needle, 800 tokens, 20%, score / NLL:"
     titles, values = (line.strip("| ").split(" | ") for line in (head, row))
     assert titles == ["Baseline (full cache, GPE)", "H2O", "StreamingLLM", "Head-Aware"]
     for method, value in zip(("full", "h2o", "streaming-llm", "head-aware"), values, strict=True):

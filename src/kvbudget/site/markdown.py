@@ -111,7 +111,7 @@ def _table(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> str
         found = (_found(values, row, method) for method in methods)
         lines.append([*(_axis(study, name, named[name]) for name in shown), *found])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{', '.join(common)}:\n\n{table}" if common else table
+    return f"{', '.join([*common, 'score / NLL'])}:\n\n{table}"
 
 
 def _rows(values: Iterable[tuple]) -> list[tuple]:
