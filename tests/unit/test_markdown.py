@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_published import measure, planned, publish
+from publishing import measure, planned, publish
 
 from kvbudget.site import markdown
 from kvbudget.study import expand
