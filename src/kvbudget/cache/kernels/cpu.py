@@ -15,6 +15,7 @@ import math
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -24,6 +25,7 @@ from kvbudget.cache.slots import Slots
 
 BLOCK = 64  # tokens that are unpacked at once: 16 KiB at a head dimension of 64
 CHUNK = 512  # tokens that a thread takes at once
+LANES = 16  # numbers that are unpacked by one instruction, where there is one that wide
 
 #: What a call hands to its threads: addresses, sizes and flags, and two numbers.
 _WORDS = [
@@ -82,6 +84,42 @@ def _as_float(context, bits):
     return types.float32(types.int32), code
 
 
+@intrinsic
+def _as_int(context, number):
+    """The 32 bits of a float32."""
+
+    def code(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(types.int32))
+
+    return types.int32(types.float32), code
+
+
+@intrinsic
+def _widen(context, source, target, shift, mask):
+    """`LANES` bytes at an address, shifted right and masked, to as many float32 at another.
+
+    Said in vectors, as the compiler makes none of a loop over so few bytes, which it unrolls.
+    """
+    numbers, floats = (ir.VectorType(each, LANES) for each in (ir.IntType(32), ir.FloatType()))
+    packed = ir.VectorType(ir.IntType(8), LANES)
+
+    def code(context, builder, signature, arguments):
+        source, target, *terms = arguments
+        nothing, firsts = ir.Constant(numbers, ir.Undefined), ir.Constant(numbers, None)
+        first = ir.IntType(32)(0)
+        shift, mask = (
+            builder.shuffle_vector(builder.insert_element(nothing, term, first), nothing, firsts)
+            for term in terms
+        )
+        levels = builder.load(builder.inttoptr(source, packed.as_pointer()), align=1)
+        levels = builder.and_(builder.lshr(builder.zext(levels, numbers), shift), mask)
+        place = builder.inttoptr(target, floats.as_pointer())
+        builder.store(builder.sitofp(levels, floats), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int32, types.int32), code
+
+
 @_inline
 def _floats(address, shape):
     return carray(_pointer(address), shape, np.float32)
@@ -92,7 +130,7 @@ def _exponential(x):
     """e to the power of `x` (up to 88; 0 from -87 down): a polynomial times a power of 2 (Cephes,
     Moshier, 1992), which becomes vector instructions."""
     y = max(x, np.float32(-87.0))
-    n = math.floor(y * np.float32(1.44269504) + np.float32(0.5))
+    n = np.floor(y * np.float32(1.44269504) + np.float32(0.5))  # math.floor gives no float32
     y = y - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
     p = np.float32(1.9875691500e-4)
     p = p * y + np.float32(1.3981999507e-3)
@@ -103,6 +141,22 @@ def _exponential(x):
     p = p * y * y + y + np.float32(1.0)
     p *= _as_float(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
     return p if x >= np.float32(-87.0) else np.float32(0.0)
+
+
+@_inline
+def _ordered(bits):
+    """Bits of float32 as numbers that are ordered as these are, and back."""
+    return bits ^ np.int32((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@_inline
+def _highest(numbers, count):
+    """The highest of the first numbers; found as integers, as floats might be NaN to the compiler,
+    which then takes them one by one."""
+    most = np.int32(-(2**31))
+    for t in range(count):
+        most = max(most, _ordered(_as_int(numbers[t])))
+    return _as_float(_ordered(most))
 
 
 @_inline
@@ -121,10 +175,14 @@ def _unpack(bits, dim, address, first, count, numbers, least, step):
     width = codes + 4
     mask = np.int32((1 << bits) - 1)
     rows = carray(_pointer(address + first * width), (count, width), np.uint8)
+    wide = codes // LANES * LANES
     for t in range(count):
+        row, own = address + (first + t) * width, numbers.ctypes.data + t * dim * 4
         for place in range(8 // bits):
             shift = np.int32(place * bits)
-            for i in range(codes):
+            for i in range(0, wide, LANES):
+                _widen(row + i, own + (place * codes + i) * 4, shift, mask)
+            for i in range(wide, codes):
                 level = (np.int32(rows[t, i]) >> shift) & mask
                 numbers[t, place * codes + i] = np.float32(level)
     scales = carray(_pointer(address + first * width), (count, width // 2), np.uint16)
@@ -202,9 +260,8 @@ def _chunk(call, dim, key_bits, value_bits, place, low, high, part, scratch):
                 logits = _floats(call.logits + (noted * call.slots + start + first) * 4, count)
                 for t in range(count):
                     logits[t] = w[t]
-            peak = most = part[r, dim + 1]
-            for t in range(count):
-                most = max(most, w[t])
+            peak = part[r, dim + 1]
+            most = max(peak, _highest(w, count))
             if most == -np.inf:
                 for t in range(count):
                     w[t] = np.float32(0.0)
