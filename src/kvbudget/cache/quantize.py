@@ -132,11 +132,18 @@ class Codec:
 
     def turn(self, x: Tensor) -> Tensor:
         """Vectors in the turned basis, in which keys, values and queries meet."""
-        return x @ rotation(self.head_dim, x.dtype, x.device)
+        return self._times(x, back=False)
 
     def turn_back(self, x: Tensor) -> Tensor:
         """Vectors from the turned basis."""
-        return x @ rotation(self.head_dim, x.dtype, x.device).T
+        return self._times(x, back=True)
+
+    def _times(self, x: Tensor, *, back: bool) -> Tensor:
+        """Vectors times the rotation or its inverse."""
+        # One token's in float32: half-precision products of few rows are slow on CPU.
+        dtype = torch.float32 if x.device.type == "cpu" and x.shape[-2] == 1 else x.dtype
+        turn = rotation(self.head_dim, dtype, x.device)
+        return (x.to(dtype) @ (turn.T if back else turn)).to(x.dtype)
 
 
 @dataclass(frozen=True)
