@@ -78,6 +78,14 @@ def test_a_kernel_attends_as_the_formula_says(kernel, shape, bits, rows, softcap
     check(kernel, slots, query, **terms)
 
 
+@pytest.mark.parametrize("head_dim", [24, 40, 96, 112, 128])
+def test_whatever_part_of_a_vector_fills_vectors_of_the_processor(head_dim):
+    cpu = pytest.importorskip("kvbudget.cache.kernels.cpu", exc_type=ImportError)
+    slots = filled([70, 3, 300], bits=(4, 2), head_dim=head_dim)
+    query = torch.randn(1, 3, 3, head_dim)
+    check(cpu, slots, query, scaling=head_dim**-0.5, softcap=None, padded=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bits", [None, (4, 4)])
 @pytest.mark.parametrize("shape", ["ragged", "padded"])

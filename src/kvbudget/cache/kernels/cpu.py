@@ -25,7 +25,7 @@ from kvbudget.cache.slots import Slots
 
 BLOCK = 64  # tokens that are unpacked at once: 16 KiB at a head dimension of 64
 CHUNK = 512  # tokens that a thread takes at once
-LANES = 16  # numbers that are unpacked by one instruction, where there is one that wide
+LANES = 16  # numbers that one instruction takes, where there is one that wide
 
 #: What a call hands to its threads: addresses, sizes and flags, and two numbers.
 _WORDS = [
@@ -120,6 +120,48 @@ def _widen(context, source, target, shift, mask):
     return types.void(types.int64, types.int64, types.int32, types.int32), code
 
 
+@intrinsic
+def _dots(context, query, rows, dim, target):
+    """Products of a query with `LANES` rows of float32, all at addresses. `LANES` divides `dim`.
+
+    In vectors, too, as the compiler adds up the lanes of each row by itself; here neighbours are
+    added in all rows at once, until one vector holds the sum of each.
+    """
+    floats, word = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
+
+    def code(context, builder, signature, arguments):
+        query, rows, dim, target = arguments
+
+        def place(address, number):
+            address = builder.add(address, builder.mul(number, word(4)))
+            return builder.inttoptr(address, floats.as_pointer())
+
+        zero = ir.Constant(floats, None)
+        sums = [cgutils.alloca_once(builder, floats) for _ in range(LANES)]
+        for own in sums:
+            builder.store(zero, own)
+        with cgutils.for_range_slice(builder, word(0), dim, word(LANES), inc=True) as (i, _):
+            asked = builder.load(place(query, i), align=4)
+            for row, own in enumerate(sums):
+                number = builder.add(builder.mul(dim, word(row)), i)
+                product = builder.fmul(
+                    asked, builder.load(place(rows, number), align=4), flags=["contract"]
+                )
+                builder.store(builder.fadd(builder.load(own), product, flags=["contract"]), own)
+        pairs = ir.VectorType(ir.IntType(32), LANES)
+        sides = [pairs(list(range(side, 2 * LANES, 2))) for side in (0, 1)]
+        vectors = [builder.load(own) for own in sums]
+        while len(vectors) > 1:
+            vectors = [
+                builder.fadd(*(builder.shuffle_vector(a, b, side) for side in sides))
+                for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+        builder.store(vectors[0], place(target, word(0)), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), code
+
+
 @_inline
 def _floats(address, shape):
     return carray(_pointer(address), shape, np.float32)
@@ -192,16 +234,17 @@ def _unpack(bits, dim, address, first, count, numbers, least, step):
 
 @_inline
 def _products(dim, query, numbers, count, weights):
-    """Products of a query with each of the rows, four at a time: those behind the last are free."""
-    for t in range(0, count, 4):
-        a = b = c = d = np.float32(0.0)
-        for i in range(dim):
-            x = query[i]
-            a += x * numbers[t, i]
-            b += x * numbers[t + 1, i]
-            c += x * numbers[t + 2, i]
-            d += x * numbers[t + 3, i]
-        weights[t], weights[t + 1], weights[t + 2], weights[t + 3] = a, b, c, d
+    """Products of a query with each of the rows; those behind the last are free."""
+    if dim % LANES == 0:
+        for t in range(0, count, LANES):
+            rows = numbers.ctypes.data + t * dim * 4
+            _dots(query.ctypes.data, rows, dim, weights.ctypes.data + t * 4)
+    else:
+        for t in range(count):
+            product = np.float32(0.0)
+            for i in range(dim):
+                product += query[i] * numbers[t, i]
+            weights[t] = product
 
 
 @_inline
