@@ -121,7 +121,7 @@ def test_a_batch_pools_by_the_means_of_its_best_scores():
     assert policy.redistribute(0, [one, other - 4], [1, 1]) == [2, 0]
 
 
-@pytest.mark.parametrize("allocation", ["predicted", "curves", "class", "uniform"])
+@pytest.mark.parametrize("allocation", ["floored", "predicted", "curves", "class", "uniform"])
 def test_budgets_add_up_to_the_total(calibration, allocation):
     policy = make_policy("head-aware", Fitted(calibration), allocation=allocation, rule="diversity")
     for budget, prompt in [(20, 60), (100, 3000), (500, 1000), (64, 64), (64, 30)]:
@@ -130,6 +130,25 @@ def test_budgets_add_up_to_the_total(calibration, allocation):
         assert budgets.sum() == budget * 12
         assert budgets.min() >= 12
         assert budgets.max() <= max(prompt, budget)
+
+
+def test_every_head_is_sure_of_a_fifth_of_an_equal_budget(calibration):
+    nobody = [[[0.0] * 6 + [1.0]] * 3] * 4
+    nobody[1] = [[0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0]] * 3
+    calibration["scorer"]["group"]["spread"] = nobody  # heads of one layer take all there is
+    floored, free = (
+        np.array(
+            make_policy("head-aware", Fitted(calibration), allocation=allocation).budgets(
+                GEOMETRY, 500, 20_000
+            )
+        )
+        for allocation in ("floored", "predicted")
+    )
+    others = [0, 2, 3]
+    assert (floored[others] == 100).all()
+    assert (free[others] == 12).all()
+    assert floored[1].tolist() == [1700] * 3
+    assert floored.sum() == free.sum() == 500 * 12
 
 
 def test_classes_get_budgets_in_their_order(calibration):
@@ -197,7 +216,7 @@ def test_a_share_is_resolved_on_the_prompt():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"allocation": "best"}, "allocation must be one of predicted, curves, class, uniform"),
+        ({"allocation": "best"}, "allocation must be one of floored, predicted, curves"),
         (
             {"rule": "newest"},
             "rule must be one of predicted, diversity, attention, window, recency",

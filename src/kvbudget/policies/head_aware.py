@@ -21,6 +21,7 @@ from kvbudget.policies.predicted import FromHidden, Predicted
 from kvbudget.policies.rules import RULES, SIGNALS
 
 SHRINKAGE = 0.2  # share of the mean curve in that of a head
+FLOOR = 0.2  # share of an equal budget that every head gets, whatever is predicted
 CLASS_WEIGHTS = {"retrieval": 4.0, "induction": 2.0, "local": 1.0}
 
 
@@ -30,8 +31,9 @@ class HeadAware(Policy):
     Args:
         calibration: what the model's heads do (`kvbudget.calibration`). Without one, heads keep the
             most diverse keys, and the budgets of a layer's heads come from the prompt alone.
-        allocation: `"predicted"` (as much as a head would get if predicted scores of typical text
-            competed over the whole model), `"curves"` (water-filling on the loss curves), `"class"`
+        allocation: `"floored"` (as much as a head would get if predicted scores of typical text
+            competed over the whole model, but a fifth of an equal budget at least), `"predicted"`
+            (the same without that), `"curves"` (water-filling on the loss curves), `"class"`
             (proportional to the weight of the head's class) or `"uniform"`.
         loss: which loss curves: `"answer"` (what the answer's likelihood loses), `"output"` (norm
             of the attention output) or `"mass"` (of attention).
@@ -87,7 +89,9 @@ class HeadAware(Policy):
         elif self.allocation == "class":
             weights = np.array([CLASS_WEIGHTS[name] for name in self.calibration.classes])
             spent = in_proportion(weights, total, floor, tokens)
-        elif self.allocation == "predicted":
+        elif self.allocation in ("floored", "predicted"):
+            if self.allocation == "floored":
+                floor = max(floor, int(FLOOR * budget))
             spent = at_one_level(self.calibration.spread(self.features), total, floor, tokens)
         else:
             shares, losses = self.calibration.losses(self.loss, self.rule)

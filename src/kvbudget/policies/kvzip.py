@@ -34,9 +34,15 @@ class KVzip(Policy):
     more; then all heads of all layers compete for one total. Published KVzip evicts nothing
     afterwards. Where the cache is always bounded, it keeps a window of what follows the context, as
     SnapKV does, and what leaves the window goes first, as no repetition has scored it.
+
+    Args:
+        floor: share of an equal budget that every head gets whatever its scores; 0 as published.
     """
 
     holds_context = True
+
+    def __init__(self, floor: float) -> None:
+        self.floor = floor
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         self._prompt = prompt_tokens
@@ -66,7 +72,8 @@ class KVzip(Policy):
         return nullcontext()
 
     def share_out(self, scores: list[Tensor], budgets: list[int]) -> list[int]:
-        """Budgets of all heads of all layers: one total for all; each has room for the sinks and
-        the window."""
+        """Budgets of all heads of all layers: one total for all; each has its floor, and room for
+        the sinks and the window."""
         heads = [range(len(budgets))]
-        return pooled(scores, budgets, heads, safeguard=(SINKS + self._window) / min(budgets))
+        sure = max(self.floor, (SINKS + self._window) / min(budgets))
+        return pooled(scores, budgets, heads, safeguard=sure)

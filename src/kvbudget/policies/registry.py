@@ -82,6 +82,8 @@ _POOLING = choice(
     ("max", "mean"),
 )
 
+_FLOOR = share(0.0, "Share of an equal budget that every head gets; 0 as published.")
+
 _REPEATED = 2048  # tokens that KVzip and KVzip+ repeat at a time, as published
 
 #: The signals that a rule of Head-Aware may need beside keys and values.
@@ -123,8 +125,8 @@ METHODS: dict[str, Method] = {
         signals=_always(WINDOW),
     ),
     "keydiff": Method("keydiff:KeyDiff", {"safeguard": _SAFEGUARD}),
-    "kvzip": Method("kvzip:KVzip", rereads=_REPEATED),
-    "kvzip-plus": Method("kvzip_plus:KVzipPlus", rereads=_REPEATED),
+    "kvzip": Method("kvzip:KVzip", {"floor": _FLOOR}, rereads=_REPEATED),
+    "kvzip-plus": Method("kvzip_plus:KVzipPlus", {"floor": _FLOOR}, rereads=_REPEATED),
     "kvzap": Method(
         "kvzap:KVzap",
         {
@@ -189,9 +191,9 @@ METHODS: dict[str, Method] = {
         "head_aware:HeadAware",
         {
             "allocation": choice(
-                "predicted",
+                "floored",
                 "Where the budgets of heads come from.",
-                ("predicted", "curves", "class", "uniform"),
+                ("floored", "predicted", "curves", "class", "uniform"),
             ),
             "loss": choice(
                 "answer",

@@ -148,10 +148,9 @@ class _Resolution:
         for each in manifest.cells:
             if each.model in known:
                 self.by_key.setdefault(each.key, []).append(self._stored(each))
-        own = (self._stored(each) for each in manifest.calibrations if each.model in known)
-        self.by_identity = {each.identity: each for each in own}
+        self.own = [self._stored(each) for each in manifest.calibrations if each.model in known]
         planned = (self._at_hand(each) for each in study.calibrations)
-        self.known = {each.path: each for each in (*self.by_identity.values(), *planned)}
+        self.known = {each.path: each for each in (*self.own, *planned)}
 
     def cell(self, planned: Planned) -> Planned | None:
         """Where the result of a planned cell is, or is to be; None if it is left out."""
@@ -171,18 +170,24 @@ class _Resolution:
     def _published(self, planned: Planned) -> Planned | None:
         """The published cell that was asked for the same, of the same text."""
         for each in self.by_key.get(planned.key, ()):
-            same_text = Path(each.text).name == Path(planned.text).name
-            if same_text and same_spec(each.spec, planned.spec):
+            if _same_text(each, planned) and same_spec(each.spec, planned.spec):
                 return each
         return None
 
     def _with_calibration(self, planned: Planned) -> Planned:
-        """A cell that is measured here takes a published calibration that is the same."""
+        """A cell that is measured here takes the published calibration of the same spec, as cells
+        that stand beside each other should rest on the same."""
         own = next((c for c in self.study.calibrations if c.path == planned.calibration), None)
         return planned if own is None else replace(planned, calibration=self._at_hand(own).path)
 
-    def _at_hand(self, calibration: Calibration) -> Calibration:
-        return self.by_identity.get(calibration.identity, calibration)
+    def _at_hand(self, planned: Calibration) -> Calibration:
+        """The published calibration that was asked for the same, of the same text; or else the
+        planned one."""
+        for each in self.own:
+            same = each.model == planned.model and _same_text(each, planned)
+            if same and _same(each.spec, planned.spec, CALIBRATION):
+                return each
+        return planned
 
     def _there(self, planned: Planned) -> bool:
         return (self.study.root / planned.path).exists()
@@ -196,6 +201,10 @@ class _Resolution:
 
     def _moved(self, path: str) -> str:
         return self.store + path.removeprefix(STORE)
+
+
+def _same_text(one: Planned | Calibration, other: Planned | Calibration) -> bool:
+    return Path(one.text).name == Path(other.text).name
 
 
 def same_spec(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
