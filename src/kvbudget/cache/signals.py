@@ -5,6 +5,7 @@ they arrive, before anything is turned or quantised, and then what their queries
 equal length at a time. Its numbers lie in the slots beside keys and values and move with them.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +34,7 @@ class Arrival:
         key, value: `(batch, kv_heads, new, head_dim)`, the key rotated, too.
         positions: `(batch, kv_heads, new)` int32, positions in the sequence; -1 for padding. A
             model that is given a padded batch without `position_ids` counts padding, too.
+        first: position of the first of them; None where sequences are padded and differ.
         in_prompt: whether they are of the prompt.
         rotation: how the layer turns queries and keys; None if the policy does not ask for it.
         given: what attention is given, after the norm, `(batch, new, hidden)`; None if the policy
@@ -43,9 +45,18 @@ class Arrival:
     key: Tensor
     value: Tensor
     positions: Tensor
+    first: int | None
     in_prompt: bool
     rotation: Rotation | None
     given: Tensor | None = None
+
+    @property
+    def angles(self) -> Tensor:
+        """Cosine and sine of what numbers of queries and keys are turned by, `(batch or 1, 1, new,
+        2, head_dim)` float32."""
+        if self.first is None:
+            return self.rotation.angles(self.positions[:, :1, :, None], self.key)
+        return _angles(self.rotation, self.first, *self.key.shape[2:], self.key.device)
 
     @cached_property
     def unrotated_query(self) -> Tensor:
@@ -58,7 +69,19 @@ class Arrival:
         return self._unrotated(self.key)
 
     def _unrotated(self, x: Tensor) -> Tensor:
-        return self.rotation.move(x.float(), -self.positions[:, :1, :, None])
+        cos, sin = self.angles.unbind(-2)
+        return (x.float() * cos).addcmul_(self.rotation.quarter(x.float()), sin, value=-1)
+
+
+@functools.lru_cache(maxsize=1)
+def _angles(
+    rotation: Rotation, first: int, new: int, head_dim: int, device: torch.device
+) -> Tensor:
+    """As in `Arrival`. All layers of a forward pass ask for the same."""
+    with torch.inference_mode(False):  # the first to ask must not decide who may use it
+        positions = torch.arange(first, first + new, device=device)
+        like = torch.empty(0, head_dim, device=device)
+        return rotation.angles(positions[None, None, :, None], like)
 
 
 @dataclass(frozen=True)
