@@ -278,14 +278,15 @@ class BudgetedLayer(AttendingLayer):
         everything = self.store.append(new) if fits else self.store.joined(new)
         self.seen += new.count
         outputs: list[Tensor] = [query] * self.kv_heads
-        readings = []
+        growing, readings = self._growing(), []
         for tokens in everything:
             reading = self._reading(query, tokens, scaling, softcap, new.count)
             output = reading.attended()
             for head, part in zip(tokens.heads, output.chunk(len(tokens.heads), 1), strict=True):
                 outputs[head] = part
-            readings.append(reading)
-        for signal in self._growing():
+            if growing:  # else the keys of one segment are there at a time
+                readings.append(reading)
+        for signal in growing:
             signal.observe_layer(readings)
         if not fits:
             self.store.keep_best(everything, self.seen)

@@ -120,10 +120,14 @@ class Reading:
         """Tokens that were read."""
         return self.query.shape[2]
 
+    @cached_property
+    def _keys(self) -> Tensor:
+        return self.tokens.keys  # which decodes them anew, where they are quantised
+
     @property
     def keys(self) -> Tensor:
         """Keys in the basis of the model, `(batch, heads, tokens, head_dim)` float32."""
-        keys = self.tokens.keys.float()
+        keys = self._keys.float()
         return keys if self.codec is None else self.codec.turn_back(keys)
 
     @property
@@ -134,7 +138,7 @@ class Reading:
 
     def attended(self) -> Tensor:
         """The attention output of the new tokens, shaped like `query`."""
-        keys, values = (x.to(self.query.dtype) for x in (self.tokens.keys, self.tokens.values))
+        keys, values = (x.to(self.query.dtype) for x in (self._keys, self.tokens.values))
         return attend(self.query, keys, values, **self._terms)
 
     def received(self, last: int | None = None) -> Tensor:
@@ -144,7 +148,7 @@ class Reading:
         if count not in self.known:
             measure = attention_received if self.new == 1 else attention_sums
             query = self.query[:, :, -count:]
-            self.known[count] = measure(query, self.tokens.keys, **self._terms)
+            self.known[count] = measure(query, self._keys, **self._terms)
         return self.known[count]
 
     @property
@@ -155,7 +159,7 @@ class Reading:
         """The most attention from any new token to each of the `repeated` tokens, shared out among
         them, the first `sinks` and the new ones alone, for each query head of a KV head: `(batch,
         heads, group, repeated)` float32. `worth` as in `attention_maxima`."""
-        held, part = self.tokens.keys, self.repeated
+        held, part = self._keys, self.repeated
         first, new = held[:, :, : min(sinks, part.start)], held[:, :, -self.new :]
         keys = torch.cat((first, held[:, :, part], new), dim=2)
         most = attention_maxima(self.query, keys, self.scaling, self.softcap, worth)
