@@ -13,6 +13,8 @@ from torch.testing import assert_close
 from kvbudget import attach, make_cache
 from kvbudget.cache.budget import SINKS, Geometry
 from kvbudget.cache.cache import geometry_of
+from kvbudget.cache.positions import Rotation
+from kvbudget.cache.signals import Arrival
 from kvbudget.calibration.quality import judge, mean, spread
 from kvbudget.calibration.records import _THINGS, contexts
 from kvbudget.calibration.scorer import AIMS, FLOOR, Moments, Read
@@ -20,7 +22,7 @@ from kvbudget.errors import UserError
 from kvbudget.policies.allocate import at_one_level
 from kvbudget.policies.fitted import Fitted
 from kvbudget.policies.make import make_policy
-from kvbudget.policies.predicted import features, owners
+from kvbudget.policies.predicted import Predicted, Scorer, features, owners
 
 BUDGET = 20
 KINDS = ["llama", "qwen3", "gemma3_text"]
@@ -101,6 +103,28 @@ def test_scores_are_the_same_however_tokens_come(pieces):
         order = held.positions[0, 0].long()
         wanted = expected[0 if bits else 3][:, order]
         assert_close(held.signals["predicted"][0], wanted, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("turning", [0, 8, 16])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_scores_follow_from_keys_that_are_turned_back(turning, interleaved, padding):
+    """Though it is their weights that are turned; in models that turn a part of a key, too."""
+    heads, count, first = 3, 7, 5000
+    generator = torch.Generator().manual_seed(3)
+    rotation = Rotation(torch.rand(turning // 2, generator=generator), interleaved)
+    key, value = torch.randn(2, 2, heads, count, 16, generator=generator)
+    weights = torch.randn(2 * heads * 17, heads, generator=generator)
+    scorer = Scorer(weights, torch.randn(heads, generator=generator))
+    order = torch.arange(first, first + count).repeat(2, 1)
+    order[1] -= padding
+    rotated = rotation.move(key, order[:, None, :, None])
+    positions = order[:, None].expand(2, heads, count)
+    start = None if padding else first
+    arrival = Arrival(None, rotated, value, positions, start, False, rotation)
+    expected = features(key, value) @ scorer.weights + scorer.bias
+    assert_close(Predicted(scorer).arrive(arrival), expected.mT, atol=1e-4, rtol=1e-5)
+    assert_close(arrival.unrotated_key, key, atol=1e-5, rtol=1e-5)
 
 
 def test_padding_changes_no_score():

@@ -214,3 +214,32 @@ def test_a_quantised_step_tells_what_its_tokens_received(llama):
     (held,) = slots.tokens()
     expected = attention_received(query, held.keys, scaling=0.25)
     torch.testing.assert_close(received, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_stays_keeps_its_bytes():
+    """However often its layer is laid out anew: codes are copied, and do not drift."""
+    model = attach(tiny_model("llama"))
+    cache = make_cache(model, "h2o", 12, bits=4)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, VOCABULARY, (1, 135), generator=generator)
+    model(ids[:, :90], past_key_values=cache)
+    for piece in ids[:, 90:].split(9, dim=1):
+        before = rows_held(cache)
+        model(piece, past_key_values=cache)
+        after = rows_held(cache)
+        stayed = before.keys() & after.keys()
+        assert len(stayed) > len(before) / 2
+        assert all(torch.equal(before[token], after[token]) for token in stayed)
+
+
+def rows_held(cache) -> dict[tuple[int, int, int], torch.Tensor]:
+    """Bytes of each token, by layer, KV head and position."""
+    return {
+        (index, head, int(position)): torch.cat((key, value)).clone()
+        for index, layer in enumerate(cache.budgeted)
+        for segment in layer.store.slots.segments
+        for i, head in enumerate(segment.heads)
+        for key, value, position in zip(
+            *(each[0, i] for each in segment.stored().tensors()[:3]), strict=True
+        )
+    }

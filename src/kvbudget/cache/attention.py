@@ -283,14 +283,14 @@ def _blocks(
         rows, end = slice(start, stop), tokens if given is not None else past + stop
         columns = torch.arange(end, device=device)
         positions = torch.arange(past + start, past + stop, device=device)
-        own = columns == positions[:, None]
-        if given is not None:
-            mask = given[:, :, rows]
-            mask = mask | (own & ~mask.any(dim=-1, keepdim=True))
-        else:
-            mask = (columns <= positions[:, None])[None, None]
-            if valid is not None:
+        mask = (columns <= positions[:, None])[None, None]
+        if valid is not None:
+            own = columns == positions[:, None]
+            if given is None:
                 mask = mask & (valid[:, :, None, :end] | own)
+            else:
+                mask = given[:, :, rows]
+                mask = mask | (own & ~mask.any(dim=-1, keepdim=True))
         yield rows, end, mask  # every row sees something, if itself alone, or it would be NaN
 
 

@@ -10,7 +10,7 @@ from kvbudget.cache.kernels import store_for
 from kvbudget.cache.plan import Plan
 from kvbudget.cache.policy import Candidates
 from kvbudget.cache.quantize import Coding
-from kvbudget.cache.slots import Segment, Slots, Tokens, select
+from kvbudget.cache.slots import JoinedTokens, Segment, Slots, Tokens
 
 
 @dataclass
@@ -78,26 +78,30 @@ class Store:
         """Put new tokens of all heads into free slots, as they fit. Returns all that is held, the
         new tokens last; where the store quantises, the new ones as they came."""
         self._make_room(new.count)
-        parts = [_of_heads(new, segment.heads) for segment in self.slots.segments]
+        before = self.slots.tokens()
+        parts = [_of_heads(new, held.heads) for held in before]
         for segment, part in zip(self.slots.segments, parts, strict=True):
             self.slots.append(segment, part)
-        everything = self.slots.tokens()
-        if self.slots.coding is not None:
-            for held, part in zip(everything, parts, strict=True):
-                held.keys[:, :, -part.count :] = part.keys
-                held.values[:, :, -part.count :] = part.values
-        return everything
+        after = self.slots.tokens()
+        if self.slots.coding is None:
+            return after
+        return [
+            JoinedTokens(held, part, both.positions, both.signals)
+            for held, part, both in zip(before, parts, after, strict=True)
+        ]
 
     def joined(self, new: Tokens) -> list[Tokens]:
-        """All that is held and new tokens of all heads, the new ones last, in temporary tensors
-        from which `keep_best` stores the best."""
+        """All that is held and new tokens of all heads, the new ones last, from which `keep_best`
+        stores the best."""
         everything = []
-        for old in self.slots.tokens():
-            part = _of_heads(new, old.heads)
-            if old.count:
-                pairs = zip(old.tensors(), part.tensors(), strict=True)
-                part = Tokens.of(old.heads, [torch.cat(pair, dim=2) for pair in pairs], old.signals)
-            everything.append(part)
+        for held in self.slots.tokens():
+            part = _of_heads(new, held.heads)
+            positions = torch.cat((held.positions, part.positions), dim=2)
+            signals = {
+                name: torch.cat((numbers, part.signals[name]), dim=2)
+                for name, numbers in held.signals.items()
+            }
+            everything.append(JoinedTokens(held, part, positions, signals))
         return everything
 
     # Eviction.
@@ -197,17 +201,21 @@ class Store:
                 source[head] = (tokens, i)
         slots = Slots(
             ((tuple(heads), capacity) for (capacity, _, _), heads in shapes.items()),
-            everything[0].keys,
+            self.slots.like,
             everything[0].signals,
             self.slots.coding,
         )
-        for segment, (_, kept, _) in zip(slots.segments, shapes, strict=True):
-            parts = [
-                _best(*source[head], kept, scores[head] if scores else None)
-                for head in segment.heads
-            ]
-            tensors = [torch.stack(own, dim=1) for own in zip(*parts, strict=True)]
-            slots.append(segment, Tokens.of(segment.heads, tensors, slots.signals))
+        slots.set_lengths(kept for _, kept, _ in shapes)
+        for segment in slots.segments:
+            held = segment.stored()
+            for place, head in enumerate(segment.heads):
+                tokens, i = source[head]
+                best = None
+                if segment.length < tokens.count:
+                    best = _best(scores[head], segment.length)
+                stored = tokens.stored(i, best, slots.coding)
+                for mine, theirs in zip(held.tensors(), stored, strict=True):
+                    mine[:, place] = theirs
         self.slots = slots
 
     def _make_room(self, new: int) -> None:
@@ -258,11 +266,8 @@ def _of_heads(tokens: Tokens, heads: tuple[int, ...]) -> Tokens:
     return Tokens.of(heads, own, tokens.signals)
 
 
-def _best(tokens: Tokens, i: int, kept: int, scores: Tensor | None) -> list[Tensor]:
-    """Tensors of the `kept` best tokens of the i-th head, earliest first on a tie."""
-    own = [tensor[:, i] for tensor in tokens.tensors()]
-    if kept == tokens.count:
-        return own
-    best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :kept]
-    best = best.sort(dim=-1).values
-    return [select(tensor, best) for tensor in own]
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Indices of the `count` best tokens of a head, ascending, the earliest on a tie: `(batch,
+    count)`, by scores `(batch, tokens)`."""
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+    return best.sort(dim=-1).values

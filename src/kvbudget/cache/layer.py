@@ -278,14 +278,15 @@ class BudgetedLayer(AttendingLayer):
         everything = self.store.append(new) if fits else self.store.joined(new)
         self.seen += new.count
         outputs: list[Tensor] = [query] * self.kv_heads
-        readings = []
+        growing, readings = self._growing(), []
         for tokens in everything:
             reading = self._reading(query, tokens, scaling, softcap, new.count)
             output = reading.attended()
             for head, part in zip(tokens.heads, output.chunk(len(tokens.heads), 1), strict=True):
                 outputs[head] = part
-            readings.append(reading)
-        for signal in self._growing():
+            if growing:  # else the keys of one segment are there at a time
+                readings.append(reading)
+        for signal in growing:
             signal.observe_layer(readings)
         if not fits:
             self.store.keep_best(everything, self.seen)
@@ -333,15 +334,16 @@ class BudgetedLayer(AttendingLayer):
     ) -> dict[str, Tensor]:
         """The numbers that new tokens come with."""
         in_prompt = self.seen < self.options.plan.prompt_tokens
-        arrival = Arrival(query, key, value, positions, in_prompt, self.rotation, given)
-        numbers = {
+        first = None if self.store.padded else self.seen
+        arrival = Arrival(query, key, value, positions, first, in_prompt, self.rotation, given)
+        signals = self.signals if self.repeated is None else ()
+        arrived = {signal.name: signal.arrive(arrival) for signal in signals}
+        return {
             name: torch.zeros(positions.shape, device=key.device)
+            if (own := arrived.get(name)) is None
+            else own
             for name in self.store.slots.signals
         }
-        for signal in self.signals if self.repeated is None else ():
-            if (arrived := signal.arrive(arrival)) is not None:
-                numbers[signal.name].copy_(arrived)
-        return numbers
 
     def _growing(self) -> list[Signal]:
         """The signals that grow by what is being read."""
@@ -424,7 +426,9 @@ class BudgetedLayer(AttendingLayer):
 
     def _of_arrival(self, prompt: Tokens) -> dict[str, Tensor]:
         """Numbers of the signals that follow from what arrives alone."""
-        arrival = Arrival(None, prompt.keys, prompt.values, prompt.positions, True, self.rotation)
+        arrival = Arrival(
+            None, prompt.keys, prompt.values, prompt.positions, 0, True, self.rotation
+        )
         return {each.name: each.arrive(arrival) for each in self.signals if each.of_arrival}
 
     def batch_select_indices(self, indices: Tensor) -> None:

@@ -23,7 +23,7 @@ FARTHEST = 2**20  # beyond it the angles of float32, in which models compute the
 TOLERANCE = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rotation:
     """How one layer turns queries and keys.
 
@@ -42,14 +42,31 @@ class Rotation:
 
         A tensor of distances, one for each vector, has 1 for its last dimension.
         """
-        angle = delta * self.frequencies.to(device=x.device, dtype=torch.float64)
-        cos, sin = angle.cos().float(), angle.sin().float()
-        pairs = angle.shape[-1]
-        turning, rest = x[..., : 2 * pairs].float(), x[..., 2 * pairs :]
-        shape, axis = ((pairs, 2), -1) if self.interleaved else ((2, pairs), -2)
-        first, second = turning.unflatten(-1, shape).unbind(axis)
-        turned = (first * cos - second * sin, second * cos + first * sin)
-        return torch.cat((torch.stack(turned, axis).flatten(-2).to(x.dtype), rest), dim=-1)
+        cos, sin = self.angles(delta, x).unbind(-2)
+        return (x.float() * cos).addcmul_(self.quarter(x.float()), sin).to(x.dtype)
+
+    def angles(self, delta: int | Tensor, like: Tensor) -> Tensor:
+        """Cosine and sine of what numbers of vectors like `(..., head_dim)` turn by over a
+        distance, or over each of `(..., 1)`: `(..., 2, head_dim)` float32."""
+        angle = delta * self.frequencies.to(device=like.device, dtype=torch.float64)
+        angle = torch.stack((angle, angle), self._pairs[1]).flatten(-2)
+        angle = torch.nn.functional.pad(angle, (0, like.shape[-1] - angle.shape[-1]))
+        return torch.stack((angle.cos(), angle.sin()), dim=-2).float()
+
+    def quarter(self, x: Tensor) -> Tensor:
+        """What the sine of the angle is multiplied by: `x`, `(..., head_dim)`, with each pair
+        turned by a quarter, and 0 for what does not turn."""
+        shape, axis = self._pairs
+        turning = 2 * len(self.frequencies)
+        first, second = x[..., :turning].unflatten(-1, shape).unbind(axis)
+        turned = torch.stack((-second, first), axis).flatten(-2)
+        return torch.nn.functional.pad(turned, (0, x.shape[-1] - turning))
+
+    @property
+    def _pairs(self) -> tuple[tuple[int, int], int]:
+        """The shape of the pairs, and the axis along which two pair up."""
+        pairs = len(self.frequencies)
+        return ((pairs, 2), -1) if self.interleaved else ((2, pairs), -2)
 
 
 def rotations_of(model: PreTrainedModel, layers: Sequence[int]) -> tuple[Rotation, ...]:

@@ -5,6 +5,7 @@ they arrive, before anything is turned or quantised, and then what their queries
 equal length at a time. Its numbers lie in the slots beside keys and values and move with them.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +34,7 @@ class Arrival:
         key, value: `(batch, kv_heads, new, head_dim)`, the key rotated, too.
         positions: `(batch, kv_heads, new)` int32, positions in the sequence; -1 for padding. A
             model that is given a padded batch without `position_ids` counts padding, too.
+        first: position of the first of them; None where sequences are padded and differ.
         in_prompt: whether they are of the prompt.
         rotation: how the layer turns queries and keys; None if the policy does not ask for it.
         given: what attention is given, after the norm, `(batch, new, hidden)`; None if the policy
@@ -43,9 +45,18 @@ class Arrival:
     key: Tensor
     value: Tensor
     positions: Tensor
+    first: int | None
     in_prompt: bool
     rotation: Rotation | None
     given: Tensor | None = None
+
+    @property
+    def angles(self) -> Tensor:
+        """Cosine and sine of what numbers of queries and keys are turned by, `(batch or 1, 1, new,
+        2, head_dim)` float32."""
+        if self.first is None:
+            return self.rotation.angles(self.positions[:, :1, :, None], self.key)
+        return _angles(self.rotation, self.first, *self.key.shape[2:], self.key.device)
 
     @cached_property
     def unrotated_query(self) -> Tensor:
@@ -58,7 +69,19 @@ class Arrival:
         return self._unrotated(self.key)
 
     def _unrotated(self, x: Tensor) -> Tensor:
-        return self.rotation.move(x.float(), -self.positions[:, :1, :, None])
+        cos, sin = self.angles.unbind(-2)
+        return (x.float() * cos).addcmul_(self.rotation.quarter(x.float()), sin, value=-1)
+
+
+@functools.lru_cache(maxsize=1)
+def _angles(
+    rotation: Rotation, first: int, new: int, head_dim: int, device: torch.device
+) -> Tensor:
+    """As in `Arrival`. All layers of a forward pass ask for the same."""
+    with torch.inference_mode(False):  # the first to ask must not decide who may use it
+        positions = torch.arange(first, first + new, device=device)
+        like = torch.empty(0, head_dim, device=device)
+        return rotation.angles(positions[None, None, :, None], like)
 
 
 @dataclass(frozen=True)
@@ -97,10 +120,14 @@ class Reading:
         """Tokens that were read."""
         return self.query.shape[2]
 
+    @cached_property
+    def _keys(self) -> Tensor:
+        return self.tokens.keys  # which decodes them anew, where they are quantised
+
     @property
     def keys(self) -> Tensor:
         """Keys in the basis of the model, `(batch, heads, tokens, head_dim)` float32."""
-        keys = self.tokens.keys.float()
+        keys = self._keys.float()
         return keys if self.codec is None else self.codec.turn_back(keys)
 
     @property
@@ -111,7 +138,7 @@ class Reading:
 
     def attended(self) -> Tensor:
         """The attention output of the new tokens, shaped like `query`."""
-        keys, values = (x.to(self.query.dtype) for x in (self.tokens.keys, self.tokens.values))
+        keys, values = (x.to(self.query.dtype) for x in (self._keys, self.tokens.values))
         return attend(self.query, keys, values, **self._terms)
 
     def received(self, last: int | None = None) -> Tensor:
@@ -121,7 +148,7 @@ class Reading:
         if count not in self.known:
             measure = attention_received if self.new == 1 else attention_sums
             query = self.query[:, :, -count:]
-            self.known[count] = measure(query, self.tokens.keys, **self._terms)
+            self.known[count] = measure(query, self._keys, **self._terms)
         return self.known[count]
 
     @property
@@ -132,7 +159,7 @@ class Reading:
         """The most attention from any new token to each of the `repeated` tokens, shared out among
         them, the first `sinks` and the new ones alone, for each query head of a KV head: `(batch,
         heads, group, repeated)` float32. `worth` as in `attention_maxima`."""
-        held, part = self.tokens.keys, self.repeated
+        held, part = self._keys, self.repeated
         first, new = held[:, :, : min(sinks, part.start)], held[:, :, -self.new :]
         keys = torch.cat((first, held[:, :, part], new), dim=2)
         most = attention_maxima(self.query, keys, self.scaling, self.softcap, worth)

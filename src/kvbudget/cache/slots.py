@@ -45,6 +45,15 @@ class Tokens:
         """The tokens without the numbers of signals."""
         return Tokens(self.heads, self.keys, self.values, self.positions, {})
 
+    def stored(self, place: int, kept: Tensor | None, coding: Coding | None) -> list[Tensor]:
+        """Tensors of the tokens `kept`, `(batch, n)` indices or None for all, of the head at a
+        place among `heads`, as slots of a coding hold them: `(batch, n, …)`."""
+        keys, values, *beside = (select(each[:, place], kept) for each in self.tensors())
+        if coding is not None:
+            rows = coding.encode(keys[:, None], values[:, None], [self.heads[place]])
+            keys, values = (each[:, 0] for each in rows)
+        return [keys, values, *beside]
+
     def part(self, start: int, stop: int) -> "Tokens":
         """Tokens `start` to `stop` of every head, as views."""
         piece = slice(start, stop)
@@ -52,26 +61,66 @@ class Tokens:
 
 
 class CodedTokens(Tokens):
-    """Tokens of a quantised segment: keys and values are decoded once they are asked for.
+    """Tokens of a quantised segment: keys and values are decoded whenever they are asked for, and
+    not kept, or those of all segments would be there at once.
 
-    In float32 whatever a model computes in, so that to store them again changes nothing.
+    In float32 whatever a model computes in.
 
     Args:
-        stored: keys and values as rows of bytes.
+        rows: keys and values as rows of bytes.
         coding: how they are stored.
     """
 
-    def __init__(self, stored: Tokens, coding: Coding) -> None:
-        self.heads, self.positions, self.signals = stored.heads, stored.positions, stored.signals
-        self._stored, self._coding = stored, coding
+    def __init__(self, rows: Tokens, coding: Coding) -> None:
+        self.heads, self.positions, self.signals = rows.heads, rows.positions, rows.signals
+        self._rows, self._coding = rows, coding
 
-    @cached_property
+    @property
     def keys(self) -> Tensor:
-        return self._coding.decode_keys(self._stored.keys, list(self.heads))
+        return self._coding.decode_keys(self._rows.keys, list(self.heads))
 
-    @cached_property
+    @property
     def values(self) -> Tensor:
-        return self._coding.decode_values(self._stored.values)
+        return self._coding.decode_values(self._rows.values)
+
+    def bare(self) -> "CodedTokens":
+        return CodedTokens(self._rows.bare(), self._coding)
+
+    def stored(self, place: int, kept: Tensor | None, coding: Coding | None) -> list[Tensor]:
+        return self._rows.stored(place, kept, None)  # as they are: nothing is encoded twice
+
+
+class JoinedTokens(Tokens):
+    """Held tokens and new ones after them. Keys and values are joined whenever they are asked for,
+    and not kept, as in `CodedTokens`.
+
+    Args:
+        held, new: of the same heads.
+        positions, signals: of all.
+    """
+
+    def __init__(
+        self, held: Tokens, new: Tokens, positions: Tensor, signals: dict[str, Tensor]
+    ) -> None:
+        self.heads, self.positions, self.signals = held.heads, positions, signals
+        self._held, self._new = held, new
+
+    @property
+    def keys(self) -> Tensor:
+        return torch.cat((self._held.keys, self._new.keys), dim=2)
+
+    @property
+    def values(self) -> Tensor:
+        return torch.cat((self._held.values, self._new.values), dim=2)
+
+    def bare(self) -> "JoinedTokens":
+        return JoinedTokens(self._held, self._new, self.positions, {})
+
+    def stored(self, place: int, kept: Tensor | None, coding: Coding | None) -> list[Tensor]:
+        parts = (each.stored(place, None, coding)[:2] for each in (self._held, self._new))
+        rows = [torch.cat(pair, dim=1) for pair in zip(*parts, strict=True)]
+        beside = [each[:, place] for each in (self.positions, *self.signals.values())]
+        return [select(each, kept) for each in (*rows, *beside)]
 
 
 @dataclass
@@ -122,6 +171,7 @@ class Slots:
             they are.
 
     Attributes:
+        like: no keys, of the dtype, the device and the shape that they have but for their number.
         keys, values: `(batch, slots, head_dim)`, or rows of bytes `(batch, slots, width)`.
         positions: `(batch, slots)` int32, the token's position in its sequence; -1 for padding.
         signals: signal → `(batch, slots)` float32, the token's number.
@@ -139,7 +189,7 @@ class Slots:
         slots = sum(len(heads) * capacity for heads, capacity in shapes)
         self.coding = coding
         with torch.inference_mode(False):  # what comes later may be read in either mode
-            self._like = like.new_empty(batch, 0, head_dim)
+            self.like = like.new_empty(batch, 0, head_dim)
             if coding is None:
                 self.keys = like.new_empty(batch, slots, head_dim)
                 self.values = torch.empty_like(self.keys)
@@ -278,15 +328,17 @@ class Slots:
     def clone(self) -> "Slots":
         """A copy that shares no memory with this one, and that no snapshot relies on."""
         shapes = [(segment.heads, segment.capacity) for segment in self.segments]
-        twin = Slots(shapes, self._like, self.signals, self.coding)
+        twin = Slots(shapes, self.like, self.signals, self.coding)
         for mine, theirs in zip(twin.tensors(), self.tensors(), strict=True):
             mine.copy_(theirs)
         twin.set_lengths(segment.length for segment in self.segments)
         return twin
 
 
-def select(tensor: Tensor, indices: Tensor) -> Tensor:
-    """Tokens by index: `(batch, tokens, …)` at `(batch, n)` gives `(batch, n, …)`."""
+def select(tensor: Tensor, indices: Tensor | None) -> Tensor:
+    """Tokens by index: `(batch, tokens, …)` at `(batch, n)` gives `(batch, n, …)`; all at None."""
+    if indices is None:
+        return tensor
     if tensor.dim() > indices.dim():
         indices = indices.unsqueeze(-1).expand(-1, -1, tensor.shape[-1])
     return tensor.gather(1, indices)
