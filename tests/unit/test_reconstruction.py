@@ -75,6 +75,20 @@ def test_the_best_tokens_of_all_heads_are_those_attended_to_most_by_the_repetiti
     assert len(set(got.sum(dim=-1).flatten().tolist())) > 1  # heads keep unlike numbers
 
 
+@pytest.mark.parametrize("method", ["kvzip", "kvzip-plus"])
+def test_a_floor_is_what_every_head_keeps_at_least(method):
+    model = attach(model_of("llama"))
+    least = {}
+    for floor in (0.0, 0.75):
+        cache = make_cache(model, method, 20, bounded="context", floor=floor)
+        model(torch.tensor([CONTEXT]), past_key_values=cache)
+        reconstruct(model, TOKENIZER, cache, CONTEXT)
+        counts = [len(kept) for layer in cache.budgeted for kept in layer.kept_positions()]
+        assert sum(counts) == 20 * len(counts)
+        least[floor] = min(counts)
+    assert least[0.0] < 15 <= least[0.75]
+
+
 def watch_attention(model: torch.nn.Module) -> list:
     """Queries and keys of each layer of the last forward pass."""
     seen = []

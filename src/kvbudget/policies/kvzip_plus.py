@@ -79,7 +79,8 @@ class KVzipPlus(KVzip):
         blocks: of each full-attention layer, while the context is repeated.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, floor: float) -> None:
+        super().__init__(floor)
         self.blocks: list[Block] = []
 
     def signals(self, layer: int) -> list[Contribution]:
