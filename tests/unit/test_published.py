@@ -172,6 +172,26 @@ class TestPlan:
         assert cell(study) == cell(today)
         assert sum(each.published for each in study.cells) == 8
 
+    def test_what_is_measured_rests_on_the_published_calibration_of_the_same_spec(
+        self, config, root
+    ):
+        today = planned(config, root)
+        older = earlier(today, **{"kvbudget.run.calibrate": "0"})
+        calibrated = next(each for each in today.cells if each.calibration)
+        measure(older)
+        (root / next(c for c in older.cells if c.key == calibrated.key).path).unlink()
+        publish(older)
+        study = planned(config, root, published.EXTEND)
+        published.unpack(study)
+        (mine,) = (each for each in study.cells if not each.published)
+        assert mine.key == calibrated.key
+        assert mine.calibration in {each.path for each in study.calibrations if each.published}
+        measure(replace(study, cells=(mine,), calibrations=()))
+        assert publish(study) == (9, 9)
+        whole = planned(config, root)
+        assert whole.left_out == 0
+        assert all(each.published for each in whole.results)
+
 
 class TestFiles:
     def test_they_are_unpacked_once_into_a_folder_of_their_own(self, archived, config, root):

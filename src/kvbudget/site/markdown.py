@@ -80,10 +80,11 @@ def _facts(study: Study, tables: dict[str, pd.DataFrame]) -> str:
     contexts = cells["n_contexts"][cells["metric"] == "nll"]
     span = "–".join(str(each) for each in sorted({contexts.min(), contexts.max()}))
     planned = len(study.cells) + study.left_out
+    told = {name: value.replace("; ", " and ") for name, value in items.items()}
     return (
         f"{len(study.cells)} of {planned} planned cells, {span} contexts each, weights in"
-        f" {items['dtype']}, on {items['device']} with PyTorch {items['torch']} and transformers"
-        f" {items['transformers']}. Score (more is better) / NLL of the reference in nats a token"
+        f" {items['dtype']}, on {told['device']} with PyTorch {told['torch']} and transformers"
+        f" {told['transformers']}. Score (more is better) / NLL of the reference in nats a token"
         " (less is better)."
     )
 

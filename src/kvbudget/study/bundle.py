@@ -106,7 +106,9 @@ def _entry(result: Planned | Calibration) -> dict[str, Any]:
     """A result's entry as it is in a plan that has it in results/."""
     here = {"store": STORE, "text": f"{STORE}/text/{Path(result.text).name}"}
     if isinstance(result, Planned) and result.calibration:
-        here["calibration"] = STORE + result.calibration.removeprefix(result.store)
+        # A cell that was measured here may rest on a published calibration.
+        name = result.calibration.split("/calibrations/")[1]
+        here["calibration"] = f"{STORE}/calibrations/{name}"
     return vars(replace(result, **here))
 
 
