@@ -216,7 +216,10 @@ def test_a_share_is_resolved_on_the_prompt():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"allocation": "best"}, "allocation must be one of floored, predicted, curves"),
+        (
+            {"allocation": "best"},
+            "allocation must be one of floored, predicted, curves, class, uniform",
+        ),
         (
             {"rule": "newest"},
             "rule must be one of predicted, diversity, attention, window, recency",
