@@ -233,13 +233,14 @@ def test_a_prefill_does_not_hold_what_attention_was_given(tmp_path):
 
 
 @given(st.integers(1, 300), st.integers(0, 400), st.integers(1, 200), st.sampled_from([0.0, 1.0]))
-def test_budgets_of_heads_add_up_and_hold_the_window(budget, more, recent, safeguard):
+def test_budgets_of_heads_add_up_and_hold_the_window_and_the_floor(budget, more, recent, share):
     calibration = Fitted(tiny_calibration(2, 3, 6))
-    policy = make_policy("kvzap", calibration, window=recent, safeguard=safeguard)
+    policy = make_policy("kvzap", calibration, window=recent, floor=share / 2)
     geometry = Geometry(layers=(0, 1), kv_heads=3, query_heads=6, head_dim=16)
     budgets = np.array(policy.budgets(geometry, budget, budget + more))
     assert budgets.sum() == 6 * budget
     assert budgets.min() >= min(budget, SINKS + min(recent, budget // 2))
+    assert budgets.min() >= int(share / 2 * budget)
     assert budgets.max() <= budget + more
 
 

@@ -18,7 +18,7 @@ import transformers
 from kvbudget.cli import study_argument
 from kvbudget.errors import UserError
 from kvbudget.run import calibrate
-from kvbudget.run.again import first_contexts
+from kvbudget.run.cell import run_cell
 from kvbudget.run.job import Cell
 from kvbudget.run.machine import machine
 from kvbudget.sources.threads import GIVEN
@@ -122,7 +122,8 @@ def _again(
         calibrate.run_calibration(calibrate.Calibration(**given, model=planned.model))
     else:
         calibration = planned.calibration and study.root / planned.calibration
-        first_contexts(Cell(**given, calibration=calibration), contexts)
+        run_cell(Cell(**given, calibration=calibration), contexts)
+        out.with_suffix(".contexts.jsonl").unlink()
     return out
 
 

@@ -26,6 +26,7 @@ class KVzap(Policy):
         safeguard: share of its budget that each head is sure of; the rest is pooled over its layer,
             at one threshold of this prompt.
         window: tokens at the end that are always kept, half of the budget at most.
+        floor: share of an equal budget that every head gets; 0 as published.
 
     Raises:
         UserError: there is no calibration, or none with the map.
@@ -33,20 +34,24 @@ class KVzap(Policy):
 
     sees_input = True
 
-    def __init__(self, calibration: Fitted | None, safeguard: float, window: int) -> None:
+    def __init__(
+        self, calibration: Fitted | None, safeguard: float, window: int, floor: float
+    ) -> None:
         if calibration is None:
             raise UserError(
                 "method 'kvzap' needs a map that is fitted to the model; make one with kvbudget "
                 "calibrate, hidden_maps: [kvzap], and pass it as calibration="
             )
-        self.calibration, self.safeguard, self.window = calibration, safeguard, window
+        self.calibration, self.safeguard = calibration, safeguard
+        self.window, self.floor = window, floor
         self.scorers = calibration.scorers("kvzap")
 
     def budgets(self, geometry: Geometry, budget: int, prompt_tokens: int) -> list[list[int]]:
         layers, kv_heads = len(geometry.layers), geometry.kv_heads
         self.calibration.check(layers, kv_heads)
         self.recent = min(self.window, budget // 2)
-        total, floor = budget * layers * kv_heads, min(SINKS + self.recent, budget)
+        total = budget * layers * kv_heads
+        floor = min(max(SINKS + self.recent, int(self.floor * budget)), budget)
         tokens = max(prompt_tokens, budget)
         spent = at_one_level(self.calibration.spread("kvzap"), total, floor, tokens)
         return spent.reshape(layers, kv_heads).tolist()

@@ -132,6 +132,7 @@ METHODS: dict[str, Method] = {
         {
             "safeguard": _SAFEGUARD,
             "window": count(128, "Last tokens that every head keeps, half of the budget at most."),
+            "floor": _FLOOR,
         },
         calibrated=True,
         hidden_map=lambda options: "kvzap",

@@ -6,6 +6,7 @@ side file outlives the cell, as Snakemake deletes the record of a job whose end 
 it has, the workflow removes the file.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -66,15 +67,19 @@ def results(
             yield from parts
 
 
-def run_cell(cell: Cell) -> dict:
+def run_cell(cell: Cell, count: int | None = None) -> dict:
     """Compute the record of a cell, and write it.
+
+    Args:
+        cell: what is asked for.
+        count: contexts, of the first; None measures all.
 
     Raises:
         UserError: the cell does not fit its model, its calibration is another model's, or the
             device has too little memory.
     """
     try:
-        return _run_cell(cell)
+        return _run_cell(cell, count)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of device memory at length {cell.spec['length']}: lower it, or set "
@@ -83,7 +88,7 @@ def run_cell(cell: Cell) -> dict:
 
 
 @torch.inference_mode()
-def _run_cell(cell: Cell) -> dict:
+def _run_cell(cell: Cell, count: int | None) -> dict:
     spec, started = cell.spec, time.time()
     verified = read_verified(cell.verified, cell.model_identity)
     calibration = json.loads(cell.calibration.read_text()) if cell.calibration else None
@@ -125,7 +130,8 @@ def _run_cell(cell: Cell) -> dict:
         "calibration_sha256": cell.calibration and file_sha256(cell.calibration),
         **machine(model.device),
     }
-    measured = summarise(list(results(protocol, runner, contexts, side, basis, store)))
+    found = results(protocol, runner, contexts, side, basis, store)
+    measured = summarise(list(itertools.islice(found, count)))
     measured["timing"]["load_s"] = load_s
     measured["allocation"]["layers"] = list(runner.cache().plan.geometry.layers)
     used = {"calibration_sha256": basis["calibration_sha256"]}

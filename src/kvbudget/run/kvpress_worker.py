@@ -6,7 +6,9 @@ more than torch. Standard input is one request as JSON (`Request`); standard out
 JSON of where this is, then one for each context.
 """
 
+import copy
 import importlib.metadata
+import itertools
 import json
 import platform
 import sys
@@ -27,6 +29,10 @@ from kvbudget.run.stopwatch import Stopwatch
 LIBRARIES = ("kvpress", "torch", "transformers", "numpy", "safetensors", "tokenizers")
 #: A share of tokens by which a ratio is moved, so that a press that rounds keeps what is meant.
 _NUDGE = 1e-9
+#: Sequences that are read at once; each has keys and values of its own.
+_AT_ONCE = 16
+#: Steps of one sequence alone that are timed in each context.
+_TIMED = 4
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class Request:
             budget that each head keeps under AdaKV over it.
         contexts: `ids`, the `budget` in tokens of a KV head, and `questions`, each with `ids`,
             `answers` (ids of the answers that are given) and `max_new_tokens`.
-        details: whether to tell the positions that are kept and the logits after each question.
+        details: whether to tell the positions that are kept, and the logits after each question and
+            after each token of its answers.
     """
 
     model_dir: str
@@ -132,16 +139,14 @@ def _result(model: PreTrainedModel, press: Any, context: dict, details: bool) ->
         "peak_rss_bytes": memory.peak_rss_bytes(),
         "peak_cuda_bytes": memory.peak_cuda_bytes(),
     }
-    # Before anything is asked: that adds tokens, and masked keys are overwritten then.
     result = {"allocated_bytes": allocated_bytes(compressed.cache)}
     if details:
         result["kept"] = kept_positions(model, compressed)
-    asked = [ask(model, compressed, question, details) for question in context["questions"]]
     return result | {
         "slots": slots(model, compressed),
         "prefill_s": seconds,
-        "decode_s": [step for each in asked for step in each.pop("decode_s")],
-        "answers": asked,
+        "decode_s": timed(model, compressed, context["questions"][0]),
+        "answers": ask(model, compressed, context["questions"], details),
         **peaks,
     }
 
@@ -167,59 +172,166 @@ def read(model: PreTrainedModel, press: Any, ids: list[int], *, keys: bool = Fal
     return Compressed(cache, len(ids), lengths, masked, given)
 
 
-def ask(model: PreTrainedModel, compressed: Compressed, question: dict, details: bool) -> dict:
-    """A greedy answer and the likelihoods of given ones; the cache is as before afterwards."""
-    ids, start = question["ids"], compressed.tokens
-    first = forward(model, compressed, ids, start)[-1]
-    after = start + len(ids)
-    asked = [layer.keys.shape[2] for layer in compressed.cache.layers]
-    likelihoods, logits = [], [first]
-    for given in question["answers"]:
-        follow = forward(model, compressed, given, after)
-        predicted = torch.cat((first[None], follow[:-1])).float()
-        target = torch.tensor(given, device=predicted.device)
-        likelihoods.append(
-            -torch.nn.functional.cross_entropy(predicted, target, reduction="sum").item()
-        )
-        logits += follow
-        crop(compressed.cache, asked)
-    tokens: list[int] = []
-    seconds, last = [], first
+class Rows:
+    """Sequences, equally long, that go on from a compressed context, each with a copy of it.
+
+    Args:
+        model: reads them.
+        compressed: the context, which stays as it is.
+        count: sequences.
+    """
+
+    def __init__(self, model: PreTrainedModel, compressed: Compressed, count: int):
+        self._model, self._compressed, self._tokens = model, compressed, compressed.tokens
+        self._cache = _rows_of(compressed.cache, [0] * count)
+
+    def branch(self, rows: list[int]) -> "Rows":
+        """Copies of some of them, in that order, a row as often as it is named."""
+        other = copy.copy(self)
+        other._cache = _rows_of(self._cache, rows)
+        return other
+
+    def read(self, rows: list[list[int]]) -> Tensor:
+        """Logits after each token of each row, `(rows, tokens, vocab)`.
+
+        transformers makes one mask, for the first layer. It does not fit others that hold fewer
+        tokens; then tokens are read one at a time, for which it needs none.
+        """
+        ids = torch.tensor(rows, device=self._model.device)
+        layers = zip(self._model.model.layers, self._compressed.masked, strict=True)
+        for layer, places in layers:
+            layer.self_attn.masked_key_indices = places and (
+                torch.arange(len(rows), device=ids.device).repeat_interleave(len(places[0])),
+                *(each.repeat(len(rows)) for each in places),
+            )
+        alone = len(set(self._compressed.lengths)) > 1
+        logits = []
+        for piece in ids.split(1 if alone else ids.shape[1], dim=1):
+            after = self._tokens + piece.shape[1]
+            positions = torch.arange(self._tokens, after, device=ids.device)
+            found = self._model(
+                input_ids=piece,
+                past_key_values=self._cache,
+                position_ids=positions.expand_as(piece),
+            )
+            logits.append(found.logits)
+            self._tokens = after
+        return torch.cat(logits, dim=1)
+
+
+def _rows_of(cache: DynamicCache, rows: list[int]) -> DynamicCache:
+    copied = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        copied.update(layer.keys[rows], layer.values[rows], index)
+    return copied
+
+
+def ask(
+    model: PreTrainedModel, compressed: Compressed, questions: list[dict], details: bool
+) -> list[dict[str, Any]]:
+    """Greedy answers and the likelihoods of given ones. What is equally long is read at once, as
+    there is no padding."""
     stops = model.generation_config.eos_token_id
     stops = {stops} if isinstance(stops, int) else set(stops or ())
-    while len(tokens) < question["max_new_tokens"] and (token := int(last.argmax())) not in stops:
-        tokens.append(token)
-        watch = Stopwatch()
-        last = forward(model, compressed, [token], after + len(tokens) - 1)[-1]
-        seconds.append(watch.seconds())
-    crop(compressed.cache, compressed.lengths)
-    found = {"tokens": tokens, "log_likelihoods": likelihoods, "decode_s": seconds}
-    return found | {"logits": torch.stack(logits).tolist()} if details else found
+    found: list[dict[str, Any]] = [{} for _ in questions]
+    for group in alike([each["ids"] for each in questions]):
+        asked = Rows(model, compressed, len(group))
+        first = asked.read([questions[place]["ids"] for place in group])[:, -1]
+        given = [
+            (row, ids) for row, place in enumerate(group) for ids in questions[place]["answers"]
+        ]
+        after = after_given(asked, given)
+        known: list[dict[tuple[int, ...], int]] = [{(): int(each.argmax())} for each in first]
+        likelihoods: list[list[float]] = [[] for _ in group]
+        for (row, ids), logits in zip(given, after, strict=True):
+            predicted = torch.cat((first[row, None], logits[:-1])).float()
+            target = torch.tensor(ids, device=predicted.device)
+            loss = torch.nn.functional.cross_entropy(predicted, target, reduction="sum")
+            likelihoods[row].append(-loss.item())
+            following = logits.argmax(dim=-1).tolist()
+            known[row] |= {tuple(ids[: end + 1]): token for end, token in enumerate(following)}
+        limits = [questions[place]["max_new_tokens"] for place in group]
+        tokens = written(asked, known, limits, stops)
+        for row, place in enumerate(group):
+            found[place] = {"tokens": tokens[row], "log_likelihoods": likelihoods[row]}
+            if details:
+                own = [
+                    logits for (asker, _), logits in zip(given, after, strict=True) if asker == row
+                ]
+                found[place]["logits"] = torch.cat((first[row, None], *own)).tolist()
+    return found
 
 
-def forward(model: PreTrainedModel, compressed: Compressed, ids: list[int], start: int) -> Tensor:
-    """Logits after each of some tokens, the first at position `start`.
+def after_given(asked: Rows, given: list[tuple[int, list[int]]]) -> list[Tensor]:
+    """Logits after each token of given answers, each to the question of a row of `asked`."""
+    found: dict[int, Tensor] = {}
+    for part in alike([ids for _, ids in given]):
+        rows = asked.branch([given[each][0] for each in part])
+        found |= zip(part, rows.read([given[each][1] for each in part]), strict=True)
+    return [found[each] for each in range(len(given))]
 
-    transformers makes one mask, for the first layer. It does not fit others that hold fewer tokens;
-    then tokens are read one at a time, for which it needs none.
+
+def alike(texts: list[list[int]]) -> Iterator[list[int]]:
+    """Places of texts that are equally long, as many as are read at once."""
+    by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    for _, same in itertools.groupby(by_length, key=lambda place: len(texts[place])):
+        group = list(same)
+        yield from (group[start : start + _AT_ONCE] for start in range(0, len(group), _AT_ONCE))
+
+
+def written(
+    asked: Rows, known: list[dict[tuple[int, ...], int]], limits: list[int], stops: set[int]
+) -> list[list[int]]:
+    """Greedy answers.
+
+    Args:
+        asked: has read the questions.
+        known: of each row, what the model says next, by the part of an answer that it has read.
+        limits: tokens that each answer has at most.
+        stops: tokens that end one.
     """
-    step = len(ids) if len(set(compressed.lengths)) == 1 else 1
-    logits = []
-    for place in range(0, len(ids), step):
-        piece = torch.tensor([ids[place : place + step]], device=model.device)
-        positions = torch.arange(start + place, start + place + step, device=model.device)
-        logits.append(
-            model(
-                input_ids=piece, past_key_values=compressed.cache, position_ids=positions[None]
-            ).logits[0]
+    answers: list[list[int]] = [[] for _ in known]
+
+    def goes_on(row: int, token: int) -> bool:
+        """Whether an answer takes one token more, and if so, take it."""
+        if len(answers[row]) == limits[row] or token in stops:
+            return False
+        answers[row].append(token)
+        return True
+
+    unknown = []
+    for row, following in enumerate(known):
+        while (token := following.get(tuple(answers[row]))) is not None:
+            if not goes_on(row, token):
+                break
+        else:
+            unknown.append(row)
+    texts = [list(answers[row]) for row in unknown]
+    for part in alike(texts):
+        rows, unread = (
+            asked.branch([unknown[each] for each in part]),
+            [texts[each] for each in part],
         )
-    return torch.cat(logits)
+        # A row whose answer is over is read on, and not looked at.
+        left = {index: unknown[each] for index, each in enumerate(part)}
+        while left:
+            tokens = rows.read(unread)[:, -1].argmax(dim=-1).tolist()
+            left = {index: row for index, row in left.items() if goes_on(row, tokens[index])}
+            unread = [[token] for token in tokens]
+    return answers
 
 
-def crop(cache: DynamicCache, lengths: list[int]) -> None:
-    """Take back what each layer has beyond a length."""
-    for layer, length in zip(cache.layers, lengths, strict=True):
-        layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+def timed(model: PreTrainedModel, compressed: Compressed, question: dict) -> list[float]:
+    """Seconds of decode steps after a question, of a sequence alone. What is decoded is the
+    reference's first tokens."""
+    row = Rows(model, compressed, 1)
+    row.read([question["ids"]])
+    seconds = []
+    for token in question["answers"][0][:_TIMED]:
+        watch = Stopwatch()
+        row.read([[token]])
+        seconds.append(watch.seconds())
+    return seconds
 
 
 def slots(model: PreTrainedModel, compressed: Compressed) -> list[list[int]]:
