@@ -24,13 +24,14 @@ def study(tmp_path) -> Study:
     return expand(load("full"), tmp_path)
 
 
-def finish(study, cells, seconds):
+def finish(study, cells, seconds, device="cpu", at_once=1):
     """Leave the part of a record that a forecast reads."""
     for cell in cells:
         file = study.root / cell.path
         file.parent.mkdir(parents=True, exist_ok=True)
         end = START + datetime.timedelta(seconds=seconds(cell))
         when = {"started": START.isoformat(), "finished": end.isoformat()}
+        when |= {"device": device, "at_once": at_once}
         contexts = {"read": ["name"] * read_by(cell), "adopted": []}
         file.write_text(json.dumps({"provenance": when, "contexts": contexts}))
 
@@ -89,6 +90,29 @@ def test_hours_follow_from_finished_cells(study, tmp_path):
     text = forecast.report(study, tmp_path)
     assert "unknown" not in text
     assert f"fitted on {costs.cells} finished cells" in text
+
+
+def test_hours_follow_from_cells_of_another_study(study, tmp_path):
+    """From small models to large ones, by their weights; each measurement has its share of a GPU,
+    and what another device measured is left out."""
+    small = expand(load("small"), tmp_path)
+    known, large = forecast.sizes(small, tmp_path), forecast.sizes(study, tmp_path)
+    law = np.array([2.0, 5.0, 8.0, 20.0])
+    share = 3
+
+    def seconds(cell):
+        return share * float(work(cell, known[cell.model]) @ law)
+
+    finish(small, small.cells[::5], seconds, device="GPU", at_once=share)
+    finish(small, small.cells[1:5], lambda cell: 9 * seconds(cell))
+    costs = forecast.fit(small, known)
+    for cell in study.cells:
+        done = work(cell, large[cell.model])
+        assert costs.hours(done) == pytest.approx(done @ law / 3600, rel=0.15)
+    text = forecast.report(study, tmp_path, small)
+    assert f"{len(small.cells[::5])} finished cells of study small" in text
+    assert "(GPU, 3 at once)" in text
+    assert "cells of study full are finished" in forecast.report(study, tmp_path)
 
 
 def test_a_translation_is_written_while_it_is_read(tmp_path):

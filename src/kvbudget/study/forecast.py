@@ -1,8 +1,10 @@
 """What a study will cost, before anything runs. Imports no torch and needs no network.
 
 Shapes of models come from their verified files or, before these are there, from `size:` in the
-config. Times are known once a few cells of the study are finished: a model of cost is fitted on
-those, so it is one of the machine that measured them.
+config. Times are known once a few cells of the study, or of another one, are finished: a model of
+cost is fitted on those, so it is one of the machine that measured them. It counts multiplications
+and passes over weights, so it goes from small models to large ones, if too high on a GPU, which
+small ones leave idle in part.
 """
 
 import datetime
@@ -39,6 +41,8 @@ class Costs:
     seconds: np.ndarray
     cells: int
     error: float  # median relative error on the cells it is fitted on
+    study: str  # whose cells they are
+    device: str  # that has measured them, and how many at once
 
     def hours(self, work: np.ndarray) -> float:
         return float(work @ self.seconds) / 3600
@@ -131,8 +135,9 @@ def _verified_size(file: Path) -> Size | None:
 
 
 def fit(study: Study, known: dict[str, Size | None]) -> Costs | None:
-    """The costs of this study's finished cells; None if there are too few."""
-    done = []
+    """The costs of a study's finished cells, of the device that has measured most of them; None if
+    there are too few. Measurements that shared it count with their share of the time."""
+    done: dict[str, list[tuple[np.ndarray, float]]] = {}
     for cell in study.cells:
         file = study.root / cell.path
         if known[cell.model] is not None and file.exists():
@@ -142,15 +147,19 @@ def fit(study: Study, known: dict[str, Size | None]) -> Costs | None:
                 datetime.datetime.fromisoformat(when[name]) for name in ("started", "finished")
             )
             # Records count whole seconds.
-            seconds = max(1.0, (finished - started).total_seconds())
-            done.append((work(cell, known[cell.model], read), seconds))
-    if len(done) < LEAST_CELLS:
+            seconds = max(1.0, (finished - started).total_seconds()) / when["at_once"]
+            beside = f", {when['at_once']} at once" if when["at_once"] > 1 else ""
+            done.setdefault(when["device"] + beside, []).append(
+                (work(cell, known[cell.model], read), seconds)
+            )
+    device = max(done, key=lambda name: len(done[name]), default="")
+    if len(done.get(device, ())) < LEAST_CELLS:
         return None
-    terms, seconds = np.array([terms for terms, _ in done]), np.array([s for _, s in done])
+    terms, seconds = map(np.array, zip(*done[device], strict=True))
     # Relative errors are what counts: a short cell weighs as much as a long one.
-    solution, _ = nnls(terms / seconds[:, None], np.ones(len(done)))
+    solution, _ = nnls(terms / seconds[:, None], np.ones(len(seconds)))
     error = float(np.median(np.abs(terms @ solution / seconds - 1)))
-    return Costs(solution, len(done), error)
+    return Costs(solution, len(seconds), error, study.name, device)
 
 
 def model_table(study: Study, known: dict[str, Size | None], models: Path) -> pd.DataFrame:
@@ -240,10 +249,17 @@ def disk(study: Study, known: dict[str, Size | None]) -> str | None:
     )
 
 
-def report(study: Study, models: Path) -> str:
-    """Both tables and what they mean, as text."""
+def report(study: Study, models: Path, timed: Study | None = None) -> str:
+    """Both tables and what they mean, as text.
+
+    Args:
+        study: what is planned.
+        models: folder of the models that are there.
+        timed: whose finished cells tell times; by default its own.
+    """
     known = sizes(study, models)
-    costs = fit(study, known)
+    timed = timed or study
+    costs = fit(timed, sizes(timed, models))
     of_models, of_cells = model_table(study, known, models), cell_table(study, known, costs)
     gated = [
         f"  https://huggingface.co/{row['source']}"
@@ -266,12 +282,13 @@ def report(study: Study, models: Path) -> str:
     if costs:
         lines.append(
             f"Hours: {_sum(of_cells['hours'])} for all cells (calibrations of heads come on top),"
-            f" fitted on {costs.cells} finished cells of this study (median error"
-            f" {costs.error:.0%}), for a machine like theirs."
+            f" fitted on {costs.cells} finished cells of study {costs.study} (median error"
+            f" {costs.error:.0%}), for a device like theirs ({costs.device})."
         )
     else:
         lines.append(
-            f"Hours: unknown; they are fitted once {LEAST_CELLS} cells of this study are finished."
+            f"Hours: unknown; they are fitted once {LEAST_CELLS} cells of study {timed.name} are"
+            " finished."
         )
     if gated:
         lines += ["Gated: accept the licence of each on the hub and set HF_TOKEN.", *gated]
