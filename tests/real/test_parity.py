@@ -84,7 +84,7 @@ class Pair:
         options = {"bounded": "context", "prompt_tokens": TOKENS, **options}
         cache = make_cache(self.model, method, BUDGET, **options)
         self.model(torch.tensor([self.ids]), past_key_values=cache)
-        cache.plan.policy.finish(self.model, self.tokenizer, cache, self.ids)
+        cache.finish(self.model, self.tokenizer, self.ids)
         kept = [[own.tolist() for own in layer.kept_positions()] for layer in cache.budgeted]
         after = torch.tensor([self.question + self.answer])
         logits = self.model(after, past_key_values=cache).logits[0]

@@ -94,7 +94,7 @@ def read(model, cache: BudgetedCache, ids: list[int]) -> torch.Tensor:
 def filled_by(model, cache: BudgetedCache, fill) -> torch.Tensor:
     """The last logits of a context that `fill` puts into a cache, once it is compressed."""
     last = fill()
-    cache.plan.policy.finish(model, TOKENIZER, cache, IDS)
+    cache.finish(model, TOKENIZER, IDS)
     return last
 
 

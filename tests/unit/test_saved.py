@@ -77,7 +77,7 @@ def empty(model, name: str, **more) -> BudgetedCache:
 def compressed(model, name: str, **more) -> BudgetedCache:
     cache = empty(model, name, **more)
     model(IDS, past_key_values=cache)
-    cache.plan.policy.finish(model, TOKENIZER, cache, IDS[0].tolist())
+    cache.finish(model, TOKENIZER, IDS[0].tolist())
     return cache
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicSlidingWindowLayer,
@@ -222,6 +222,19 @@ class BudgetedCache(Cache):
     def awaits(self, tokens: int) -> bool:
         """Whether it holds a context of so many tokens, one sequence, until it is compressed."""
         return all(layer.awaits(tokens) for layer in self.budgeted)
+
+    def finish(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]
+    ) -> None:
+        """What a method has to do once it has read a context as a whole: KVzip and KVzip+ read it
+        again and evict, the others have nothing left to do.
+
+        Args:
+            model: has read the context.
+            tokenizer: the model's.
+            ids: the context's tokens.
+        """
+        self.plan.policy.finish(model, tokenizer, self, list(ids))
 
     @contextmanager
     def repeating(self, tokens: slice) -> Iterator[None]:

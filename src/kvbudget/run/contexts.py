@@ -66,7 +66,7 @@ def _read(runner: Runner, ids: list[int]) -> ReadContext:
     watch = Stopwatch()
     for piece in runner.pieces(ids):
         last = runner.read(cache, piece)[-1]
-    cache.plan.policy.finish(runner.model, runner.tokenizer, cache, ids)
+    cache.finish(runner.model, runner.tokenizer, ids)
     seconds = watch.seconds()
     # Measured here, as what follows holds snapshots that only the protocol needs.
     peaks = {
@@ -81,7 +81,7 @@ def _read(runner: Runner, ids: list[int]) -> ReadContext:
 def _adopted(runner: Runner, ids: list[int], prefill: Prefill) -> ReadContext:
     cache = runner.cache(len(ids))
     last = prefill.adopt(cache, ids, runner.model.device)
-    cache.plan.policy.finish(runner.model, runner.tokenizer, cache, ids)
+    cache.finish(runner.model, runner.tokenizer, ids)
     held = runner.cache_bytes(cache, len(ids)) | _NO_PEAKS
     return ReadContext(cache, last, None, held, _slots(cache))
 
