@@ -154,3 +154,15 @@ def test_planning_needs_no_charts():
         "assert not {'torch', 'altair', 'vl_convert', 'rich', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_earlier_code_measured_is_said(tmp_path):
+    plan = synthetic.make(tmp_path)
+    rendering.render(tmp_path, plan)
+    assert "earlier code" not in pages.write(plan, None).read_text()
+    codes = plan.parent / "csv/code_digests.csv"
+    first, *rows = codes.read_text().splitlines(keepends=True)
+    rows[0] = rows[0].replace("measured", "earlier code")
+    codes.write_text("".join([first, *rows]))
+    text = pages.write(plan, None).read_text()
+    assert f"1 of {len(rows)} results were measured by earlier code." in text

@@ -15,6 +15,7 @@ from kvbudget.paper import budgets
 from kvbudget.paper.source import Source
 from kvbudget.site import charts, heads, plain, points
 from kvbudget.study.plan import Study, budget_token
+from kvbudget.study.standing import EARLIER
 
 #: The CSV files that a page is made from.
 CSV = ("cells", "heads", "allocation", "scorer", "code_digests", "missing")
@@ -91,6 +92,9 @@ def _warnings(src: Source) -> list[str]:
         found.append(f"DRAFT: {len(src.table('missing'))} planned cells are missing.")
     if src.development:
         found.append("Choices were made by these samples: they prove nothing.")
+    standings = src.table("code_digests")["standing"]
+    if earlier := int((standings == EARLIER).sum()):
+        found.append(f"{earlier} of {len(standings)} results were measured by earlier code.")
     return found
 
 
