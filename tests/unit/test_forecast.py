@@ -200,10 +200,13 @@ def test_a_context_that_is_recorded_is_read_once_for_all(tmp_path):
     finish(study, study.cells[::7], lambda cell: float(work(cell, known[cell.model]).sum() * 60))
     costs = forecast.fit(study, known)
     with_sharing = forecast.cell_table(study, known, costs)["hours"].sum()
+    by_gpu = dataclasses.replace(costs, gpu=True)
+    on_gpu = forecast.cell_table(study, known, by_gpu)["hours"].sum()
     config["prefills"] = {"share": "never"}
     study = expand(config, tmp_path)
     without = forecast.cell_table(study, known, costs)["hours"].sum()
     assert with_sharing < 0.6 * without
+    assert on_gpu == pytest.approx(without)
     assert "Disk" not in forecast.report(study, tmp_path)
 
 

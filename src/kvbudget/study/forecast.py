@@ -43,6 +43,7 @@ class Costs:
     error: float  # median relative error on the cells it is fitted on
     study: str  # whose cells they are
     device: str  # that has measured them, and how many at once
+    gpu: bool
 
     def hours(self, work: np.ndarray) -> float:
         return float(work @ self.seconds) / 3600
@@ -159,7 +160,8 @@ def fit(study: Study, known: dict[str, Size | None]) -> Costs | None:
     # Relative errors are what counts: a short cell weighs as much as a long one.
     solution, _ = nnls(terms / seconds[:, None], np.ones(len(seconds)))
     error = float(np.median(np.abs(terms @ solution / seconds - 1)))
-    return Costs(solution, len(seconds), error, study.name, device)
+    gpu = device.partition(",")[0] != "cpu"
+    return Costs(solution, len(seconds), error, study.name, device, gpu)
 
 
 def model_table(study: Study, known: dict[str, Size | None], models: Path) -> pd.DataFrame:
@@ -189,7 +191,7 @@ def cell_table(study: Study, known: dict[str, Size | None], costs: Costs | None)
     """One row a model and length: cells, memory and time of one, time of all."""
     rows = []
     itemsize = ITEMSIZE[study.config["dtype"]]
-    places = shared(study)
+    places = shared(study, costs)
     own = study.config["prefills"]["own_contexts"]
     adopting = {path for place in places for path in place.cells}
     groups = dict.fromkeys((cell.model, cell.length) for cell in study.cells)
@@ -226,19 +228,20 @@ def cell_table(study: Study, known: dict[str, Size | None], costs: Costs | None)
     return pd.DataFrame(rows)
 
 
-def shared(study: Study) -> list[Prefills]:
+def shared(study: Study, costs: Costs | None) -> list[Prefills]:
     """Places whose contexts are read once, if nothing is there yet and no GPU is."""
-    if study.config["device"] == "cuda" and study.config["prefills"]["share"] == "auto":
+    gpu = study.config["device"] == "cuda" or (costs is not None and costs.gpu)
+    if gpu and study.config["prefills"]["share"] == "auto":
         return []
     return worthwhile(study, [cell.path for cell in study.cells])
 
 
-def disk(study: Study, known: dict[str, Size | None]) -> str | None:
+def disk(study: Study, known: dict[str, Size | None], costs: Costs | None) -> str | None:
     """What recorded contexts take on the disk, in words; None where none are recorded."""
     itemsize, bound = ITEMSIZE[study.config["dtype"]], study.config["prefills"]["disk_gb"]
     sizes = [
         place.contexts * cache_bytes(size, place.spec["length"], itemsize) / GB
-        for place in shared(study)
+        for place in shared(study, costs)
         if (size := known[place.spec["model"]]) is not None
     ]
     if not sizes:
@@ -277,7 +280,7 @@ def report(study: Study, models: Path, timed: Study | None = None) -> str:
         f"Downloads: {_sum(of_models['download (GB)'])} GB."
         " Memory: weights and the whole prompt's cache; activations come on top.",
     ]
-    if (said := disk(study, known)) is not None:
+    if (said := disk(study, known, costs)) is not None:
         lines.append(said)
     if costs:
         lines.append(
