@@ -262,9 +262,9 @@ def results() -> str:
     return markdown.of_all(ROOT)
 
 
-def results_in_short() -> str:
-    """The first of them."""
-    return markdown.in_short(ROOT)
+def results_in_short(study: str) -> str:
+    """A few of a study's."""
+    return markdown.in_short(study, ROOT)
 
 
 def bench(model: str) -> str:

@@ -24,7 +24,7 @@ def root(tmp_path) -> Path:
 
 
 def test_nothing_is_published(root):
-    assert markdown.of_all(root) == markdown.in_short(root) == markdown.NOTHING
+    assert markdown.of_all(root) == markdown.NOTHING
 
 
 def test_each_number_is_one_of_the_records(root):
@@ -47,7 +47,32 @@ def test_each_number_is_one_of_the_records(root):
         (samples,) = (of for key, of in records.items() if key[1:4] == ("niah_single", 800, method))
         score, nll = (sum(each[name] for each in samples) / 2 for name in ("score", "nll"))
         assert value == f"{score:.2f} / {nll:.3f}"
-    assert markdown.in_short(root) == "\n".join(lengths.strip().split("\n")[2:])
+    assert markdown.in_short("tiny", root) == "\n".join(lengths.strip().split("\n")[2:])
+
+
+def test_many_methods_stand_in_rows_with_the_bytes_that_they_hold(root, monkeypatch):
+    study = planned(read("tiny", ROOT), root)
+    measure(study)
+    memory = {
+        cell.method: json.loads((root / cell.path).read_text())["memory"]
+        for cell in study.cells
+        if cell.key[1:3] == ("niah_single", 800)
+    }
+    publish(study)
+    (columns, *_) = markdown.of_study("tiny", root).split("### ")[1:]
+    monkeypatch.setattr(markdown, "_WIDE", 3)
+    (rows, *_) = markdown.of_study("tiny", root).split("### ")[1:]
+    before, after = (
+        [line.strip("| ").split(" | ") for line in text.strip().split("\n")[4:]]
+        for text in (columns, rows)
+    )
+    head, _, *lines = after
+    assert head == ["method", "", "bytes held"]
+    titles, _, values = before
+    assert [line[:2] for line in lines] == [list(each) for each in zip(titles, values, strict=True)]
+    for line, name in zip(lines, ("full", "h2o", "streaming-llm", "head-aware"), strict=True):
+        share = memory[name]["cache_bytes_allocated"] / memory[name]["cache_bytes_full"]
+        assert line[2] == f"{share:.0%}"
 
 
 def test_nothing_is_left_where_it_is_read(root):

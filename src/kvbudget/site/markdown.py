@@ -27,6 +27,8 @@ NOTHING = "No study is published yet."
 METRICS = {"score": 2, "nll": 3}
 ABSENT = "–"
 _ROW = ["model", "task", "length", "budget"]
+#: More methods than these stand in rows, with the bytes that they hold.
+_WIDE = 10
 
 
 def of_all(root: Path) -> str:
@@ -45,13 +47,10 @@ def of_study(name: str, root: Path) -> str:
     return "\n\n".join(parts)
 
 
-def in_short(root: Path) -> str:
-    """Of the first published study, the first experiment at its first model and task, at its
-    longest prompts."""
-    names = published.names(root)
-    if not names:
-        return NOTHING
-    study, tables = _tables(names[0], root)
+def in_short(name: str, root: Path) -> str:
+    """Of a published study, the first experiment at its first model and task, at its longest
+    prompts."""
+    study, tables = _tables(name, root)
     experiment, cells = study.experiments[0], tables["cells"]
     mine = [cell for cell in study.cells if experiment["name"] in cell.experiments]
     model, task = mine[0].model, mine[0].task
@@ -91,26 +90,34 @@ def _facts(study: Study, tables: dict[str, pd.DataFrame]) -> str:
 
 def _table(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> str:
     """What all of an experiment has in common, and a table: rows are places and budgets, columns
-    methods."""
+    methods, or the other way round."""
     planned = {cell.key for cell in study.cells if experiment["name"] in cell.experiments}
     keys = cells[[*_ROW[:3], "method", "budget"]].itertuples(index=False, name=None)
     mine = cells[[key in planned for key in keys]]
-    values = {
-        key: _value(group)
+    groups = {
+        key: dict(zip(group["metric"], group["value"], strict=True))
         for key, group in mine.groupby([*_ROW, "method"], sort=False)
-        if not group.empty
     }
+    values = {key: " / ".join(_numbers(group)) for key, group in groups.items()}
     methods = [m for m in experiment["methods"] if any(key[-1] == m for key in values)]
+    titles = [plain.typeset(study.title("methods", method)) for method in methods]
     rows = _rows(values)
     axes = dict(zip(_ROW, zip(*rows, strict=True), strict=True))
     shown = [name for name, found in axes.items() if len(set(found)) > 1]
     common = [_axis(study, name, found[0]) for name, found in axes.items() if name not in shown]
-    head = [*shown, *(plain.typeset(study.title("methods", method)) for method in methods)]
-    lines = [head, ["---"] * len(head)]
-    for row in rows:
-        named = dict(zip(_ROW, row, strict=True))
-        found = (_found(values, row, method) for method in methods)
-        lines.append([*(_axis(study, name, named[name]) for name in shown), *found])
+    places = [
+        [_axis(study, name, value) for name, value in zip(_ROW, row, strict=True) if name in shown]
+        for row in rows
+    ]
+    found = [[_found(values, row, method) for method in methods] for row in rows]
+    if len(methods) > _WIDE:
+        lines = [["method", *map(", ".join, places), "bytes held"]]
+        held = (_held(groups, method) for method in methods)
+        lines += zip(titles, *found, held, strict=True)
+    else:
+        lines = [[*shown, *titles]]
+        lines += [[*place, *each] for place, each in zip(places, found, strict=True)]
+    lines.insert(1, ["---"] * len(lines[0]))
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{', '.join([*common, 'score / NLL'])}:\n\n{table}"
 
@@ -131,9 +138,15 @@ def _found(values: dict[tuple, str], row: tuple, method: str) -> str:
     return values.get((*row, method)) or values.get((*row[:3], FULL, method)) or ABSENT
 
 
-def _value(group: pd.DataFrame) -> str:
-    values = dict(zip(group["metric"], group["value"], strict=True))
-    return " / ".join(_numbers(values))
+def _held(groups: dict[tuple, dict[str, float]], method: str) -> str:
+    """The least and the most that a method's caches allocate of what the full cache would."""
+    shares = [
+        round(100 * group["cache_bytes_allocated"] / group["cache_bytes_full"])
+        for key, group in groups.items()
+        if key[-1] == method
+    ]
+    least, most = min(shares), max(shares)
+    return f"{least}%" if least == most else f"{least}% to {most}%"
 
 
 def _numbers(values: dict[str, float]) -> Iterator[str]:
