@@ -267,6 +267,11 @@ def results_in_short(study: str) -> str:
     return markdown.in_short(study, ROOT)
 
 
+def results_of(name: str) -> str:
+    """The published table of `study.experiment`."""
+    return markdown.of_experiment(*name.split("."), ROOT)
+
+
 def bench(model: str) -> str:
     """What `make bench` measured: steps, prefill, bytes and peaks, and the parts of a step.
 
@@ -295,6 +300,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "origins": model_origins,
     "results": results,
     "results-in-short": results_in_short,
+    "results-of": results_of,
     "bench": bench,
 }
 

@@ -67,7 +67,7 @@ def test_many_methods_stand_in_rows_with_the_bytes_that_they_hold(root, monkeypa
         for text in (columns, rows)
     )
     head, _, *lines = after
-    assert head == ["method", "", "bytes held"]
+    assert head == ["method", "score / NLL", "bytes held"]
     titles, _, values = before
     assert [line[:2] for line in lines] == [list(each) for each in zip(titles, values, strict=True)]
     for line, name in zip(lines, ("full", "h2o", "streaming-llm", "head-aware"), strict=True):

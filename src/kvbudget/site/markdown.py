@@ -47,6 +47,13 @@ def of_study(name: str, root: Path) -> str:
     return "\n\n".join(parts)
 
 
+def of_experiment(name: str, experiment: str, root: Path) -> str:
+    """The table of one experiment of a published study."""
+    study, tables = _tables(name, root)
+    (found,) = (each for each in study.experiments if each["name"] == experiment)
+    return _table(study, tables["cells"], found)
+
+
 def in_short(name: str, root: Path) -> str:
     """Of a published study, the first experiment at its first model and task, at its longest
     prompts."""
@@ -111,7 +118,8 @@ def _table(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> str
     ]
     found = [[_found(values, row, method) for method in methods] for row in rows]
     if len(methods) > _WIDE:
-        lines = [["method", *map(", ".join, places), "bytes held"]]
+        columns = (", ".join(place) or "score / NLL" for place in places)
+        lines = [["method", *columns, "bytes held"]]
         held = (_held(groups, method) for method in methods)
         lines += zip(titles, *found, held, strict=True)
     else:
