@@ -65,6 +65,20 @@ def test_a_deleted_cell_and_what_depends_on_it_run_again(repo, made):
     assert jobs["cell"] == 1
 
 
+def test_a_missing_cell_runs_though_its_model_is_checked_anew_and_no_other_does(repo, made):
+    """Snakemake leaves out what is missing where it takes all that is made anew for ancient."""
+    check = repo / "src/kvbudget/sources/integrity.py"
+    with edited(check, lambda text: text + "\nCHANGED = 1\n"):
+        with away(repo / made[H2O]):
+            jobs, cells = plan(repo, "--", made[H2O])
+            every, all_cells = plan(repo)
+        named, there = plan(repo, "--", made[H2O])
+    assert (jobs, cells) == (Counter(verify_model=1, cell=1), {H2O})
+    assert all_cells == {H2O}
+    assert set(every) == {"verify_model", "cell", *DEPENDENTS} - {"plan"}
+    assert (named, there) == (Counter(verify_model=1), set())
+
+
 def test_a_comment_in_a_policy_runs_nothing(repo):
     with edited(repo / "src/kvbudget/policies/h2o.py", lambda text: text + "\n# A comment.\n"):
         assert plan(repo) == (Counter(), set())

@@ -3,10 +3,9 @@
 
 rule calibration:
     input:
-        # Their ages say nothing: which model and text a result needs is told by its name.
-        model=ancient("results/models/{model}/source.json"),
-        verified=ancient("results/models/{model}.verified.json"),
-        text=ancient(lambda wildcards: planned(wildcards).text),
+        model=ageless(lambda wildcards: f"results/models/{wildcards.model}/source.json"),
+        verified=ageless(lambda wildcards: f"results/models/{wildcards.model}.verified.json"),
+        text=ageless(lambda wildcards: planned(wildcards).text),
     output:
         ensure("results/calibrations/{model}/{calibration}-{identity}.json", non_empty=True),
     log:

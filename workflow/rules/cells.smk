@@ -3,11 +3,10 @@
 
 rule cell:
     input:
-        # Their ages say nothing: which model and text a result needs is told by its name.
-        model=ancient("results/models/{model}/source.json"),
-        verified=ancient("results/models/{model}.verified.json"),
-        text=ancient(lambda wildcards: planned(wildcards).text),
-        calibration=ancient(lambda wildcards: planned(wildcards).calibration or []),
+        model=ageless(lambda wildcards: f"results/models/{wildcards.model}/source.json"),
+        verified=ageless(lambda wildcards: f"results/models/{wildcards.model}.verified.json"),
+        text=ageless(lambda wildcards: planned(wildcards).text),
+        calibration=ageless(lambda wildcards: planned(wildcards).calibration or []),
         prefills=recorded,
     output:
         ensure(

@@ -123,6 +123,18 @@ def identities(paths):
     return one_of(Path(path).stem.rpartition("-")[2] for path in paths if path in made)
 
 
+def ageless(find):
+    """An input whose age says nothing of a result that is there: which model and text that needs is
+    told by its name. For one that is missing it is an input as any other, as Snakemake leaves a job
+    out, missing output or not, if all that is made anew for it is ancient (its issue 4166)."""
+
+    def found(wildcards):
+        path = find(wildcards)
+        return path if planned(wildcards).path in MISSING else ancient(path)
+
+    return found
+
+
 # The missing cells that this run is to make: those it names, or all.
 WANTED = MISSING.intersection(CELLS).intersection(sys.argv[1:]) or MISSING.intersection(CELLS)
 WORTHWHILE = {each.path for each in prefills.worthwhile(STUDY, WANTED)}

@@ -9,12 +9,11 @@ SITE = f"{RESULTS}/draft/site.html" if DRAFT else f"{RESULTS}/site.html"
 
 rule shade:
     input:
-        # Their ages say nothing, as those of a cell.
-        study=ancient(PLAN),
-        model=ancient(f"results/models/{SHOWN[0].model}/source.json" if SHOWN else []),
-        verified=ancient(f"results/models/{SHOWN[0].model}.verified.json" if SHOWN else []),
-        text=ancient(SHOWN[0].text if SHOWN else []),
-        calibrations=ancient(unique(cell.calibration for cell in SHOWN if cell.calibration)),
+        study=PLAN,
+        model=f"results/models/{SHOWN[0].model}/source.json" if SHOWN else [],
+        verified=f"results/models/{SHOWN[0].model}.verified.json" if SHOWN else [],
+        text=SHOWN[0].text if SHOWN else [],
+        calibrations=unique(cell.calibration for cell in SHOWN if cell.calibration),
     output:
         ensure(f"{RESULTS}/shade-{{identity}}.json", non_empty=True),
     log:
