@@ -272,6 +272,11 @@ def results_of(name: str) -> str:
     return markdown.of_experiment(*name.split("."), ROOT)
 
 
+def orders_of(name: str) -> str:
+    """Whether the orders of `study.experiment` hold in what is published."""
+    return markdown.of_orders(*name.split("."), ROOT)
+
+
 def bench(model: str) -> str:
     """What `make bench` measured: steps, prefill, bytes and peaks, and the parts of a step.
 
@@ -301,6 +306,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "results": results,
     "results-in-short": results_in_short,
     "results-of": results_of,
+    "orders-of": orders_of,
     "bench": bench,
 }
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from publishing import measure, planned, publish
 
 from kvbudget.site import markdown
@@ -73,6 +74,34 @@ def test_many_methods_stand_in_rows_with_the_bytes_that_they_hold(root, monkeypa
     for line, name in zip(lines, ("full", "h2o", "streaming-llm", "head-aware"), strict=True):
         share = memory[name]["cache_bytes_allocated"] / memory[name]["cache_bytes_full"]
         assert line[2] == f"{share:.0%}"
+
+
+def test_an_order_is_told_with_its_verdicts(root):
+    file = root / "workflow/studies/tiny.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings["experiments"][0]["orders"] = [["h2o", "streaming-llm"]]
+    file.write_text(yaml.safe_dump(settings))
+    study = planned(read("tiny", root), root)
+    measure(study)
+    samples = {
+        cell.method: json.loads((root / cell.path).read_text())["samples"]
+        for cell in study.cells
+        if cell.key[1:3] == ("niah_single", 800)
+    }
+    publish(study)
+    common, _, head, _, row = markdown.of_orders("tiny", study.experiments[0]["name"], root).split(
+        "\n"
+    )
+    assert common == "Tiny random Llama, Single needle, 800 tokens, 20%, score / NLL:"
+    assert head == "| pair | score / NLL |"
+    pair, told = row.strip("| ").split(" | ")
+    assert pair == "H2O before StreamingLLM"
+    score, nll = (
+        sum(one[name] - other[name] for one, other in zip(*order, strict=True)) / 2
+        for name in ("score", "nll")
+        for order in [(samples["h2o"], samples["streaming-llm"])]
+    )
+    assert told == f"{score:+.2f} unclear / {nll:+.3f} unclear"
 
 
 def test_nothing_is_left_where_it_is_read(root):

@@ -25,8 +25,10 @@ from kvbudget.study.plan import FULL, Study
 NOTHING = "No study is published yet."
 #: What a number is of, one after the other.
 METRICS = {"score": 2, "nll": 3}
+_SCORE = "score / NLL"
 ABSENT = "–"
 _ROW = ["model", "task", "length", "budget"]
+_ORDER = {"better": "holds", "worse": "contrary", "unclear": "unclear"}
 #: More methods than these stand in rows, with the bytes that they hold.
 _WIDE = 10
 
@@ -54,6 +56,27 @@ def of_experiment(name: str, experiment: str, root: Path) -> str:
     return _table(study, tables["cells"], found)
 
 
+def of_orders(name: str, experiment: str, root: Path) -> str:
+    """Of one experiment of a published study, whether methods stand in the orders that it names:
+    each minus the next, and the verdict."""
+    study, tables = _tables(name, root)
+    frame = tables["orders"]
+    frame = frame[(frame["experiment"] == experiment) & frame["metric"].isin(METRICS)]
+    rows = list(dict.fromkeys(frame[_ROW].itertuples(index=False, name=None)))
+    common, _, places = _places(study, rows)
+    lines = [["pair", *(", ".join(place) or _SCORE for place in places)]]
+    for (method, following), pair in frame.groupby(["method", "reference"], sort=False):
+        keys = pair[[*_ROW, "metric"]].itertuples(index=False, name=None)
+        found = {
+            key: f"{test.difference:+.{METRICS[test.metric]}f} {_ORDER[test.verdict]}"
+            for key, test in zip(keys, pair.itertuples(), strict=True)
+        }
+        told = [" / ".join(found.get((*row, name), ABSENT) for name in METRICS) for row in rows]
+        names = (plain.typeset(study.title("methods", each)) for each in (method, following))
+        lines.append([" before ".join(names), *told])
+    return _shown(common, lines)
+
+
 def in_short(name: str, root: Path) -> str:
     """Of a published study, the first experiment at its first model and task, at its longest
     prompts."""
@@ -75,7 +98,7 @@ def _tables(name: str, root: Path) -> tuple[Study, dict[str, pd.DataFrame]]:
         for path, content in bundle.contents(archive, bundle.read(archive).files).items():
             bundle.write(Path(scratch) / published.store_of(name) / path, content)
         aggregate(replace(study, root=Path(scratch)), Path(scratch) / "csv")
-        wanted = ("cells", "provenance")
+        wanted = ("cells", "orders", "provenance")
         return study, {table: schema.read(Path(scratch) / "csv", table) for table in wanted}
 
 
@@ -109,6 +132,20 @@ def _table(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> str
     methods = [m for m in experiment["methods"] if any(key[-1] == m for key in values)]
     titles = [plain.typeset(study.title("methods", method)) for method in methods]
     rows = _rows(values)
+    common, shown, places = _places(study, rows)
+    found = [[_found(values, row, method) for method in methods] for row in rows]
+    if len(methods) > _WIDE:
+        lines = [["method", *(", ".join(place) or _SCORE for place in places), "bytes held"]]
+        held = (_held(groups, method) for method in methods)
+        lines += zip(titles, *found, held, strict=True)
+    else:
+        lines = [[*shown, *titles]]
+        lines += [[*place, *each] for place, each in zip(places, found, strict=True)]
+    return _shown(common, lines)
+
+
+def _places(study: Study, rows: list[tuple]) -> tuple[list[str], list[str], list[list[str]]]:
+    """What all rows have in common; by which axes they differ; and what each has of these."""
     axes = dict(zip(_ROW, zip(*rows, strict=True), strict=True))
     shown = [name for name, found in axes.items() if len(set(found)) > 1]
     common = [_axis(study, name, found[0]) for name, found in axes.items() if name not in shown]
@@ -116,18 +153,14 @@ def _table(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> str
         [_axis(study, name, value) for name, value in zip(_ROW, row, strict=True) if name in shown]
         for row in rows
     ]
-    found = [[_found(values, row, method) for method in methods] for row in rows]
-    if len(methods) > _WIDE:
-        columns = (", ".join(place) or "score / NLL" for place in places)
-        lines = [["method", *columns, "bytes held"]]
-        held = (_held(groups, method) for method in methods)
-        lines += zip(titles, *found, held, strict=True)
-    else:
-        lines = [[*shown, *titles]]
-        lines += [[*place, *each] for place, each in zip(places, found, strict=True)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{', '.join([*common, 'score / NLL'])}:\n\n{table}"
+    return common, shown, places
+
+
+def _shown(common: list[str], lines: list) -> str:
+    head, *rows = lines
+    ruled = [head, ["---"] * len(head), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in ruled)
+    return f"{', '.join([*common, _SCORE])}:\n\n{table}"
 
 
 def _rows(values: Iterable[tuple]) -> list[tuple]:
