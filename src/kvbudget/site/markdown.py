@@ -71,7 +71,10 @@ def of_orders(name: str, experiment: str, root: Path) -> str:
             key: f"{test.difference:+.{METRICS[test.metric]}f} {_ORDER[test.verdict]}"
             for key, test in zip(keys, pair.itertuples(), strict=True)
         }
-        told = [" / ".join(found.get((*row, name), ABSENT) for name in METRICS) for row in rows]
+        told = [
+            " / ".join(found[*row, name] for name in METRICS) if (*row, "nll") in found else ABSENT
+            for row in rows
+        ]
         names = (plain.typeset(study.title("methods", each)) for each in (method, following))
         lines.append([" before ".join(names), *told])
     return _shown(common, lines)
