@@ -441,6 +441,27 @@ def test_nothing_is_printed_under_seven_points(choosing):
     assert min(plt.rcParams[size] for size in sizes) >= 7
 
 
+@pytest.mark.parametrize("methods", [3, 30])
+def test_a_legend_of_many_lines_leaves_the_panels_their_room(methods, tmp_path):
+    def draw(src):
+        figure, axes = plt.subplots(1, 2, figsize=(style.PAGE, 1.9))
+        for ax in axes:
+            for number in range(methods):
+                ax.plot([0, 1], [number, 0], label=f"a method of some length, {number}")
+        style.legend(figure, 4)
+        drawn.append(figure)
+        return figure
+
+    drawn = []
+    style.save(SimpleNamespace(draw=draw), None, tmp_path / "figure.pdf")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    tops = [ax.get_window_extent().y1 for ax in figure.axes]
+    assert max(tops) < legend.get_window_extent().y0
+    assert min(ax.get_window_extent().height for ax in figure.axes) > 0.8 * figure.dpi
+
+
 @pytest.mark.parametrize("name", ["default", *sorted(file.stem for file in STUDIES.glob("*"))])
 def test_no_two_methods_of_a_study_look_alike(name):
     root = STUDIES.parents[1]
