@@ -441,7 +441,7 @@ def test_nothing_is_printed_under_seven_points(choosing):
     assert min(plt.rcParams[size] for size in sizes) >= 7
 
 
-@pytest.mark.parametrize("methods", [3, 30])
+@pytest.mark.parametrize("methods", [3, 60])
 def test_a_legend_of_many_lines_leaves_the_panels_their_room(methods, tmp_path):
     def draw(src):
         figure, axes = plt.subplots(1, 2, figsize=(style.PAGE, 1.9))
