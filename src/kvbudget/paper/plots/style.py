@@ -91,9 +91,9 @@ def save(module: ModuleType, src: Source, out: Path) -> None:
 
 def _give_room(figure: Figure) -> None:
     """Make a figure taller where a legend or titles of many lines would squeeze its panels."""
-    figure.draw_without_rendering()
     width, height = figure.get_size_inches()
-    legends = sum(each.get_window_extent().height for each in figure.legends) / figure.dpi
+    renderer = figure.canvas.get_renderer()
+    legends = sum(each.get_window_extent(renderer).height for each in figure.legends) / figure.dpi
     if 2 * legends > height:  # the layout gives up where panels have no room at all
         figure.set_size_inches(width, height + legends)
     for _ in range(3):  # as a taller figure is laid out anew
