@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from publishing import measure, planned, publish
 from kvbudget.site import markdown
 from kvbudget.study import expand
 from kvbudget.study.config import read
+from kvbudget.study.plan import Study
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +26,15 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
+def by_method(study: Study, part: str) -> dict[str, Any]:
+    """A part of the records of the needle at 800 tokens, before they are published."""
+    return {
+        cell.method: json.loads((study.root / cell.path).read_text())[part]
+        for cell in study.cells
+        if cell.key[1:3] == ("niah_single", 800)
+    }
+
+
 def test_nothing_is_published(root):
     assert markdown.of_all(root) == markdown.NOTHING
 
@@ -31,9 +42,7 @@ def test_nothing_is_published(root):
 def test_each_number_is_one_of_the_records(root):
     study = planned(read("tiny", ROOT), root)
     measure(study)
-    records = {
-        cell.key: json.loads((root / cell.path).read_text())["samples"] for cell in study.cells
-    }
+    records = by_method(study, "samples")
     publish(study)
     text = markdown.of_all(root)
     assert text.startswith("## Study `tiny`\n\n9 of 9 planned cells, 2 contexts each")
@@ -45,8 +54,7 @@ def test_each_number_is_one_of_the_records(root):
     titles, values = (line.strip("| ").split(" | ") for line in (head, row))
     assert titles == ["Baseline (full cache, GPE)", "H2O", "StreamingLLM", "Head-Aware"]
     for method, value in zip(("full", "h2o", "streaming-llm", "head-aware"), values, strict=True):
-        (samples,) = (of for key, of in records.items() if key[1:4] == ("niah_single", 800, method))
-        score, nll = (sum(each[name] for each in samples) / 2 for name in ("score", "nll"))
+        score, nll = (sum(each[name] for each in records[method]) / 2 for name in ("score", "nll"))
         assert value == f"{score:.2f} / {nll:.3f}"
     assert markdown.in_short("tiny", root) == "\n".join(lengths.strip().split("\n")[2:])
 
@@ -54,11 +62,7 @@ def test_each_number_is_one_of_the_records(root):
 def test_many_methods_stand_in_rows_with_the_bytes_that_they_hold(root, monkeypatch):
     study = planned(read("tiny", ROOT), root)
     measure(study)
-    memory = {
-        cell.method: json.loads((root / cell.path).read_text())["memory"]
-        for cell in study.cells
-        if cell.key[1:3] == ("niah_single", 800)
-    }
+    memory = by_method(study, "memory")
     publish(study)
     (columns, *_) = markdown.of_study("tiny", root).split("### ")[1:]
     monkeypatch.setattr(markdown, "_WIDE", 3)
@@ -83,11 +87,7 @@ def test_an_order_is_told_with_its_verdicts(root):
     file.write_text(yaml.safe_dump(settings))
     study = planned(read("tiny", root), root)
     measure(study)
-    samples = {
-        cell.method: json.loads((root / cell.path).read_text())["samples"]
-        for cell in study.cells
-        if cell.key[1:3] == ("niah_single", 800)
-    }
+    samples = by_method(study, "samples")
     publish(study)
     common, _, head, _, row = markdown.of_orders("tiny", study.experiments[0]["name"], root).split(
         "\n"

@@ -262,7 +262,7 @@ def report(study: Study, models: Path, timed: Study | None = None) -> str:
     """
     known = sizes(study, models)
     timed = timed or study
-    costs = fit(timed, sizes(timed, models))
+    costs = fit(timed, known if timed is study else sizes(timed, models))
     of_models, of_cells = model_table(study, known, models), cell_table(study, known, costs)
     gated = [
         f"  https://huggingface.co/{row['source']}"
