@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvbudget.run.elsewhere import GIVEN
+from kvbudget.run.peers.environment import GIVEN
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import kvpress
 import torch
 
-from kvbudget.run.kvpress_worker import Request, work
+from kvbudget.run.peers.worker import Request, work
 
 
 def keeping_newest(press: type) -> type:

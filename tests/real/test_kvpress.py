@@ -62,7 +62,7 @@ def test_it_keeps_the_budget_and_answers_alike_when_asked_again(name, model, res
     first, again = result["answers"]
     assert first["tokens"] == again["tokens"] and len(first["tokens"]) == 3
     assert first["log_likelihoods"] == pytest.approx(again["log_likelihoods"], abs=1e-4)
-    assert len(result["decode_s"]) == 6 and result["prefill_s"] > 0
+    assert len(result["decode_s"]) == 4 and result["prefill_s"] > 0
     if name == "pyramid":
         assert result["slots"][0] > result["slots"][-1]
 

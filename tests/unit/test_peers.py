@@ -10,9 +10,9 @@ from specs import task
 
 from kvbudget import UserError, make_cache
 from kvbudget.run.cell import run_cell
-from kvbudget.run.elsewhere import GIVEN
 from kvbudget.run.job import Cell
-from kvbudget.run.peers import run_peer
+from kvbudget.run.peers.cell import run_peer
+from kvbudget.run.peers.environment import GIVEN
 from kvbudget.study.config import read
 from kvbudget.study.expand import entry_modules, expand
 from kvbudget.study.prefills import can_adopt
@@ -167,7 +167,7 @@ def test_a_study_plans_it_without_our_cache_and_with_all_of_its_arguments():
             **arguments,
             "safeguard": 0.2,
         }
-        assert "kvbudget.run.peers" in entry_modules(planned.spec)
+        assert "kvbudget.run.peers.cell" in entry_modules(planned.spec)
         assert not can_adopt(planned)
 
 

@@ -1,6 +1,7 @@
 """A published study is the records of its archive, whatever code measured them; how they stand to
 today's code is told, and what is seen to be the same counts as measured by it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -279,6 +280,7 @@ HERE = {
     "versions": {"torch": "2.13.0+cpu", "transformers": "5.23.0"},
     "cuda": False,
     "kernels": {"cpu": "none"},
+    "peers": {"kvpress": "0.5.5", "torch": "2.13.0", "transformers": "5.2.0"},
 }
 
 
@@ -312,3 +314,20 @@ class TestComparison:
         record = synthetic.record(each)
         record["provenance"] |= {"kernels": "none", "versions": HERE["versions"]} | changes
         assert attest.hindrance(each, record, HERE) == said
+
+    @pytest.mark.parametrize(
+        "peers, said",
+        [
+            (HERE["peers"], ""),
+            (HERE["peers"] | {"kvpress": "0.6"}, "measured with kvpress 0.5.5 (here 0.6)"),
+            (None, "measured with kvpress, which is not here; make peers installs it"),
+        ],
+    )
+    def test_what_kvpress_measured_is_compared_with_kvpress(self, config, root, peers, said):
+        each = cell(planned(config, root))
+        each = dataclasses.replace(
+            each, spec=each.spec | {"method": each.spec["method"] | {"policy": "kvpress"}}
+        )
+        record = synthetic.record(each)
+        record["provenance"] |= {"kernels": "numba 0.68", "versions": HERE["peers"]}
+        assert attest.hindrance(each, record, HERE | {"peers": peers}) == said

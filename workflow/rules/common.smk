@@ -26,7 +26,7 @@ from kvbudget.errors import UserError
 from kvbudget.paper import registry as paper
 from kvbudget.policies.registry import method as method_named
 from kvbudget.run import lease, warm
-from kvbudget.run.elsewhere import python as python_of_peers
+from kvbudget.run.peers.environment import python as python_of_peers
 from kvbudget.study import (
     identity,
     prefills,

@@ -5,6 +5,7 @@ Nothing is computed twice, so it may be interrupted. Models and texts have to be
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import sys
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from kvbudget.cli import study_argument
+from kvbudget.cli.cell import measure
 from kvbudget.errors import UserError
 from kvbudget.run import calibrate
-from kvbudget.run.cell import run_cell
 from kvbudget.run.job import Cell
 from kvbudget.run.machine import machine
+from kvbudget.run.peers import environment
 from kvbudget.sources.threads import GIVEN
 from kvbudget.study import attest, expand, published
 from kvbudget.study.identity import DIGITS, model_identity
@@ -78,7 +79,8 @@ def _here() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     places = ["cpu", "cuda"] if cuda else ["cpu"]
     return {
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {name: importlib.metadata.version(name) for name in attest.LIBRARIES},
+        "peers": environment.versions(*attest.PEERS),
         "cuda": cuda,
         "kernels": {place: machine(torch.device(place))["kernels"] for place in places},
     }
@@ -122,7 +124,7 @@ def _again(
         calibrate.run_calibration(calibrate.Calibration(**given, model=planned.model))
     else:
         calibration = planned.calibration and study.root / planned.calibration
-        run_cell(Cell(**given, calibration=calibration), contexts)
+        measure(Cell(**given, calibration=calibration), contexts)
         out.with_suffix(".contexts.jsonl").unlink()
     return out
 

@@ -7,7 +7,7 @@ from kvbudget.cli import of_model
 from kvbudget.policies.registry import method
 from kvbudget.run.cell import run_cell
 from kvbudget.run.job import Cell
-from kvbudget.run.peers import run_peer
+from kvbudget.run.peers.cell import run_peer
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,5 +26,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the record."""
-    cell = Cell(**vars(args))
-    run_peer(cell) if method(cell.spec["method"]["policy"]).elsewhere else run_cell(cell)
+    measure(Cell(**vars(args)))
+
+
+def measure(cell: Cell, count: int | None = None) -> None:
+    """Write the record of a cell by whatever measures its method, of its first `count` contexts if
+    so many are given."""
+    run = run_peer if method(cell.spec["method"]["policy"]).elsewhere else run_cell
+    run(cell, count)

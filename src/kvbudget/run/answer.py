@@ -2,13 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kvbudget.errors import UserError
@@ -32,28 +30,6 @@ class Answer:
 def given_answers(question: Question) -> list[list[int]]:
     """Token ids of the reference answer, then of each alternative."""
     return [question.answer_ids, *(each.answer_ids for each in question.alternatives)]
-
-
-def log_likelihood(first: Tensor, after: Sequence[Tensor], ids: Sequence[int]) -> float:
-    """Summed log-likelihood of an answer, in nats.
-
-    Args:
-        first: logits that predict its first token, `(vocab,)`.
-        after: logits after each of its tokens, in parts, `(tokens, vocab)` each; those after the
-            last token may be there or not.
-        ids: its tokens.
-    """
-    predicted = torch.cat((first[None], *after))[: len(ids)].float()
-    target = torch.tensor(ids, device=predicted.device)
-    return -torch.nn.functional.cross_entropy(predicted, target, reduction="sum").item()
-
-
-def is_over(
-    stops: Collection[int], question: Question, tokens: Sequence[int], following: int
-) -> bool:
-    """Whether an answer is at its end: there is no more room, or the model would end it by one of
-    its `stops`."""
-    return len(tokens) >= question.max_new_tokens or following in stops
 
 
 def finite(nll: float, answer: str, dtype: object) -> float:

@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from kvbudget.cache.cache import BudgetedCache
-from kvbudget.run.answer import Answer, given_answers, is_over, log_likelihood
+from kvbudget.run.answer import Answer, given_answers
 from kvbudget.run.contexts import ReadContext
+from kvbudget.run.greedy import is_over, log_likelihood
 from kvbudget.run.runner import Runner
 from kvbudget.run.stopwatch import Stopwatch
 from kvbudget.tasks.request import Question
@@ -39,7 +40,8 @@ def _written(
     """Greedy answer from the logits after the question, and the seconds of each decode step."""
     tokens: list[int] = []
     seconds: list[float] = []
-    while not is_over(runner.stops(), question, tokens, token := int(last.argmax())):
+    stops, limit = runner.stops(), question.max_new_tokens
+    while not is_over(stops, limit, tokens, token := int(last.argmax())):
         tokens.append(token)
         watch = Stopwatch()
         last = runner.read(cache, [token])[-1]

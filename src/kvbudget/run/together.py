@@ -7,7 +7,8 @@ import torch
 
 from kvbudget.cache.cache import BudgetedCache
 from kvbudget.cache.joined import JoinedCache, join
-from kvbudget.run.answer import Answer, given_answers, is_over, log_likelihood
+from kvbudget.run.answer import Answer, given_answers
+from kvbudget.run.greedy import Answers
 from kvbudget.run.runner import Runner
 from kvbudget.run.stopwatch import Stopwatch
 from kvbudget.tasks.request import Question
@@ -16,9 +17,6 @@ from kvbudget.tasks.request import Question
 _AT_ONCE = 512
 #: Steps of one row alone that are timed in each context.
 _TIMED = 4
-
-#: What the model says next, by the part of an answer that it has read.
-Known = dict[tuple[int, ...], int]
 
 
 def ask(
@@ -35,16 +33,13 @@ def ask(
     first = runner.read_rows(cache, [each.ids for each in asked], before, last=True)
     starts = [start + len(each.ids) for start, each in zip(before, asked, strict=True)]
     state = cache.snapshot()
-    likelihoods: list[list[float]] = [[] for _ in asked]
-    known: list[Known] = [{(): int(logits.argmax())} for logits in first]
+    answers = Answers(first, [each.max_new_tokens for each in asked], runner.stops())
     for row, ids, logits in _given(runner, cache, asked, starts):
-        likelihoods[row].append(log_likelihood(first[row], [logits], ids))
-        following = logits.argmax(dim=-1).tolist()
-        known[row] |= {tuple(ids[: end + 1]): token for end, token in enumerate(following)}
+        answers.learn(row, ids, logits)
     cache.restore(state)
-    written = _written(runner, cache, asked, starts, known)
-    answers = iter(map(Answer, written, likelihoods))
-    return [[next(answers) for _ in each] for each in questions]
+    _write(runner, cache, starts, answers)
+    results = map(Answer, answers.tokens, answers.log_likelihoods)
+    return [[next(results) for _ in each] for each in questions]
 
 
 def _given(
@@ -75,34 +70,11 @@ def _parts(given: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[
     return (given[start : start + step] for start in range(0, len(given), step))
 
 
-def _written(
-    runner: Runner,
-    cache: JoinedCache,
-    questions: list[Question],
-    starts: Sequence[int],
-    known: Sequence[Known],
-) -> list[list[int]]:
-    """Greedy answers.
-
-    As far as one goes along with a given answer, what follows is known already: those tokens are
-    read at once. Rows whose answers are over leave the others.
-    """
-    written: list[list[int]] = [[] for _ in questions]
-
-    def goes_on(row: int, following: int) -> bool:
-        """Whether the answer of a row takes one token more, and if so, take it."""
-        if is_over(runner.stops(), questions[row], written[row], following):
-            return False
-        written[row].append(following)
-        return True
-
-    rows, unread = list(range(len(questions))), {}
-    for row in rows:
-        while (following := known[row].get(tuple(written[row]))) is not None:
-            if not goes_on(row, following):
-                break
-        else:
-            unread[row] = list(written[row])
+def _write(runner: Runner, cache: JoinedCache, starts: Sequence[int], answers: Answers) -> None:
+    """Write the answers to questions that have been read. Rows whose answers are over leave the
+    others."""
+    written, rows = answers.tokens, list(range(len(starts)))
+    unread = {row: list(written[row]) for row in answers.follow()}
     while unread:
         if (left := list(unread)) != rows:
             places = [rows.index(row) for row in left]
@@ -111,8 +83,7 @@ def _written(
         at = [starts[row] + len(written[row]) - len(unread[row]) for row in rows]
         last = runner.read_rows(cache, list(unread.values()), at, last=True)
         following = dict(zip(rows, (int(logits.argmax()) for logits in last), strict=True))
-        unread = {row: [token] for row, token in following.items() if goes_on(row, token)}
-    return written
+        unread = {row: [token] for row, token in following.items() if answers.take(row, token)}
 
 
 def timed(runner: Runner, cache: BudgetedCache, question: Question) -> list[float]:

@@ -21,7 +21,9 @@ from kvbudget.study.standing import Standings
 #: What a calibration says of its making, not of heads.
 _MAKING = ("code", "identity", "provenance")
 #: Libraries whose versions may change the last digit.
-_LIBRARIES = ("torch", "transformers")
+LIBRARIES = ("torch", "transformers")
+#: Those in the peers' environment.
+PEERS = ("kvpress", *LIBRARIES)
 
 
 def stale(study: Study) -> list[tuple[Planned | Calibration, dict[str, Any]]]:
@@ -38,19 +40,22 @@ def hindrance(planned: Planned | Calibration, record: dict[str, Any], here: dict
     Args:
         planned: its entry in the plan.
         record: the record.
-        here: `versions` by library, whether there is `cuda`, and by device the `kernels`.
+        here: `versions` by library, whether there is `cuda`, by device the `kernels`, and `peers`,
+            the versions in the peers' environment, None if there is none.
     """
-    if isinstance(planned, Planned) and methods.method(planned.policy).elsewhere:
-        return f"method {planned.policy!r} is measured by a library of others"
     made, device = record["provenance"], device_of(record)
     if device == "cuda" and not here["cuda"]:
         return f"measured on {made['device']}, and there is no GPU here"
+    elsewhere = isinstance(planned, Planned) and methods.method(planned.policy).elsewhere
+    if elsewhere and here["peers"] is None:
+        return "measured with kvpress, which is not here; make peers installs it"
+    names, versions = (PEERS, here["peers"]) if elsewhere else (LIBRARIES, here["versions"])
     other = [
-        f"{name} {_public(made['versions'][name])} (here {_public(here['versions'][name])})"
-        for name in _LIBRARIES
-        if _public(made["versions"][name]) != _public(here["versions"][name])
+        f"{name} {_public(made['versions'][name])} (here {_public(versions[name])})"
+        for name in names
+        if _public(made["versions"][name]) != _public(versions[name])
     ]
-    if made["kernels"] != here["kernels"][device]:
+    if not elsewhere and made["kernels"] != here["kernels"][device]:
         other.append(f"kernels by {made['kernels']} (here {here['kernels'][device]})")
     return f"measured with {', '.join(other)}" if other else ""
 

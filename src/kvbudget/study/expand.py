@@ -79,7 +79,7 @@ def entry_modules(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """What a cell runs: the mechanism, its policy, its task and how that reads contexts."""
     policy, kind = spec["method"]["policy"], spec["task"]["kind"]
     if methods.method(policy).elsewhere:
-        return ("kvbudget.run.peers", tasks.module_of(kind))
+        return ("kvbudget.run.peers.cell", tasks.module_of(kind))
     protocol = PROTOCOLS[tasks.kind(kind).protocol]
     return ("kvbudget.run.cell", methods.module_of(policy), tasks.module_of(kind), protocol)
 

@@ -18,11 +18,11 @@ from transformers import AutoTokenizer
 
 from kvbudget.cache.budget import Geometry, budget_in_tokens
 from kvbudget.errors import UserError
-from kvbudget.run import elsewhere, kvpress_worker
 from kvbudget.run.answer import Answer, Marker, given_answers, on_top_of
 from kvbudget.run.files import write_json
 from kvbudget.run.job import Cell
 from kvbudget.run.machine import machine
+from kvbudget.run.peers import environment, worker
 from kvbudget.run.record import made, record_of
 from kvbudget.run.resume import finished
 from kvbudget.run.samples import samples_of
@@ -33,22 +33,26 @@ from kvbudget.sources.verified import read as read_verified
 from kvbudget.tasks import registry as tasks
 from kvbudget.tasks.request import Context
 
-_SOURCE = Path(__file__).parents[2]
+_SOURCE = Path(__file__).parents[3]
 
 
-def run_peer(cell: Cell) -> dict:
+def run_peer(cell: Cell, count: int | None = None) -> dict:
     """Compute the record of a cell whose method is kvpress's, and write it.
+
+    Args:
+        cell: what is asked for.
+        count: contexts, of the first; None measures all.
 
     Raises:
         UserError: there is no environment to measure with, the cell does not fit its model, or
             kvpress failed.
     """
     spec, started = cell.spec, time.time()
-    python = elsewhere.python()
+    python = environment.python()
     verified = read_verified(cell.verified, cell.model_identity)
     geometry = _geometry(spec, verified)
     tokenizer = AutoTokenizer.from_pretrained(cell.model_dir, local_files_only=True)
-    contexts = samples_of(spec, tokenizer, cell.text)
+    contexts = samples_of(spec, tokenizer, cell.text)[:count]
     torch.set_num_threads(threads())
     side = cell.out.with_suffix(".contexts.jsonl")
     here = machine(torch.device(default_device()))
@@ -96,9 +100,9 @@ def _budget(spec: dict[str, Any], context: Context) -> int:
     return budget_in_tokens(spec["budget"], len(context.ids))
 
 
-def _request(cell: Cell, contexts: list[Context]) -> kvpress_worker.Request:
+def _request(cell: Cell, contexts: list[Context]) -> worker.Request:
     spec = cell.spec
-    return kvpress_worker.Request(
+    return worker.Request(
         model_dir=str(cell.model_dir),
         dtype=spec["dtype"],
         device=default_device(),
@@ -122,22 +126,21 @@ def _request(cell: Cell, contexts: list[Context]) -> kvpress_worker.Request:
     )
 
 
-def _work(python: Path, request: kvpress_worker.Request) -> Iterator[dict[str, Any]]:
+def _work(python: Path, request: worker.Request) -> Iterator[dict[str, Any]]:
     """The lines that the other Python answers with, as they come."""
-    environment = os.environ | {"PYTHONPATH": str(_SOURCE), "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
-        [python, "-m", kvpress_worker.__name__],
+        [python, "-m", worker.__name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": str(_SOURCE), "HF_HUB_OFFLINE": "1"},
         text=True,
-    ) as worker:
-        json.dump(vars(request), worker.stdin)
-        worker.stdin.close()
-        yield from map(json.loads, worker.stdout)
-    if worker.returncode:
+    ) as process:
+        json.dump(vars(request), process.stdin)
+        process.stdin.close()
+        yield from map(json.loads, process.stdout)
+    if process.returncode:
         raise UserError(
-            f"kvpress ended with status {worker.returncode} at {request.press['press']}, as told "
+            f"kvpress ended with status {process.returncode} at {request.press['press']}, as told "
             "above; leave the press out, or give it other arguments"
         )
 
