@@ -23,7 +23,7 @@ from kvbudget.calibration.options import OPTIONS as CALIBRATION
 from kvbudget.options import Option, spoken
 from kvbudget.paper.bench import table as bench_table
 from kvbudget.policies import registry as methods
-from kvbudget.site import markdown
+from kvbudget.site import costs, markdown
 from kvbudget.study import schema as study
 from kvbudget.tasks import registry as tasks
 
@@ -277,6 +277,11 @@ def orders_of(name: str) -> str:
     return markdown.of_orders(*name.split("."), ROOT)
 
 
+def costs_of(name: str) -> str:
+    """What methods cost in `study.experiment`, where times were taken."""
+    return costs.of_experiment(*name.split("."), ROOT)
+
+
 def bench(model: str) -> str:
     """What `make bench` measured: steps, prefill, bytes and peaks, and the parts of a step.
 
@@ -307,6 +312,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "results-in-short": results_in_short,
     "results-of": results_of,
     "orders-of": orders_of,
+    "costs-of": costs_of,
     "bench": bench,
 }
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from publishing import measure, planned, publish
 
-from kvbudget.site import markdown
+from kvbudget.site import costs, markdown
 from kvbudget.study import expand
 from kvbudget.study.config import read
 from kvbudget.study.plan import Study
@@ -78,6 +78,29 @@ def test_many_methods_stand_in_rows_with_the_bytes_that_they_hold(root, monkeypa
     for line, name in zip(lines, ("full", "h2o", "streaming-llm", "head-aware"), strict=True):
         share = memory[name]["cache_bytes_allocated"] / memory[name]["cache_bytes_full"]
         assert line[2] == f"{share:.0%}"
+
+
+def test_costs_are_told_where_times_were_taken(root):
+    study = planned(read("tiny", ROOT), root)
+    measure(study)
+    for cell in study.cells:
+        if cell.method == "h2o":
+            record = json.loads((study.root / cell.path).read_text())
+            record["timing"] = dict.fromkeys(record["timing"])
+            (study.root / cell.path).write_text(json.dumps(record))
+    memory, timing = by_method(study, "memory"), by_method(study, "timing")
+    publish(study)
+    where, _, head, _, *rows = costs.of_experiment("tiny", "lengths", root).split("\n")
+    assert where.startswith("Tiny random Llama, Single needle, 800 tokens, on ")
+    assert head.startswith("| method | budget | reading (s) | a step (ms) | cache (MiB) | peak of ")
+    named = {"full": "Baseline (full cache, GPE)", "streaming-llm": "StreamingLLM"}
+    named["head-aware"] = "Head-Aware"
+    for row, (method, title) in zip(rows, named.items(), strict=True):
+        told = row.strip("| ").split(" | ")
+        assert told[0] == title
+        assert told[2] == f"{timing[method]['prefill_s']:.2f}"
+        assert told[4] == f"{memory[method]['cache_bytes_allocated'] / 2**20:.1f}"
+        assert told[5] == f"{memory[method]['peak_rss_bytes'] / 2**20:.0f}"
 
 
 def test_an_order_is_told_with_its_verdicts(root):

@@ -41,7 +41,7 @@ def of_all(root: Path) -> str:
 
 def of_study(name: str, root: Path) -> str:
     """What a published study is of, and a table for each of its experiments."""
-    study, tables = _tables(name, root)
+    study, tables = tables_of(name, root)
     parts = [f"## Study `{name}`\n\n{_facts(study, tables)}"]
     for experiment in study.experiments:
         title = plain.typeset(experiment.get("title", experiment["name"]))
@@ -51,15 +51,19 @@ def of_study(name: str, root: Path) -> str:
 
 def of_experiment(name: str, experiment: str, root: Path) -> str:
     """The table of one experiment of a published study."""
-    study, tables = _tables(name, root)
-    (found,) = (each for each in study.experiments if each["name"] == experiment)
-    return _table(study, tables["cells"], found)
+    study, tables = tables_of(name, root)
+    return _table(study, tables["cells"], named(study, experiment))
+
+
+def named(study: Study, experiment: str) -> dict[str, Any]:
+    """The experiment of a name."""
+    return next(each for each in study.experiments if each["name"] == experiment)
 
 
 def of_orders(name: str, experiment: str, root: Path) -> str:
     """Of one experiment of a published study, whether methods stand in the orders that it names:
     each minus the next, and the verdict."""
-    study, tables = _tables(name, root)
+    study, tables = tables_of(name, root)
     frame = tables["orders"]
     frame = frame[(frame["experiment"] == experiment) & frame["metric"].isin(METRICS)]
     rows = list(dict.fromkeys(frame[_ROW].itertuples(index=False, name=None)))
@@ -83,7 +87,7 @@ def of_orders(name: str, experiment: str, root: Path) -> str:
 def in_short(name: str, root: Path) -> str:
     """Of a published study, the first experiment at its first model and task, at its longest
     prompts."""
-    study, tables = _tables(name, root)
+    study, tables = tables_of(name, root)
     experiment, cells = study.experiments[0], tables["cells"]
     mine = [cell for cell in study.cells if experiment["name"] in cell.experiments]
     model, task = mine[0].model, mine[0].task
@@ -93,7 +97,7 @@ def in_short(name: str, root: Path) -> str:
 
 
 @functools.cache
-def _tables(name: str, root: Path) -> tuple[Study, dict[str, pd.DataFrame]]:
+def tables_of(name: str, root: Path) -> tuple[Study, dict[str, pd.DataFrame]]:
     """A published study and its CSV files, made of the archive and of nothing else."""
     study = expand(read(name, root) | {"published": published.ONLY}, root)
     archive = root / published.archive_of(name)
@@ -124,12 +128,9 @@ def _facts(study: Study, tables: dict[str, pd.DataFrame]) -> str:
 def _table(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> str:
     """What all of an experiment has in common, and a table: rows are places and budgets, columns
     methods, or the other way round."""
-    planned = {cell.key for cell in study.cells if experiment["name"] in cell.experiments}
-    keys = cells[[*_ROW[:3], "method", "budget"]].itertuples(index=False, name=None)
-    mine = cells[[key in planned for key in keys]]
     groups = {
         key: dict(zip(group["metric"], group["value"], strict=True))
-        for key, group in mine.groupby([*_ROW, "method"], sort=False)
+        for key, group in cells_of(study, cells, experiment).groupby([*_ROW, "method"], sort=False)
     }
     values = {key: " / ".join(_numbers(group)) for key, group in groups.items()}
     methods = [m for m in experiment["methods"] if any(key[-1] == m for key in values)]
@@ -147,23 +148,33 @@ def _table(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> str
     return _shown(common, lines)
 
 
+def cells_of(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> pd.DataFrame:
+    """Those of `cells.csv` that belong to an experiment."""
+    planned = {cell.key for cell in study.cells if experiment["name"] in cell.experiments}
+    keys = cells[[*_ROW[:3], "method", "budget"]].itertuples(index=False, name=None)
+    return cells[[key in planned for key in keys]]
+
+
 def _places(study: Study, rows: list[tuple]) -> tuple[list[str], list[str], list[list[str]]]:
     """What all rows have in common; by which axes they differ; and what each has of these."""
     axes = dict(zip(_ROW, zip(*rows, strict=True), strict=True))
     shown = [name for name, found in axes.items() if len(set(found)) > 1]
-    common = [_axis(study, name, found[0]) for name, found in axes.items() if name not in shown]
+    common = [axis(study, name, found[0]) for name, found in axes.items() if name not in shown]
     places = [
-        [_axis(study, name, value) for name, value in zip(_ROW, row, strict=True) if name in shown]
+        [axis(study, name, value) for name, value in zip(_ROW, row, strict=True) if name in shown]
         for row in rows
     ]
     return common, shown, places
 
 
 def _shown(common: list[str], lines: list) -> str:
-    head, *rows = lines
-    ruled = [head, ["---"] * len(head), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in ruled)
-    return f"{', '.join([*common, _SCORE])}:\n\n{table}"
+    return f"{', '.join([*common, _SCORE])}:\n\n{ruled(lines)}"
+
+
+def ruled(lines: Iterable[Iterable[str]]) -> str:
+    """A table of a head and rows."""
+    head, *rows = (list(line) for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
 def _rows(values: Iterable[tuple]) -> list[tuple]:
@@ -199,7 +210,8 @@ def _numbers(values: dict[str, float]) -> Iterator[str]:
             yield f"{values[name]:.{digits}f}"
 
 
-def _axis(study: Study, name: str, value: Any) -> str:
+def axis(study: Study, name: str, value: Any) -> str:
+    """A model, task, length or budget in words."""
     if name == "budget":
         return budgets.text(value)
     if name == "length":
