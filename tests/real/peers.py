@@ -22,6 +22,11 @@ def required() -> Path:
 
 def ask(python: Path, model: Path, asked: list[dict]) -> list[dict]:
     """The result of each press on a context: `asked` has their other parts of a request."""
+    return [result for (result,) in ask_all(python, model, asked)]
+
+
+def ask_all(python: Path, model: Path, asked: list[dict]) -> list[list[dict]]:
+    """The results of each press on its contexts."""
     requests = [
         {"model_dir": str(model), "dtype": "float32", "device": "cpu", "threads": 1, **each}
         for each in asked
@@ -34,4 +39,4 @@ def ask(python: Path, model: Path, asked: list[dict]) -> list[dict]:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return [result for _, result in json.loads(done.stdout)]
+    return [results for _, *results in json.loads(done.stdout)]

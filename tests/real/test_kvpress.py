@@ -37,12 +37,16 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(model) -> dict[str, dict]:
+def context(model) -> dict:
     vocabulary = load(model, "float32", "cpu")[0].config.vocab_size
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, vocabulary, (TOKENS + 12,), generator=generator).tolist()
     question = {"ids": ids[TOKENS:-4], "answers": [ids[-4:], ids[-8:-4]], "max_new_tokens": 3}
-    context = {"ids": ids[:TOKENS], "budget": BUDGET, "questions": [question, question]}
+    return {"ids": ids[:TOKENS], "budget": BUDGET, "questions": [question, question]}
+
+
+@pytest.fixture(scope="module")
+def results(model, context) -> dict[str, dict]:
     asked = [{"press": press, "contexts": [context]} for press in PRESSES.values()]
     return dict(zip(PRESSES, peers.ask(PYTHON, model, asked), strict=True))
 
@@ -65,6 +69,14 @@ def test_it_keeps_the_budget_and_answers_alike_when_asked_again(name, model, res
     assert len(result["decode_s"]) == 4 and result["prefill_s"] > 0
     if name == "pyramid":
         assert result["slots"][0] > result["slots"][-1]
+
+
+def test_what_a_press_draws_depends_on_no_context_before(model, context, results):
+    """Compactor sketches keys by a random matrix."""
+    other = context | {"ids": context["ids"][::-1]}
+    asked = {"press": PRESSES["CompactorPress"], "contexts": [other, context]}
+    *_, again = peers.ask_all(PYTHON, model, [asked])[0]
+    assert again["answers"] == results["CompactorPress"]["answers"]
 
 
 def test_the_lines_of_the_guide_run(model, tmp_path):

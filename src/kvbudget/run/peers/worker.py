@@ -24,6 +24,9 @@ from kvbudget.run.peers import compressed as contexts
 from kvbudget.run.peers import questions
 from kvbudget.run.stopwatch import Stopwatch
 
+#: Some presses draw random matrices: anew for each context, as a cell that goes on after it was
+#: interrupted is to give what one that was not does.
+_SEED = 0
 #: Whose versions a result depends on.
 LIBRARIES = ("kvpress", "torch", "transformers", "numpy", "safetensors", "tokenizers")
 
@@ -87,6 +90,7 @@ def work(request: Request) -> Iterator[dict[str, Any]]:
             model.model(input_ids=torch.tensor([context["ids"][:WARM_UP]], device=model.device))
     for context in request.contexts:
         press = contexts.make_press(kvpress, request.press, len(context["ids"]), context["budget"])
+        torch.manual_seed(_SEED)
         with torch.no_grad():
             yield _result(model, press, context, request.details)
 
