@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import pytest
-
 # Two cores are often all there is, and tiny models only lose by more threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KVBUDGET_THREADS", "1")
@@ -16,9 +14,3 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # Without a GPU its kernels are interpreted, which Triton has to know before it is imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores, as some tests wait for a scheduler, for TeX or for a browser."""
-    return (os.cpu_count() or 1) + 1
