@@ -21,8 +21,9 @@ _PLACE = ["model", "task", "length", "machine"]
 def of_experiment(name: str, experiment: str, root: Path) -> str:
     """Of one experiment of a published study, a table for each place where times were taken."""
     study, tables = tables_of(name, root)
-    cells = cells_of(study, tables["cells"], named(study, experiment))
-    order = pd.Categorical(cells["method"], named(study, experiment)["methods"])
+    found = named(study, experiment)
+    cells = cells_of(study, tables["cells"], found)
+    order = pd.Categorical(cells["method"], found["methods"])
     costs = cells.assign(method=order).pivot_table(
         "value", [*_PLACE, "method", "budget"], "metric", sort=False, observed=True
     )
