@@ -150,6 +150,18 @@ class TestPlan:
         assert cell(study, OURS).experiments == ("ablation",)
         assert [e["name"] for e in study.experiments] == ["ablation", "perplexity", "streaming"]
 
+    def test_each_place_of_an_experiment_is_taken_for_itself(self, config, root):
+        next(e for e in config["experiments"] if e["name"] == "lengths")["lengths"].append(700)
+        whole = planned(config, root)
+        measure(whole)
+        for each in whole.cells:
+            if each.length == 700 and each.method != "full":
+                (root / each.path).unlink()
+        publish(whole)  # of `lengths` all four at 800 tokens, and one of four at 700
+        study = planned(config, root)
+        lengths = [each.length for each in study.cells if "lengths" in each.experiments]
+        assert lengths == [800] * 4
+
     def test_what_it_lacks_is_measured_where_that_is_asked_for(self, config, root):
         whole = planned(config, root)
         measure(whole)

@@ -77,12 +77,18 @@ def resolved(study: Study) -> Study:
 
 
 def _told(cells: tuple[Planned, ...], planned: tuple[Planned, ...]) -> Iterator[Planned]:
-    """Published cells of experiments that most is published of: a table of dashes tells nothing."""
-    all_of = Counter(name for cell in planned for name in cell.experiments)
-    there = Counter(name for cell in cells for name in cell.experiments)
+    """Published cells of an experiment's places that most is published of: a table of dashes tells
+    nothing."""
+    all_of = Counter(part for cell in planned for part in _parts(cell))
+    there = Counter(part for cell in cells for part in _parts(cell))
     for cell in cells:
-        if own := tuple(name for name in cell.experiments if 2 * there[name] >= all_of[name]):
+        if own := tuple(part[0] for part in _parts(cell) if 2 * there[part] >= all_of[part]):
             yield replace(cell, experiments=own)
+
+
+def _parts(cell: Planned) -> Iterator[tuple[str, str, str, int]]:
+    """Its experiments, each with the place in it: model, task and length."""
+    return ((name, cell.model, cell.task, cell.length) for name in cell.experiments)
 
 
 def outdated(study: Study) -> list[str]:
