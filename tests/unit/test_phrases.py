@@ -462,7 +462,8 @@ def test_the_title_follows_from_the_verdicts(study):
     assert told(study, pooled=beaten)["paper/title"] == "More From One Reading"
     twice = beaten.query("kind == 'baseline' and reference == 'h2o'").assign(reference="twice")
     config = study.study.config
-    methods = config["methods"] | {"twice": {"policy": "kvzip", "title": "Twice"}}
+    kvzip = {name: {"policy": "kvzip", "title": name.title()} for name in ("twice", "again")}
+    methods = config["methods"] | kvzip
     own = dataclasses.replace(
         study, study=dataclasses.replace(study.study, config=config | {"methods": methods})
     )
@@ -478,6 +479,8 @@ def test_the_title_follows_from_the_verdicts(study):
         in (near["summary/claim"])
     )
     assert "A loss of more than 0.05 is excluded in 2 of them" in near["summary/claim"]
+    two = told(own, pooled=pd.concat([beaten, twice, twice.assign(reference="again")]))
+    assert "Against Twice and Again, which read twice, it is" in two["summary/claim"]
     assert far["paper/title"] == "More From One Reading"
     assert "is excluded in none of them" in far["summary/claim"]
     assert titled(ci_low=float("nan"))["paper/title"] == "More From One Reading"

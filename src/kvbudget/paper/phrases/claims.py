@@ -50,10 +50,11 @@ def _claim(src: Source, found: list[Finding], once: list[dict], twice: list[dict
             f"{_of(once, 'better')} and clearly worse in {none(_number(once, 'worse'))}."
         )
     if twice:
-        peers = latex.listing(dict.fromkeys(title(src, row["reference"]) for row in twice))
+        peers = dict.fromkeys(title(src, row["reference"]) for row in twice)
+        read = "read" if len(peers) > 1 else "reads"
         texts.append(
-            f"Against {peers}, which reads twice, it is clearly better in {_of(twice, 'better')} "
-            f"and clearly worse in {none(_number(twice, 'worse'))}."
+            f"Against {latex.listing(peers)}, which {read} twice, it is clearly better in "
+            f"{_of(twice, 'better')} and clearly worse in {none(_number(twice, 'worse'))}."
         )
         texts.append(
             f"A loss of more than {latex.decimal(MARGIN)} is excluded in "
