@@ -4,6 +4,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import synthetic
 from matplotlib import pyplot as plt
@@ -393,6 +394,22 @@ def test_figures_over_length_show_the_task_and_budget_measured_most(rendered):
         named = [line.get_label() for line in ax.lines]
         assert named == [src.study.title("methods", method) for method in synthetic.MAIN]
         assert all(list(line.get_xdata()) == [500, 1000, 2000] for line in ax.lines)
+
+
+def test_figures_over_length_are_left_out_where_there_is_one_length(rendered, choosing):
+    for (src, paper), drawn in ((rendered, True), (choosing, False)):
+        assert (lengths.draw(src) is not None) == drawn
+        assert (r"\lengthstrue" in (paper / "numbers.tex").read_text()) == drawn
+
+
+def test_an_interval_far_above_all_values_is_cut():
+    _, (cut, whole) = plt.subplots(2)
+    for ax, end in ((cut, 30), (whole, 0.6)):
+        ax.vlines(1, 0.4, end)
+        style.from_zero(ax, pd.Series([0.1, 0.5]))
+    assert cut.get_ylim() == (0, pytest.approx(0.7))
+    assert 0.6 < whole.get_ylim()[1] < 0.7
+    plt.close("all")
 
 
 def test_methods_are_told_apart_without_colour(rendered):

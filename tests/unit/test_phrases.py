@@ -11,8 +11,8 @@ import pytest
 import rendering
 import synthetic
 
-from kvbudget.paper import check, findings, numbers, registry, source
-from kvbudget.paper.phrases import ablation, claims, cost, heads, quality, rigour, words
+from kvbudget.paper import check, findings, latex, numbers, registry, source
+from kvbudget.paper.phrases import ablation, claims, cost, heads, quality, rigour, setup, words
 
 PARTS = (claims, quality, ablation, rigour, cost, heads)
 OURS = "head-aware"
@@ -134,6 +134,16 @@ def test_all_peers_beat_it(study):
         assert f"Head-Aware loses to {reference} in score in" in said["summary/losses"]
         assert f"Head-Aware loses to {reference} in NLL in" in said["summary/losses"]
     assert "better" not in said["summary/bits"] + said["summary/answer"]
+
+
+@pytest.mark.parametrize(("but", "whom"), [(2, "every peer but B 0 and B 1"), (6, "6 of 12 peers")])
+def test_many_peers_are_not_named_one_by_one(study, monkeypatch, but, whom):
+    monkeypatch.setattr(quality, "title", lambda src, method: latex.Latex(method))
+    peers = [{"reference": f"B {n}", "verdict": "unclear"} for n in range(but)]
+    peers += [{"reference": f"A {n}", "verdict": "better"} for n in range(12 - but)]
+    (found, *_) = findings.of_experiment(study, findings.main_experiment(study))
+    many = dataclasses.replace(found, peers=peers)
+    assert quality._outcome(study, many) == f"clearly better than {whom}"
 
 
 def test_nothing_is_clear(study):
@@ -382,6 +392,26 @@ def test_times_of_two_machines_stand_in_no_ratio(study):
     cells.loc[cells["policy"] == "full", "machine"] = "another"
     said = told(study, cells=cells)["summary/speed"]
     assert "were not timed on one machine" in said and "speed" not in said
+
+
+def test_times_name_the_machine_that_they_come_from(study):
+    (machine,) = study.cells["machine"].unique()
+    assert told(study)["summary/speed"].endswith(f"Times come from {machine}.")
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        ("cpu", "Xeon and EPYC"),
+        ("NVIDIA H200", "NVIDIA H200"),
+        ("NVIDIA H200; cpu", "NVIDIA H200, Xeon and EPYC"),
+    ],
+)
+def test_machines_are_gpus_and_the_processors_of_the_others(study, devices, said):
+    frame = pd.DataFrame({"item": ["device", "cpu"], "value": [devices, "Xeon; EPYC"]})
+    own = Told(study.study, study.directory, study.tables)
+    object.__setattr__(own, "frames", {"provenance": frame})
+    assert plain(dict(setup.derived(own))["machine/description"]) == said
 
 
 # --- as a whole

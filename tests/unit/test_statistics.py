@@ -138,6 +138,13 @@ def test_intervals_follow_skew():
     assert estimate.high - estimate.value > estimate.value - estimate.low
 
 
+def test_a_likelihood_is_cut_at_what_it_cannot_pass():
+    values = np.array([0.04] * 19 + [3.4])
+    free, cut = (mean_interval(values, 1, bounds) for bounds in (None, (0.0, math.inf)))
+    assert free.low < cut.low == 0
+    assert (free.value, free.high, free.n) == (cut.value, cut.high, cut.n)
+
+
 def test_the_same_seed_gives_the_same_numbers():
     values = np.random.default_rng(0).normal(size=30)
     assert mean_interval(values, 3, None) == mean_interval(values, 3, None)

@@ -22,6 +22,7 @@ MEMORY = (
 )
 TIMING = ("prefill_s", "decode_ms_per_token")
 SHARE: Bounds = (0.0, 1.0)
+LIKELIHOOD: Bounds = (0.0, np.inf)  # a negative logarithm
 
 
 def cell_rows(groups: list[Measured], seed: int) -> pd.DataFrame:
@@ -71,7 +72,7 @@ def _quality(each: Measured, full: Measured | None, seed: int) -> list[dict]:
     for name, metric in METRICS.items():
         values = list(each.by_context(name).values())
         means = [np.mean(list(of.values())) for of in each.of_seeds(name) if of]
-        rows.append(_row(name, values, SHARE if metric.share else None, seed, means))
+        rows.append(_row(name, values, SHARE if metric.share else LIKELIHOOD, seed, means))
     if each.planned.kind == streaming_metrics.KIND:
         for name, values in streaming_metrics.by_context(each, full).items():
             bounds = SHARE if name == "agreement" else None

@@ -48,22 +48,25 @@ def mean_interval(
     Args:
         values: one a context.
         seed: of the resampling.
-        bounds: the least and the largest possible value of a share, or of a difference of shares;
-            None for what has no bounds, such as a likelihood.
+        bounds: the least and the largest possible value; where both are finite, values are shares
+            or differences of shares. None for what has no bounds.
         resamples: draws of the bootstrap.
     """
     values = np.asarray(values, dtype=float)
     mean, n = float(values.mean()), len(values)
     if n < LEAST_CONTEXTS:
         return Estimate(mean, np.nan, np.nan, n)
-    if bounds is not None:
+    least, most = bounds or (-np.inf, np.inf)
+    if np.isfinite(most - least):
         half = _half_of_shares(values)
-        return Estimate(mean, max(bounds[0], mean - half), min(bounds[1], mean + half), n)
-    if np.ptp(values) == 0:
-        return Estimate(mean, mean, mean, n)
-    low, high = _studentised(values, resamples, np.random.default_rng(seed))
-    half = _quantile(n) * _error(values)
-    return Estimate(mean, min(low, mean - half), max(high, mean + half), n)
+        low, high = mean - half, mean + half
+    elif np.ptp(values) == 0:
+        low = high = mean
+    else:
+        low, high = _studentised(values, resamples, np.random.default_rng(seed))
+        half = _quantile(n) * _error(values)
+        low, high = min(low, mean - half), max(high, mean + half)
+    return Estimate(mean, max(least, low), min(most, high), n)
 
 
 def _half_of_shares(values: np.ndarray) -> float:

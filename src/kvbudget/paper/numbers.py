@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from kvbudget.errors import UserError
-from kvbudget.paper import latex, times
+from kvbudget.paper import latex, shown, times
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases import ablation, claims, cost, heads, quality, rigour, setup, standing
 from kvbudget.paper.source import Source
@@ -40,6 +40,7 @@ def text(src: Source) -> str:
         draft=src.draft,
         development=src.development,
         ablated=(src.table("pooled")["kind"] == "ablation").any(),
+        lengths=not shown.over_lengths(src).empty,
         timed=not times.ratios(src).empty,
     )
 

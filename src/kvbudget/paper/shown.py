@@ -25,6 +25,16 @@ def budget(src: Source) -> str | None:
     return equals[(len(equals) - 1) // 2] if equals else None
 
 
+def over_lengths(src: Source) -> pd.DataFrame:
+    """Cells of main methods on that task at that budget, and of the full cache, of the models that
+    are measured at two lengths or more."""
+    frame = src.cells[src.cells["method"].isin(src.study.main_methods)]
+    frame = frame[frame["task"] == task(src)]
+    frame = frame[(frame["policy"] == FULL) | (frame["budget"] == budget(src))]
+    lengths = frame.groupby("model", sort=False)["length"].nunique()
+    return frame[frame["model"].isin(lengths[lengths > 1].index)]
+
+
 def _evicting(src: Source) -> pd.DataFrame:
     """A row a place and budget at which a main method evicts."""
     frame = src.cells[src.cells["method"].isin(src.study.main_methods)]

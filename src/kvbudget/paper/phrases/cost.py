@@ -67,7 +67,8 @@ def _speed(src: Source) -> Latex:
     decode, prefill = mine["decode"], mine["prefill"].dropna()
     return Latex(
         f"Head-Aware decodes at {span(decode.min(), decode.max())} times the full cache's speed. "
-        f"Its prefill takes {span(prefill.min(), prefill.max())} times as long."
+        f"Its prefill takes {span(prefill.min(), prefill.max())} times as long. Times come from "
+        f"{latex.listing(map(latex.escape, dict.fromkeys(mine['machine'])))}."
     )
 
 

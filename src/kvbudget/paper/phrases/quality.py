@@ -32,6 +32,8 @@ FEW = 3
 OUTCOMES = 4
 #: Peers and metrics in which losses are told.
 LOSSES = 6
+#: Peers that a sentence names.
+NAMED = 5
 #: A sentence has no more numbers than these.
 MOST_NUMBERS = 3
 _SCORES = {"score": "scores", "nll": "has an NLL of", "choice": "chooses right in"}
@@ -135,8 +137,14 @@ def _budgets(found: list[Finding]) -> str:
 
 
 def _titles_of(src: Source, finding: Finding, verdict: str) -> Latex:
-    peers = [peer["reference"] for peer in finding.peers if peer["verdict"] == verdict]
-    return latex.listing(title(src, peer) for peer in peers)
+    """The peers of a verdict; of many, those that it is not for, or how many they are."""
+    peers = [title(src, p["reference"]) for p in finding.peers if p["verdict"] == verdict]
+    others = [title(src, p["reference"]) for p in finding.peers if p["verdict"] != verdict]
+    if len(peers) <= NAMED:
+        return latex.listing(peers)
+    if len(others) <= NAMED:
+        return Latex(f"every peer but {latex.listing(others)}")
+    return Latex(f"{len(peers)} of {len(finding.peers)} peers")
 
 
 def _findings(src: Source, found: list[Finding]) -> Latex:

@@ -75,9 +75,9 @@ def _machine(src: Source) -> Iterator[tuple[str, Latex]]:
     items = {r["item"]: r["value"] for r in src.table("provenance").to_dict("records")}
     for name in ("device", "threads", "torch", "transformers", "python"):
         yield f"machine/{name}", latex.escape(items.get(name, "unknown"))
-    # What measured the records, wherever they are read now; a CPU is no device beside itself.
-    places = dict.fromkeys((items.get("device", "cpu"), items.get("cpu", "unknown processor")))
-    yield (
-        "machine/description",
-        latex.listing(latex.escape(place) for place in places if place != "cpu"),
-    )
+    # What measured the records, wherever they are read now; a GPU's processor is not told.
+    devices = items.get("device", "cpu").split("; ")
+    places = [device for device in devices if device != "cpu"]
+    if "cpu" in devices:
+        places += items.get("cpu", "unknown processor").split("; ")
+    yield "machine/description", latex.listing(map(latex.escape, places))

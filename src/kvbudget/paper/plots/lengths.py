@@ -7,7 +7,6 @@ from kvbudget.paper import shown
 from kvbudget.paper.plots import over_length
 from kvbudget.paper.plots.over_length import Measure
 from kvbudget.paper.source import Source
-from kvbudget.study.plan import FULL
 
 EMPTY = "one task at one budget and two lengths"
 MEASURES = {
@@ -18,11 +17,8 @@ MEASURES = {
 
 def draw(src: Source) -> Figure | None:
     """One task and one budget (`kvbudget.paper.shown`), for the models with two lengths or more."""
-    frame = src.cells[src.cells["method"].isin(src.study.main_methods)]
-    frame = frame[frame["task"] == shown.task(src)]
-    frame = frame[(frame["policy"] == FULL) | (frame["budget"] == shown.budget(src))]
-    lengths = frame.groupby("model", sort=False)["length"].nunique()
-    frame = frame[frame["model"].isin(lengths[lengths > 1].index) & frame["metric"].isin(MEASURES)]
+    frame = shown.over_lengths(src)
+    frame = frame[frame["metric"].isin(MEASURES)]
     if frame.empty:
         return None
     wide = _wide(frame)

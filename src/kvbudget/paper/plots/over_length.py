@@ -82,7 +82,7 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, measure: Measure) -> None
     if measure.share:
         ax.set_ylim(-0.05, 1.05)
     elif measure.from_zero:
-        ax.set_ylim(0, ax.get_ylim()[1] * 1.05)
+        style.from_zero(ax, part[measure.column])
     lengths = sorted(set(part["length"]))
     ax.set_xscale("log")
     ax.set_xticks(lengths, labels=[f"{length:,}" for length in lengths])

@@ -116,6 +116,8 @@ def _panel(ax: Axes, study: Study, part: pd.DataFrame, place: tuple[str, str]) -
     ax.set_xlim(0, 1.08 * evicting["bytes"].max() / 2**20)
     if metric in OF_CHANCE:
         ax.set_ylim(-0.05, 1.05)
+    else:
+        style.from_zero(ax, part["value"])
 
 
 def _draw_chance(ax: Axes, part: pd.DataFrame) -> None:

@@ -6,8 +6,10 @@ from types import ModuleType
 from typing import NamedTuple
 
 import matplotlib
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kvbudget.paper.plots import mathtext
@@ -20,6 +22,8 @@ PAGE = 7.0
 LINE = 30
 #: No panel is flatter than this, in inches, however many lines stand above it: curves, heat maps.
 FLATTEST = (0.8, 0.3)
+#: How far above the highest value of a panel an interval may reach before it is cut.
+HIGHEST = 1.4
 #: Okabe and Ito's palette, which colour-blind readers can tell apart.
 KNOWN = {
     "full": ("#000000", "X"),
@@ -158,6 +162,12 @@ def legend(figure: Figure, columns: int) -> None:
         handletextpad=0.4,
         columnspacing=1.0,
     )
+
+
+def from_zero(ax: Axes, values: pd.Series) -> None:
+    """Let an axis begin at zero and hold all values. Intervals that lie far above them are cut."""
+    if values.max() > 0:
+        ax.set_ylim(0, min(ax.get_ylim()[1] * 1.05, values.max() * HIGHEST))
 
 
 def nothing(reason: str) -> Figure:
