@@ -312,6 +312,13 @@ def test_places_that_fail_are_named(study):
     assert "none fails" not in said
 
 
+def test_a_task_that_fails_at_some_lengths_is_named_with_them(study):
+    one = study.cells[(study.cells["task"] == "needles") & (study.cells["length"] == 500)]
+    cells = pd.concat([one.assign(length=n, headline=n == 500) for n in (500, 1500, 2500)])
+    said = told(study, cells=cells)["summary/headline"]
+    assert "Tiny-A on One of several at 1,500 and 2,500 tokens" in said
+
+
 def test_families_are_those_of_the_config(study):
     assert told(study)["summary/families"] == (
         "Comparisons that agree in experiment, metric and reference are one family."

@@ -44,7 +44,9 @@ def _headline_tasks(src: Source) -> Latex:
         return Latex(f"In this study {combinations} {verb} scored, and none fails.")
     named = [
         f"{latex.title(src.study, 'models', model)} on {latex.title(src.study, 'tasks', task)}"
-        for model, task in weak[["model", "task"]].drop_duplicates().itertuples(index=False)
+        f"{_lengths(part)}"
+        for (model, task), part in src.places.groupby(["model", "task"], sort=False)
+        if not part["headline"].all()
     ]
     more = " and others" if len(named) > SHOWN else ""
     listed = latex.listing(Latex(name) for name in named[:SHOWN])
@@ -52,6 +54,14 @@ def _headline_tasks(src: Source) -> Latex:
         f"In this study the full cache fails in {len(weak)} of {combinations}, which count for no "
         f"headline: {listed}{more}."
     )
+
+
+def _lengths(part: pd.DataFrame) -> str:
+    """Lengths at which a task fails; nothing where it fails at all of them."""
+    weak = part.query("not headline")
+    if len(weak) == len(part):
+        return ""
+    return f" at {latex.listing(Latex(f'{length:,}') for length in sorted(weak['length']))} tokens"
 
 
 def _families(src: Source) -> Latex:
