@@ -75,7 +75,7 @@ def _machine(src: Source) -> Iterator[tuple[str, Latex]]:
     items = {r["item"]: r["value"] for r in src.table("provenance").to_dict("records")}
     for name in ("device", "threads", "torch", "transformers", "python"):
         yield f"machine/{name}", latex.escape(items.get(name, "unknown"))
-    # What measured the records, wherever they are read now; processors where some ran without a GPU.
+    # What measured the records, wherever they are read now: processors, where some had no GPU.
     devices = items.get("device", "cpu").split("; ")
     places = [device for device in devices if device != "cpu"]
     if "cpu" in devices:
