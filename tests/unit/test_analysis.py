@@ -485,6 +485,14 @@ def test_p_is_corrected_within_the_families_of_the_config(tmp_path, families, si
         assert family["p_holm"].to_numpy() == pytest.approx(holm(family["p"].to_numpy()))
 
 
+def test_pooled_comparisons_are_corrected_over_all_references(finished):
+    frame = schema.read(finished[1], "pooled")
+    for _, family in frame.groupby(["experiment", "metric", "kind"]):
+        assert set(family["family"]) == {len(family)}
+        assert family["p_holm"].to_numpy() == pytest.approx(holm(family["p"].to_numpy()))
+    assert frame.query("kind == 'baseline'").groupby("family")["reference"].nunique().min() > 1
+
+
 def test_a_verdict_follows_from_the_corrected_p(finished):
     for table in ("comparisons", "pooled"):
         frame = schema.read(finished[1], table)

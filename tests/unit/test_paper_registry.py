@@ -14,7 +14,7 @@ import rendering
 import synthetic
 
 from kvbudget import cli
-from kvbudget.paper import numbers, registry, source
+from kvbudget.paper import numbers, registry, shown, source
 from kvbudget.study import provenance
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,7 @@ def test_what_is_declared_is_what_is_read(study, name, monkeypatch):
         return load(self, environment, template)
 
     monkeypatch.setattr(jinja2.PackageLoader, "get_source", noted)
+    monkeypatch.setattr(shown, "LEAST_TASKS", 1)
     own = source.load(study, study.parent / "csv", made.csv)
     src = Recording(own.study, own.directory, own.tables)
     object.__setattr__(src, "read", set())

@@ -35,7 +35,8 @@ def pooled_rows(study: Study, groups: list[Measured]) -> pd.DataFrame:
     """The same comparisons over all headline tasks and lengths of an experiment together.
 
     Contexts stay the clusters: each counts once, also one that several tasks share, as wait-k for
-    several k does.
+    several k does. What a paper claims follows from these rows, of all peers together, so a family
+    holds all references.
     """
     found: dict[tuple, list[tuple[Pair, str]]] = defaultdict(list)
     for pair in _pairs(study, groups):
@@ -51,7 +52,8 @@ def pooled_rows(study: Study, groups: list[Measured]) -> pd.DataFrame:
         }
         for names, places in found.items()
     ]
-    return judged(rows, study.config["families"])
+    families = [name for name in study.config["families"] if name != "reference"]
+    return judged(rows, [*families, "kind"])
 
 
 def _pairs(study: Study, groups: list[Measured]) -> Iterator[Pair]:

@@ -14,7 +14,17 @@ import pandas as pd
 from kvbudget.errors import UserError
 from kvbudget.paper import latex, shown, times
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases import ablation, claims, cost, heads, quality, rigour, setup, standing
+from kvbudget.paper.phrases import (
+    ablation,
+    claims,
+    cost,
+    heads,
+    places,
+    quality,
+    rigour,
+    setup,
+    standing,
+)
 from kvbudget.paper.source import Source
 from kvbudget.paper.template import render
 
@@ -41,6 +51,7 @@ def text(src: Source) -> str:
         development=src.development,
         ablated=(src.table("pooled")["kind"] == "ablation").any(),
         lengths=not shown.over_lengths(src).empty,
+        tasks=shown.tasks(src) is not None,
         timed=not times.ratios(src).empty,
     )
 
@@ -48,7 +59,7 @@ def text(src: Source) -> str:
 def _all(src: Source) -> Iterator[tuple[str, Latex]]:
     yield from _cells(src)
     yield from _comparisons(src)
-    for part in (setup, standing, claims, quality, ablation, rigour, cost, heads):
+    for part in (setup, standing, claims, quality, places, ablation, rigour, cost, heads):
         yield from part.derived(src)
 
 

@@ -43,6 +43,12 @@ TABLES = {
         csv=("cells", "comparisons"),
         template="places.tex.j2",
     ),
+    "tasks": Made(
+        module="kvbudget.paper.tables.tasks",
+        what="all methods at one length and budget, by task",
+        csv=("cells", "comparisons"),
+        template="tasks.tex.j2",
+    ),
     "summary": Made(
         module="kvbudget.paper.tables.summary",
         what="Head-Aware against each peer at each budget, places together",

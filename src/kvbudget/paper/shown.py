@@ -1,6 +1,8 @@
 """What the main text shows of a study that is too large for it: one task, and one budget. The
 appendix has all of them."""
 
+from dataclasses import dataclass
+
 import pandas as pd
 
 from kvbudget.paper import budgets
@@ -8,6 +10,18 @@ from kvbudget.paper.source import Source
 from kvbudget.study.plan import FULL
 
 PLACE = ["model", "length", "budget"]
+#: Fewer tasks need no table of their own.
+LEAST_TASKS = 2
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What is scored at one length and budget: tasks, and the models with enough of them."""
+
+    length: int
+    budget: str
+    models: list[str]
+    tasks: list[str]
 
 
 def task(src: Source) -> str | None:
@@ -33,6 +47,25 @@ def over_lengths(src: Source) -> pd.DataFrame:
     frame = frame[(frame["policy"] == FULL) | (frame["budget"] == budget(src))]
     lengths = frame.groupby("model", sort=False)["length"].nunique()
     return frame[frame["model"].isin(lengths[lengths > 1].index)]
+
+
+def tasks(src: Source) -> Tasks | None:
+    """The length and budget at which most pairs of model and task are scored, the first among
+    equals; None where fewer than `LEAST_TASKS` tasks are."""
+    scored = _evicting(src)
+    measured = src.cells.loc[src.cells["metric"] == "score", ["task", *PLACE]]
+    scored = scored.merge(measured.drop_duplicates())
+    if scored.empty:
+        return None
+    length, budget = scored.groupby(["length", "budget"], sort=False).size().idxmax()
+    there = scored[(scored["length"] == length) & (scored["budget"] == budget)]
+    counts = there.groupby("model", sort=False)["task"].nunique()
+    models = [model for model in src.study.models if counts.get(model, 0) >= LEAST_TASKS]
+    if not models:
+        return None
+    found = set(there.loc[there["model"].isin(models), "task"])
+    planned = dict.fromkeys(cell.task for cell in src.study.cells)
+    return Tasks(int(length), str(budget), models, [task for task in planned if task in found])
 
 
 def _evicting(src: Source) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from kvbudget.paper import latex, layout
+from kvbudget.paper import findings, latex, layout
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import METRIC_TITLE, count, gap, title
 from kvbudget.paper.source import Source
@@ -23,6 +23,8 @@ def _ablation(src: Source) -> Latex:
     frame = frame[frame["kind"] == "ablation"]
     if frame.empty:
         return Latex("This study holds no headline comparison of a variant with Head-Aware.")
+    # As in the table beside it: two experiments may hold one pair.
+    frame = frame[frame["experiment"] == findings.largest(frame)]
     by = ["experiment", "model", "budget", "metric"]
     places = len(frame[by[:3]].drop_duplicates())
     if places > FEW:

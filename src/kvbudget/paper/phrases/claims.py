@@ -10,7 +10,18 @@ from kvbudget.analysis.metrics import METRICS
 from kvbudget.paper import findings, latex
 from kvbudget.paper.findings import Finding
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import METRIC_TITLE, NO_OURS, count, none, title
+from kvbudget.paper.phrases.words import (
+    METRIC_TITLE,
+    NO_OURS,
+    ahead,
+    bits,
+    capital,
+    count,
+    gap,
+    is_clear,
+    none,
+    title,
+)
 from kvbudget.paper.source import Source
 from kvbudget.policies.registry import METHODS
 
@@ -43,13 +54,10 @@ def _claim(src: Source, found: list[Finding], once: list[dict], twice: list[dict
     if not found:
         return NO_OURS
     metric = METRIC_TITLE[found[0].metric]
-    texts = []
-    if once:
-        texts.append(
-            f"Against peers that read once, Head-Aware is clearly better in {metric} in "
-            f"{_of(once, 'better')} and clearly worse in {none(_number(once, 'worse'))}."
-        )
-    if twice:
+    texts = [_against_once(src, once, metric)] if once else []
+    if len(twice) == 1:
+        texts.append(_against_one(src, twice[0]))
+    elif twice:
         peers = dict.fromkeys(title(src, row["reference"]) for row in twice)
         read = "read" if len(peers) > 1 else "reads"
         texts.append(
@@ -61,6 +69,43 @@ def _claim(src: Source, found: list[Finding], once: list[dict], twice: list[dict
             f"{none(sum(map(_equals, twice)))} of them, by the interval of the difference."
         )
     return Latex(" ".join(texts) or "Head-Aware evicts nothing at the budgets of this study.")
+
+
+def _against_once(src: Source, rows: list[dict], metric: str) -> str:
+    """Ours beside peers of one reading, by their bits: few bits are an advantage of their own."""
+    named = dict.fromkeys(row["reference_bits"] for row in rows)
+    told = []
+    for name in named:
+        part = [row for row in rows if row["reference_bits"] == name]
+        better, worse = none(_number(part, "better")), none(_number(part, "worse"))
+        told.append(
+            f"against those in {bits(name)} in {better} of {len(part)} and in {worse}"
+            if told
+            else f"against peers that read once in {bits(name)}, Head-Aware is clearly better in "
+            f"{metric} in {_of(part, 'better')} and clearly worse in {worse}"
+        )
+    return f"{capital(_scope(src, rows) + '; '.join(told))}."
+
+
+def _scope(src: Source, rows: list[dict]) -> str:
+    """The models that a claim is about, where others of the study count for no headline."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    if len(models) == len(src.study.models):
+        return ""
+    return f"with {latex.listing(latex.title(src.study, 'models', model) for model in models)}, "
+
+
+def _against_one(src: Source, row: dict) -> str:
+    """Ours beside the only peer of two readings at the only budget."""
+    side = "better" if ahead(row) else "worse"
+    margin = ""
+    if row["verdict"] != "better":
+        excluded = "is" if _equals(row) else "is not"
+        margin = f" A loss of more than {latex.decimal(MARGIN)} {excluded} excluded."
+    return (
+        f"{capital(title(src, row['reference']))} reads twice; Head-Aware is {side} than it by "
+        f"{gap(row)}, {is_clear(row)}.{margin}"
+    )
 
 
 def _of(rows: list[dict], verdict: str) -> str:

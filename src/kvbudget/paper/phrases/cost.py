@@ -27,16 +27,20 @@ def _memory(src: Source) -> Latex:
     wide = wide[wide["policy"] != FULL]
     if wide.empty:
         return Latex("This study holds no method that evicts.")
-    share = wide["cache_bytes_allocated"] / wide["cache_bytes_full"]
-    over = wide["cache_bytes_allocated"] / wide["cache_bytes_planned"]
     planned = wide.groupby(["model", "task", "length", "budget"])["cache_bytes_planned"]
     spread = float((planned.max() / planned.min() - 1).max())
-    return Latex(
-        f"The methods that evict allocate {span(100 * share.min(), 100 * share.max(), 0)}\\% of "
-        f"the full cache's bytes. That is {span(over.min(), over.max())} times what their budgets "
-        f"plan. Planned bytes of methods at the same budget differ by at most "
-        f"{latex.decimal(100 * spread, 1)}\\%.{_on_top(wide)}"
-    )
+    alike = f"differ by at most {latex.decimal(100 * spread, 1)}\\%" if spread else "are equal"
+    texts = [f"Bytes that methods plan at the same budget {alike}."]
+    evicting = wide[~wide["all_kept"]]
+    if not evicting.empty:
+        share = 100 * evicting["cache_bytes_allocated"] / evicting["cache_bytes_full"]
+        over = evicting["cache_bytes_allocated"] / evicting["cache_bytes_planned"]
+        texts += [
+            f"Where they evict, they allocate {span(share.min(), share.max(), 0)}\\% of the full "
+            "cache's bytes.",
+            f"That is {span(over.min(), over.max())} times what is planned.",
+        ]
+    return Latex(f"{' '.join(texts)}{_on_top(wide)}")
 
 
 def _on_top(wide: pd.DataFrame) -> str:
@@ -45,11 +49,14 @@ def _on_top(wide: pd.DataFrame) -> str:
         return ""
     wide = wide.dropna(subset="cache_tokens_on_top")
     tokens = wide["cache_tokens_on_top"]
-    share = 100 * (wide["cache_bytes_on_top"] / wide["cache_bytes_full"]).max()
+    of_full, of_plan = (
+        latex.decimal(100 * (wide["cache_bytes_on_top"] / wide[f"cache_bytes_{name}"]).max(), 0)
+        for name in ("full", "planned")
+    )
     return (
         " A question with its answer stands on top of the context's budget: "
-        f"{span(tokens.min(), tokens.max(), 0)} tokens, at most {latex.decimal(share, 0)}\\% of "
-        "the full cache's bytes."
+        f"{span(tokens.min(), tokens.max(), 0)} tokens. That is at most {of_full}\\% of the full "
+        f"cache's bytes, and at most {of_plan}\\% of a budget's."
     )
 
 
@@ -82,18 +89,17 @@ def _tokens(src: Source) -> Latex:
     for name, of_bits in few.groupby("bits", sort=False):
         found = sorted(set(of_bits["budget"]), key=budgets.order)
         shares = [budget for budget in found if not budget.isdigit()]
+        held = []
         for budget in shares if len(found) > MOST else found:
-            part = of_bits[of_bits["budget"] == budget]
-            where = latex.budget(budget) + (" tokens" if budget.isdigit() else " of the bytes")
-            evicting = part[~part["all_kept"]]["kept"]
+            evicting = 100 * of_bits[(of_bits["budget"] == budget) & ~of_bits["all_kept"]]["kept"]
             if evicting.empty:
-                texts.append(
-                    f"In {bits(name)} some budgets evict nothing, called \\emph{{all kept}}."
-                )
-            else:
-                held = span(100 * evicting.min(), 100 * evicting.max(), 0)
-                texts.append(f"In {bits(name)}, {where} hold {held}\\% of the tokens.")
-    return Latex(" ".join(dict.fromkeys(texts)))
+                held.append("some evict nothing, called \\emph{all kept}")
+                continue
+            where = latex.budget(budget) + (" tokens" if budget.isdigit() else "")
+            held.append(f"{span(evicting.min(), evicting.max(), 0)}\\% at {where}")
+        told = "; ".join(dict.fromkeys(held))
+        texts.append(f"In {bits(name)}, budgets hold these shares of a context's tokens: {told}.")
+    return Latex(" ".join(texts))
 
 
 def _arithmetic(src: Source) -> Latex:

@@ -9,6 +9,7 @@ from kvbudget.paper.findings import Finding
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import (
     METRIC_TITLE,
+    NAMED,
     NO_OURS,
     SHOWN,
     ahead,
@@ -16,24 +17,17 @@ from kvbudget.paper.phrases.words import (
     bits,
     capital,
     count,
-    decidable,
     gap,
     is_clear,
     none,
     title,
-    worst,
 )
 from kvbudget.paper.source import Source
-from kvbudget.study.plan import AXES
 
 #: Findings of an experiment beside the main one that are told one by one.
 FEW = 3
 #: Outcomes by model that are told; of more, the appendix tells.
 OUTCOMES = 4
-#: Peers and metrics in which losses are told.
-LOSSES = 6
-#: Peers that a sentence names.
-NAMED = 5
 #: A sentence has no more numbers than these.
 MOST_NUMBERS = 3
 _SCORES = {"score": "scores", "nll": "has an NLL of", "choice": "chooses right in"}
@@ -45,7 +39,7 @@ _SCORES_BEST = {
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
-    """Sentences that say which method is best at each budget, by how much, and where ours loses."""
+    """Sentences that say which method is best at each budget, and by how much."""
     main = findings.main_experiment(src)
     found = list(findings.of_experiment(src, main)) if main else []
     yield "summary/main", _named(src, main)
@@ -53,8 +47,6 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "summary/answer", _answer(src, found)
     yield "summary/findings", _findings(src, found)
     yield "summary/others", _others(src, main)
-    yield "summary/bits", _by_bits(src)
-    yield "summary/losses", _losses(src)
 
 
 def _named(src: Source, main: str | None) -> Latex:
@@ -71,7 +63,8 @@ def _short(src: Source, found: list[Finding]) -> Latex:
     for each in findings.first_metric(_shown(src, found)):
         peer = each.peers[0]
         texts.append(
-            f"{capital(_place(src, each, found))}, Head-Aware {_SCORES[each.metric]} "
+            f"{capital(_place(src, each))}, Head-Aware in {bits(peer['bits'])} "
+            f"{_SCORES[each.metric]} "
             f"{latex.decimal(each.value)} and its best peer, {title(src, peer['reference'])}, "
             f"{latex.decimal(peer['reference_value'])}, a difference {is_clear(peer)}."
         )
@@ -84,10 +77,10 @@ def _shown(src: Source, found: list[Finding]) -> list[Finding]:
     return [f for f in found if f.budget in findings.budgets_shown(frame)]
 
 
-def _place(src: Source, finding: Finding, found: list[Finding]) -> Latex:
-    """The budget, and the model where findings are of several."""
+def _place(src: Source, finding: Finding) -> Latex:
+    """The budget, and the model where the study has several."""
     where = at(finding.budget, finding.all_kept)
-    if len({f.model for f in found}) == 1:
+    if len(src.study.models) == 1:
         return where
     return Latex(f"with {latex.title(src.study, 'models', finding.model)} {where}")
 
@@ -154,7 +147,7 @@ def _findings(src: Source, found: list[Finding]) -> Latex:
     several = len({f.model for f in found}) > 1
     paragraphs: dict[str, list[str]] = {}
     for each in _shown(src, found) if found else []:
-        said = paragraphs.setdefault(_place(src, each, found), [])
+        said = paragraphs.setdefault(_place(src, each), [])
         if each in headed:
             said.append(_lead(src, each))
         if several:  # the table beside it tells the rest
@@ -218,30 +211,45 @@ def _beside(src: Source, finding: Finding) -> str:
 
 
 def _others(src: Source, main: str | None) -> Latex:
-    """Ours and its best peer in the experiments beside the main one."""
+    """Ours and its best peer in the experiments beside the main one, where ours evicts."""
     texts = []
     for experiment in src.study.experiments:
         if experiment["name"] == main:
             continue
         found = findings.first_metric(findings.of_experiment(src, experiment["name"]))
-        several = len({f.model for f in found}) > 1
+        found = [each for each in found if not each.all_kept]
         if len(found) > FEW:
             texts.append(_counted(experiment, found))
-            continue
-        for each in found:
-            peer = each.peers[0]
-            model = f" of {latex.title(src.study, 'models', each.model)}" if several else ""
-            side = "ahead of" if ahead(peer) else "behind"
-            texts.append(
-                rf"In \emph{{{layout.experiment_title(experiment)}}} the best peer{model} "
-                f"{at(each.budget, each.all_kept)} is {title(src, peer['reference'])}. "
-                f"Head-Aware is {side} it by {gap(peer)} in {METRIC_TITLE[each.metric]}, "
-                f"{is_clear(peer)}."
-            )
+        elif found:
+            texts += _each(src, experiment, found)
     if not texts:
         return Latex("No other experiment of this study sets Head-Aware beside a peer.")
     more = " The appendix has the others." if len(texts) > SHOWN else ""
     return Latex(" ".join(texts[:SHOWN]) + more)
+
+
+def _each(src: Source, experiment: dict, found: list[Finding]) -> Iterator[str]:
+    """How far ours is from its best peer, budget by budget: a sentence for each model."""
+    for model in dict.fromkeys(each.model for each in found):
+        mine = [each for each in found if each.model == model]
+        where = ""
+        if len(src.study.models) > 1:
+            where = f" with {latex.title(src.study, 'models', model)}"
+        told = "; ".join(_beside_best(src, each) for each in mine)
+        yield (
+            rf"In \emph{{{layout.experiment_title(experiment)}}}{where}, Head-Aware is, in "
+            f"{METRIC_TITLE[found[0].metric]}, {told}."
+        )
+
+
+def _beside_best(src: Source, finding: Finding) -> str:
+    """How far ours is from its best peer: `0.03 behind KVzip at a budget of 10%, which is …`."""
+    peer = finding.peers[0]
+    side = "ahead of" if ahead(peer) else "behind" if peer["difference"] else "from"
+    return (
+        f"{latex.decimal(abs(peer['difference']))} {side} {title(src, peer['reference'])} "
+        f"{at(finding.budget, finding.all_kept)}, {is_clear(peer)}"
+    )
 
 
 def _counted(experiment: dict, found: list[Finding]) -> str:
@@ -253,67 +261,3 @@ def _counted(experiment: dict, found: list[Finding]) -> str:
         f"{count(len(found), 'pair')} of model and budget, and clearly worse in "
         f"{none(verdicts.count('worse'))}."
     )
-
-
-def _baselines(src: Source, strictest: bool) -> pd.DataFrame:
-    """Comparisons of ours with each baseline, place by place.
-
-    A pair that several experiments hold counts once: as judged in the strictest of its families, or
-    in the mildest, where a loss must not be missed.
-    """
-    frame = src.comparisons
-    frame = frame[(frame["kind"] == "baseline") & (frame["method"] == src.study.ours)]
-    frame = frame.sort_values("p_holm", ascending=not strictest, kind="stable")
-    return frame.drop_duplicates([*AXES, "reference", "metric"]).sort_index()
-
-
-def _by_bits(src: Source) -> Latex:
-    """How often a difference is clear, against peers in sixteen and in fewer bits apart."""
-    frame = _baselines(src, strictest=True)
-    frame = frame[frame["headline"]]
-    if frame.empty:
-        return Latex("No comparison with a baseline counts as headline.")
-    texts = []
-    for (name, metric), part in frame.groupby(["reference_bits", "metric"], sort=False):
-        of = f"{count(len(part), 'headline comparison')} in {METRIC_TITLE[metric]}"
-        verdicts = part["verdict"].value_counts()
-        found = [f"clearly {v} in {verdicts[v]}" for v in ("better", "worse") if v in verdicts]
-        said = (
-            f"Head-Aware is {' and '.join(found)} of" if found else "no difference is clear among"
-        )
-        texts.append(f"Against peers in {bits(name)}, {said} {of}.")
-    return Latex(" ".join(texts))
-
-
-def _rank(part: pd.DataFrame) -> int:
-    """Scores before likelihoods."""
-    return list(METRIC_TITLE).index(part["metric"].iloc[0])
-
-
-def _losses(src: Source) -> Latex:
-    """To whom ours loses, how often, and where most; headline or not."""
-    frame = _baselines(src, strictest=False)
-    if frame.empty:
-        return NO_OURS
-    lost = frame[frame["verdict"] == "worse"]
-    if lost.empty:
-        if not decidable(frame).any():
-            return Latex("With so few contexts no comparison could have shown a loss.")
-        return Latex(
-            "In no comparison with a baseline, headline or not, is Head-Aware clearly worse."
-        )
-    texts = []
-    groups = [part for _, part in lost.groupby(["reference", "metric"], sort=False)]
-    for part in sorted(groups, key=lambda part: (_rank(part), -len(part))):
-        reference, metric = part.iloc[0][["reference", "metric"]]
-        same = frame[(frame["reference"] == reference) & (frame["metric"] == metric)]
-        row = worst(part)
-        texts.append(
-            f"Head-Aware loses to {title(src, reference)} in {METRIC_TITLE[metric]} in "
-            f"{len(part)} of {count(len(same), 'comparison')}. Most it loses with "
-            f"{latex.title(src.study, 'models', row['model'])} on "
-            f"{latex.title(src.study, 'tasks', row['task'])} at {row['length']:,} tokens, "
-            f"{at(row['budget'], row['all_kept'])}, by {latex.decimal(abs(row['difference']))}."
-        )
-    more = " The appendix has the other losses." if len(texts) > LOSSES else ""
-    return Latex(" ".join(texts[:LOSSES]) + more)

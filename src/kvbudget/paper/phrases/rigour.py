@@ -18,6 +18,7 @@ from kvbudget.paper.phrases.words import (
     percent,
     span,
     title,
+    visible,
 )
 from kvbudget.paper.source import Source
 from kvbudget.study.plan import AXES, FULL
@@ -67,7 +68,10 @@ def _lengths(part: pd.DataFrame) -> str:
 def _families(src: Source) -> Latex:
     """What is corrected together."""
     names = [Latex(rf"\emph{{{name}}}") for name in src.study.config["families"]]
-    return Latex(f"Comparisons that agree in {latex.listing(names)} are one family.")
+    return Latex(
+        f"Comparisons that agree in {latex.listing(names)} are one family; where places are taken "
+        "together, all references are in one."
+    )
 
 
 def _power(src: Source) -> Latex:
@@ -84,13 +88,11 @@ def _power(src: Source) -> Latex:
         )
     contexts = span(frame["n_contexts"].min(), frame["n_contexts"].max(), 0)
     texts = [f"A comparison rests on {contexts} contexts."]
-    for metric, name in METRIC_TITLE.items():
-        found = frame.loc[frame["metric"] == metric, "detectable"].dropna()
-        if not found.empty:
-            texts.append(
-                f"In {name} it would show a true difference of {latex.decimal(found.median())}, "
-                "in the median, four times out of five."
-            )
+    shown = visible(frame)
+    if shown:
+        texts.append(
+            f"Four times out of five it would show a true difference of {shown} (medians)."
+        )
     if not reached.all():
         texts.append(
             f"In {int((~reached).sum())} of {count(len(frame), 'comparison')} the contexts are too "
@@ -133,7 +135,7 @@ def _choice(src: Source) -> Latex:
     shown = findings.budgets_shown(cells[here])
     rows = sorted(means.to_dict("records"), key=lambda row: budgets.order(row["budget"]))
     for row in (row for row in rows if row["budget"] in shown):
-        where = capital(_with(src, models, at(row["budget"], row["all_kept"])))
+        where = capital(_with(src, models[0], at(row["budget"], row["all_kept"])))
         texts.append(
             f"{where}, {percent(row['any'])} of Head-Aware's answers are some needle of the "
             "context."
@@ -147,11 +149,11 @@ def _choice(src: Source) -> Latex:
     return Latex(" ".join(texts))
 
 
-def _with(src: Source, models: list[str], where: Latex) -> str:
-    """The place of a sentence, with its model where there are several."""
-    if len(models) == 1:
+def _with(src: Source, model: str, where: Latex) -> str:
+    """The place of a sentence, with its model where the study has several."""
+    if len(src.study.models) == 1:
         return where
-    return f"with {latex.title(src.study, 'models', models[0])} {where}"
+    return f"with {latex.title(src.study, 'models', model)} {where}"
 
 
 def _means(cells: pd.DataFrame) -> pd.DataFrame:

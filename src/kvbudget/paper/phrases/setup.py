@@ -2,11 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 
+import pandas as pd
+
 from kvbudget.paper import budgets, latex
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import span
+from kvbudget.paper.phrases.words import count, span
 from kvbudget.paper.source import Source
-from kvbudget.study.plan import FULL, OURS
+from kvbudget.study.plan import AXES, FULL, OURS
+
+#: Tasks that the abstract names.
+FEW = 3
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
@@ -24,6 +29,7 @@ def _study(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "study/cells", latex.decimal(len(src.wide()), 0)
     yield "study/models", _titles(src, "models", (c.model for c in planned))
     yield "study/tasks", _titles(src, "tasks", (c.task for c in planned))
+    yield "study/tasks-in-short", _in_short(src, {c.task for c in planned})
     yield "study/methods", _titles(src, "methods", study.main_methods)
     yield "study/baselines", _titles(src, "methods", study.baselines)
     yield "study/lengths", latex.listing(f"{n:,}" for n in sorted({c.length for c in planned}))
@@ -39,6 +45,13 @@ def _study(src: Source) -> Iterator[tuple[str, Latex]]:
 
 def _titles(src: Source, section: str, keys: Iterable[str]) -> Latex:
     return latex.listing(latex.title(src.study, section, key) for key in dict.fromkeys(keys))
+
+
+def _in_short(src: Source, tasks: set[str]) -> Latex:
+    """Tasks by name, or of many their number."""
+    if len(tasks) > FEW:
+        return Latex(f"{len(tasks)} tasks")
+    return _titles(src, "tasks", (c.task for c in src.study.cells))
 
 
 def _compressed(kinds: set[str]) -> Latex:
@@ -81,3 +94,22 @@ def _machine(src: Source) -> Iterator[tuple[str, Latex]]:
     if "cpu" in devices:
         places += items.get("cpu", "unknown processor").split("; ")
     yield "machine/description", latex.listing(map(latex.escape, places))
+    yield "machine/pairs", _pairs(src)
+
+
+def _pairs(src: Source) -> Latex:
+    """How many comparisons are of two devices; nothing where none is."""
+    devices = src.cells.drop_duplicates(list(AXES)).set_index(list(AXES))["machine"]
+    devices = devices.str.partition(",")[0]
+    frame = src.comparisons[src.comparisons["kind"].eq("baseline") & src.comparisons["headline"]]
+    frame = frame.drop_duplicates([*AXES, "reference"])
+    mine, theirs = (
+        devices.loc[pd.MultiIndex.from_frame(frame[[*AXES[:3], method, "budget"]])].to_numpy()
+        for method in ("method", "reference")
+    )
+    if not (mine != theirs).any():
+        return Latex("")
+    return Latex(
+        f"In {(mine != theirs).sum()} of {count(len(frame), 'headline pair')} of Head-Aware and a "
+        "peer the two were measured on different devices, whose results differ as rounding does."
+    )

@@ -20,15 +20,21 @@ WAYS = {
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     """How many cells were measured by which code."""
-    yield "study/standing", Latex(" ".join(_sentences(src)))
+    counted = list(_counted(src))
+    yield "study/counted", Latex(" ".join(counted))
+    yield "study/standing", Latex(" ".join([*counted, *_changed(src)]))
 
 
-def _sentences(src: Source) -> Iterable[str]:
+def _counted(src: Source) -> Iterable[str]:
     codes = src.table("code_digests")
     counts = codes["standing"].value_counts()
     for kind, way in WAYS.items():
         if kind in counts:
             yield f"{way}: {counts[kind]} of {count(len(codes), 'cell')}."
+
+
+def _changed(src: Source) -> Iterable[str]:
+    codes = src.table("code_digests")
     if changed := _distinct(codes.loc[codes["standing"] == EARLIER, "modules"]):
         named = [latex.escape(name) for name in changed[:SHOWN]]
         more = f", and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""

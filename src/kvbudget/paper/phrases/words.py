@@ -14,6 +14,8 @@ from kvbudget.paper.source import Source
 METRIC_TITLE = {"score": "score", "nll": "NLL", "choice": "forced choice"}
 #: A paragraph names so many places; the appendix has them all.
 SHOWN = 8
+#: Methods that a sentence names.
+NAMED = 5
 NO_OURS = Latex(
     "This study holds no headline comparison of Head-Aware with a baseline, so nothing is claimed "
     "here."
@@ -95,6 +97,11 @@ def decidable(frame: pd.DataFrame) -> pd.Series:
     return frame["n_contexts"].map(least_p) * frame["family"] < ALPHA
 
 
-def worst(frame: pd.DataFrame) -> dict:
-    """Of clear losses in one metric, that in which the method loses most."""
-    return frame.loc[frame["difference"].abs().idxmax()].to_dict()
+def visible(frame: pd.DataFrame) -> Latex:
+    """The true differences that comparisons would show, in the median, a metric after the other."""
+    medians = frame.groupby("metric")["detectable"].median().dropna()
+    return latex.listing(
+        Latex(f"{latex.decimal(medians[metric])} in {name}")
+        for metric, name in METRIC_TITLE.items()
+        if metric in medians
+    )

@@ -1,6 +1,10 @@
-"""Cost of one experiment and model: a row for each method and budget."""
+"""Cost of one experiment and model: a row for each method and budget.
 
-from collections.abc import Iterator
+Where nothing is timed there is no table: bytes are those of the budget, and
+`kvbudget.paper.phrases.cost` says how nearly.
+"""
+
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -15,6 +19,8 @@ COLUMNS = (
     Column("prefill_s", Latex(r"\shortstack[r]{prefill\\(s)}")),
     Column("decode_ms_per_token", Latex(r"\shortstack[r]{decode\\(ms/token)}"), 42),
 )
+#: What is the same on all machines.
+BYTES = ("cache_bytes_allocated", "cache_bytes_claimed")
 #: Of caches that a library of others makes, and of ours beside them: what is seen, and peaks.
 OF_OTHERS = (
     Column("cache_bytes_claimed", Latex(r"\shortstack[r]{claimed\\(MiB)}"), 42),
@@ -27,24 +33,25 @@ def floats(src: Source, experiment: dict, model: str, keys: list[tuple]) -> Iter
     """Floats of the experiment's cells of one model, by as many lengths as fit side by side."""
     tasks = _timed(src, keys)
     frame = src.cells[(src.cells["model"] == model) & src.cells["task"].isin(tasks)]
-    for machine, part in frame.groupby("machine", sort=False):
-        there = set(part[list(AXES)].itertuples(index=False, name=None))
-        mine = [key for key in keys if key in there]
-        if mine:
-            yield from _of_machine(src, experiment, str(machine), part, mine)
+    index = pd.MultiIndex.from_frame(frame[list(AXES)])
+    frame = frame[index.isin(keys)].assign(key=index[index.isin(keys)])
+    others = OF_OTHERS if layout.others(src.study, keys) else ()
+    columns = [*COLUMNS[:1], *others, *COLUMNS[1:]]
+    moving = {column.metric for column in columns}.difference(BYTES)
+    timed = frame["key"].isin(set(frame.loc[frame["metric"].isin(moving), "key"]))
+    # Times of two machines stand in no table together.
+    for _, part in frame[timed].groupby("machine", sort=False):
+        yield from _of_machine(src, experiment, columns, part)
 
 
 def _of_machine(
-    src: Source, experiment: dict, machine: str, part: pd.DataFrame, keys: list[tuple]
+    src: Source, experiment: dict, columns: Sequence[Column], part: pd.DataFrame
 ) -> Iterator[dict]:
-    """Times of two machines stand in no table together."""
+    """Tables of cells of one model that were measured on one machine."""
+    keys = list(dict.fromkeys(part["key"]))
     means = part.groupby(["length", "method", "budget", "metric"])["value"].mean().to_dict()
-    others = layout.others(src.study, keys)
-    columns = [*COLUMNS[:1], *OF_OTHERS, *COLUMNS[1:]] if others else COLUMNS
     columns = [c for c in columns if any((*key[2:], c.metric) in means for key in keys)]
-    if not columns:
-        return
-    caption = _caption(src, experiment, machine, keys) + (_of_others(columns) if others else "")
+    caption = _caption(src, experiment, keys, part["machine"].iloc[0]) + _of_others(columns)
     for lengths in layout.by_width(sorted({key[2] for key in keys}), columns):
         rows = []
         for method, budget in layout.method_budget_rows(src.study, keys):
@@ -69,13 +76,14 @@ def _timed(src: Source, keys: list[tuple]) -> list[str]:
     return [t for t in timed if kinds[t] != "perplexity"] or timed
 
 
-def _caption(src: Source, experiment: dict, machine: str, keys: list[tuple]) -> str:
+def _caption(src: Source, experiment: dict, keys: list[tuple], machine: str) -> str:
     tasks = dict.fromkeys(key[1] for key in keys)
     titles = latex.listing(latex.title(src.study, "tasks", task) for task in tasks)
     return (
         rf"{layout.experiment_title(experiment)}. "
-        rf"{latex.title(src.study, 'models', keys[0][0])}: cost, mean over the tasks "
-        rf"\emph{{{titles}}}. {layout.sample_note(src, keys)} Cache: storage allocated. Measured "
+        rf"{latex.title(src.study, 'models', keys[0][0])}: cost"
+        rf"{', mean over the tasks' if len(tasks) > 1 else ' on'} \emph{{{titles}}}. "
+        rf"{layout.sample_note(src, keys)} Cache: storage allocated. Measured "
         rf"on {latex.escape(machine)} (\cref{{tab:provenance}}); compare times within this table "
         "only."
     )
@@ -83,6 +91,8 @@ def _caption(src: Source, experiment: dict, machine: str, keys: list[tuple]) -> 
 
 def _of_others(columns: list[Column]) -> str:
     """What is said where caches of others stand beside ours."""
+    if not any(column in OF_OTHERS for column in columns):
+        return ""
     peaks = " and of the device" if any(c.metric == "peak_cuda_bytes" for c in columns) else ""
     return (
         r" \emph{Claimed} is what can be seen of a cache of kvpress, which may mask the rest and "

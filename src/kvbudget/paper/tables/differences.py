@@ -8,7 +8,7 @@ from kvbudget.analysis.metrics import COMPARED
 from kvbudget.analysis.statistics import ALPHA
 from kvbudget.paper import latex, layout
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import METRIC_TITLE
+from kvbudget.paper.phrases.words import METRIC_TITLE, visible
 
 #: Metrics that stand side by side in one table.
 ABREAST = 2
@@ -48,19 +48,14 @@ def _p(p: float) -> Latex:
 
 def note(frame: pd.DataFrame) -> str:
     """What the columns mean, how many contexts there are and what they can show."""
-    shown = [
-        f"{latex.decimal(found.median())} in {title}"
-        for name, title in METRIC_TITLE.items()
-        if not (found := frame.loc[frame["metric"] == name, "detectable"].dropna()).empty
-    ]
-    visible = (
-        f" So many show a true difference of {latex.listing(map(Latex, shown))} four times out of "
-        "five (medians)."
+    shown = visible(frame)
+    power = (
+        f" So many show a true difference of {shown} four times out of five (medians)."
         if shown
         else " So few show no difference."
     )
     return (
         r" Differences are paired by context, with 95\% intervals in brackets. \(p\) is that of a "
-        r"paired permutation test after Holm's correction, bold where it decides."
-        rf" \(n\) = {layout.span(frame['n_contexts'])} contexts.{visible}"
+        r"paired permutation test after Holm's correction, bold where the difference is clear."
+        rf" \(n\) = {layout.span(frame['n_contexts'])} contexts.{power}"
     )

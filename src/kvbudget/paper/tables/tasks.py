@@ -1,0 +1,48 @@
+"""All methods at one length and budget: score and NLL, a column for each task."""
+
+from collections.abc import Iterator
+
+from kvbudget.paper import latex, layout, shown
+from kvbudget.paper.latex import Latex
+from kvbudget.paper.source import Source
+from kvbudget.paper.tables import abreast
+from kvbudget.paper.template import render
+
+#: Points that the name of a task has at least.
+TASK = 44
+
+
+def text(src: Source) -> str:
+    """LaTeX of what `kvbudget.paper.shown.tasks` names, a float for as many models as fit; nothing
+    where tasks are few."""
+    floats = list(_floats(src))
+    for number, entry in enumerate(floats, 1):
+        entry["label"] = f"tab:tasks-{number}"
+    return render("tasks.tex.j2", notes=src.notes(), floats=floats)
+
+
+def _floats(src: Source) -> Iterator[dict]:
+    chosen = shown.tasks(src)
+    if chosen is None:
+        return
+    found, rows = [], []
+    for model in chosen.models:
+        places = [(model, task, chosen.length) for task in chosen.tasks]
+        of_model = abreast.keys(src, places, chosen.budget)
+        found += of_model
+        rows += abreast.rows(src, of_model, f"{latex.title(src.study, 'models', model)}, ")
+    titles = [latex.title(src.study, "tasks", task) for task in chosen.tasks]
+    for number, piece in enumerate(layout.by_height(rows)):
+        yield {
+            "heads": [Latex(rf"\named[{TASK}pt]{{{title}}}") for title in titles],
+            "rows": piece,
+            "caption": Latex(_caption(src, chosen, found) + (" (Continued.)" if number else "")),
+        }
+
+
+def _caption(src: Source, chosen: shown.Tasks, found: list[list[tuple]]) -> str:
+    of = "tokens" if chosen.budget.isdigit() else "of the bytes"
+    return (
+        rf"All tasks with prompts of {chosen.length:,} tokens, at a budget of "
+        rf"{latex.budget(chosen.budget)} {of}. {abreast.note(src, found)}"
+    )
