@@ -359,15 +359,17 @@ def test_seeds_say_how_far_they_lie_apart(study):
 
 
 def test_the_fit_is_told_of_each_model(study):
-    said = told(study)["summary/fit"]
+    assert told(study)["summary/fit"] == (
+        "In this study the map is fitted on 6 contexts of 1,000 to 2,000 tokens."
+    )
+    said = told(study)["summary/ranks"]
     ranks = study.table("ranks")
     group, own = (
         ranks.loc[ranks["features"] == features, "correlation"].mean()
         for features in ("group", "own")
     )
     assert said == (
-        "In this study the map is fitted on 6 contexts of 1,000 to 2,000 tokens, and judged on "
-        "others. With Tiny-A, the 10% of tokens that it ranks first hold 81% of the scores that "
+        "With Tiny-A, the 10% of tokens that it ranks first hold 81% of the scores that "
         "the truly best hold; of 20% they hold 86%; of 40% they hold 93%. Over the tokens of a "
         f"head its ranks correlate with the true ones by {group:.2f}, those of a map of the "
         f"head's own key and value by {own:.2f}."
@@ -375,11 +377,11 @@ def test_the_fit_is_told_of_each_model(study):
     frame = study.table("scorer")
     both = pd.concat([frame, frame.assign(model="other", kept=0.5)])
     others = pd.concat([ranks, ranks.assign(model="other", correlation=0.25)])
-    said = told(study, scorer=both, ranks=others)["summary/fit"]
+    said = told(study, scorer=both, ranks=others)["summary/ranks"]
     assert "With other, the 10% of tokens that it ranks first hold 50% of the scores" in said
     assert "true ones by 0.25, those of a map of the head's own key and value by 0.25." in said
     hidden = ranks[ranks["features"] == "group"].assign(features="hidden", correlation=0.75)
-    said = told(study, ranks=pd.concat([ranks, hidden]))["summary/fit"]
+    said = told(study, ranks=pd.concat([ranks, hidden]))["summary/ranks"]
     assert said.endswith(f"by {own:.2f}, and those of a map of the hidden state by 0.75.")
     assert told(study, scorer=frame[:0])["summary/fit"] == "This study holds no calibration."
 
@@ -464,7 +466,7 @@ def test_each_sentence_has_its_key_once_and_ends(study):
     for key, text in told(study).items():
         if key not in ("summary/main", "paper/title"):
             # Where tasks are few and the full cache fails nowhere, there is no sentence.
-            few = key in ("summary/tasks", "summary/outside") and not text
+            few = key in ("summary/tasks", "summary/breadth", "summary/outside") and not text
             assert few or text.endswith("."), (key, text)
             assert "nan" not in text and "None" not in text and "  " not in text, (key, text)
 
@@ -606,6 +608,20 @@ def test_the_only_peer_of_two_readings_is_told_with_its_interval(study):
         assert (
             f"Twice reads twice; Head-Aware is {said}" in told(own, pooled=pooled)["summary/claim"]
         )
+
+
+def test_means_over_tasks_stand_beside_the_full_cache(study, monkeypatch):
+    assert told(study)["summary/breadth"] == ""
+    monkeypatch.setattr(shown, "LEAST_TASKS", 1)
+    (place,) = {(c.length, c.budget) for c in [shown.tasks(study)]}
+    cells = study.cells.query(f"metric == 'score' and length == {place[0]}")
+    values = cells[cells["budget"].isin([place[1], "full"])].set_index("method")["value"]
+    best = values[["h2o", "streaming-llm"]].idxmax()
+    assert told(study)["summary/breadth"] == (
+        f"On 1 task at {place[0]:,} tokens Tiny-A scores {values[OURS]:.2f} in the mean with "
+        f"Head-Aware; {values['full']:.2f} with the full cache; {values[best]:.2f} with the best "
+        f"peer, {study.study.title('methods', best)}."
+    )
 
 
 def test_tasks_are_counted_peer_by_peer(study, monkeypatch):

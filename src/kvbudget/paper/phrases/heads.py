@@ -14,24 +14,32 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     """How well scores are predicted, how many heads are of each class, and how far two halves of
     the calibration agree."""
     yield "summary/fit", _fit(src)
+    yield "summary/ranks", _ranks(src)
     yield "summary/classes", _classes(src)
     yield "summary/stability", _stability(src)
 
 
 def _fit(src: Source) -> Latex:
-    """On what the scorer is fitted, and what its choice holds of what the best would."""
+    """On what the scorer is fitted."""
+    if src.table("scorer").empty:
+        return NO_CALIBRATION
+    own = next(each for each in src.study.calibrations if each.own)
+    lengths = own.spec["scorer_lengths"]
+    contexts = count(own.spec["scorer_contexts"] * len(lengths), "context")
+    return Latex(
+        f"In this study the map is fitted on {contexts} of {span(min(lengths), max(lengths), 0)} "
+        "tokens."
+    )
+
+
+def _ranks(src: Source) -> Latex:
+    """What the scorer's choice holds of what the best would, on texts that it was not fitted on."""
     frame = src.table("scorer")
     frame = frame[frame["features"] == "group"]
     if frame.empty:
         return NO_CALIBRATION
     ranks = src.table("ranks").groupby(["model", "features"])["correlation"].mean()
-    own = next(each for each in src.study.calibrations if each.own)
-    lengths = own.spec["scorer_lengths"]
-    contexts = count(own.spec["scorer_contexts"] * len(lengths), "context")
-    texts = [
-        f"In this study the map is fitted on {contexts} of {span(min(lengths), max(lengths), 0)} "
-        "tokens, and judged on others."
-    ]
+    texts = []
     several = frame["model"].nunique() > 1
     for model, group in frame.groupby("model", sort=False):
         (share, kept), *more = zip(group["share"], group["kept"], strict=True)

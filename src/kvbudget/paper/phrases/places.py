@@ -17,13 +17,14 @@ from kvbudget.paper.phrases.words import (
     title,
 )
 from kvbudget.paper.source import Source
-from kvbudget.study.plan import AXES
+from kvbudget.study.plan import AXES, FULL
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     """How often differences are clear: by bits, on all tasks, where the full cache fails; and where
     ours loses."""
     yield "summary/bits", _by_bits(src)
+    yield "summary/breadth", _breadth(src)
     yield "summary/tasks", _by_task(src)
     yield "summary/outside", _outside(src)
     yield "summary/losses", _losses(src)
@@ -66,6 +67,35 @@ def _verdicts(part: pd.DataFrame, what: str) -> str:
     )
 
 
+def _breadth(src: Source) -> Latex:
+    """Mean scores over tasks at one length and budget, of ours, the full cache and the best peer;
+    nothing where these are few."""
+    chosen = shown.tasks(src)
+    if chosen is None or src.study.ours is None:
+        return Latex("")
+    cells = src.cells[(src.cells["metric"] == "score") & src.cells["headline"]]
+    cells = cells[cells["length"] == chosen.length]
+    cells = cells[cells["budget"].isin([chosen.budget, FULL])]
+    texts = []
+    for model in chosen.models:
+        scores = cells[cells["model"] == model].pivot(
+            index="method", columns="task", values="value"
+        )
+        means = scores.dropna().mean(axis=1)  # of what is measured on all of them
+        peers = means.reindex(src.study.baselines).dropna()
+        full = means[[src.study.policy(method) == FULL for method in means.index]]
+        if src.study.ours not in means or peers.empty or full.empty:
+            continue
+        texts.append(
+            f"On {count(scores.shape[1], 'task')} at {chosen.length:,} tokens "
+            f"{latex.title(src.study, 'models', model)} scores "
+            f"{latex.decimal(means[src.study.ours])} in the mean with Head-Aware; "
+            f"{latex.decimal(full.iloc[0])} with the full cache; {latex.decimal(peers.max())} with "
+            f"the best peer, {title(src, str(peers.idxmax()))}."
+        )
+    return Latex(" ".join(texts))
+
+
 def _by_task(src: Source) -> Latex:
     """How ours fares against each peer over tasks at one length and budget; nothing where these are
     few."""
@@ -78,7 +108,11 @@ def _by_task(src: Source) -> Latex:
     texts = []
     for metric in ("score", "nll"):
         told = []
-        for reference, part in frame[frame["metric"] == metric].groupby("reference", sort=False):
+        of_metric = frame[frame["metric"] == metric]
+        pairs = len(of_metric[["model", "task"]].drop_duplicates())
+        for reference, part in of_metric.groupby("reference", sort=False):
+            if 2 * len(part) < pairs:  # nor does it stand in the table
+                continue
             better, worse = ((part["verdict"] == v).sum() for v in ("better", "worse"))
             whom = f"gainst {title(src, str(reference))}"
             told.append(
