@@ -262,9 +262,9 @@ def results() -> str:
     return markdown.of_all(ROOT)
 
 
-def results_in_short(study: str) -> str:
-    """A few of a study's."""
-    return markdown.in_short(study, ROOT)
+def results_in_short(name: str) -> str:
+    """A few of those of `study.experiment`."""
+    return markdown.in_short(*name.split("."), ROOT)
 
 
 def results_of(name: str) -> str:

@@ -56,7 +56,20 @@ def test_each_number_is_one_of_the_records(root):
     for method, value in zip(("full", "h2o", "streaming-llm", "head-aware"), values, strict=True):
         score, nll = (sum(each[name] for each in records[method]) / 2 for name in ("score", "nll"))
         assert value == f"{score:.2f} / {nll:.3f}"
-    assert markdown.in_short("tiny", root) == "\n".join(lengths.strip().split("\n")[2:])
+    assert markdown.in_short("tiny", "lengths", root) == "\n".join(lengths.strip().split("\n")[2:])
+
+
+def test_of_several_tasks_the_shortest_prompts_are_told_in_short(root):
+    file = root / "workflow/studies/tiny.yaml"
+    study = yaml.safe_load(file.read_text())
+    study["experiments"][0] |= {"tasks": ["niah_single", "niah_multikey"], "lengths": [800, 900]}
+    file.write_text(yaml.safe_dump(study))
+    study = planned(read("tiny", root), root)
+    measure(study)
+    publish(study)
+    common, _, _, _, *rows = markdown.in_short("tiny", "lengths", root).split("\n")
+    assert common == "Tiny random Llama, 800 tokens, 20%, score / NLL:"
+    assert [row.split(" | ")[0] for row in rows] == ["| Single needle", "| One of four needles"]
 
 
 def test_many_methods_stand_in_rows_with_the_bytes_that_they_hold(root, monkeypatch):

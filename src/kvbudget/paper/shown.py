@@ -40,13 +40,12 @@ def budget(src: Source) -> str | None:
 
 
 def over_lengths(src: Source) -> pd.DataFrame:
-    """Cells of main methods on that task at that budget, and of the full cache, of the models that
-    are measured at two lengths or more."""
+    """Cells of main methods on that task at that budget, and of the full cache, where a method is
+    measured with a model at two lengths or more."""
     frame = src.cells[src.cells["method"].isin(src.study.main_methods)]
     frame = frame[frame["task"] == task(src)]
     frame = frame[(frame["policy"] == FULL) | (frame["budget"] == budget(src))]
-    lengths = frame.groupby("model", sort=False)["length"].nunique()
-    return frame[frame["model"].isin(lengths[lengths > 1].index)]
+    return frame[frame.groupby(["model", "method"])["length"].transform("nunique") > 1]
 
 
 def tasks(src: Source) -> Tasks | None:

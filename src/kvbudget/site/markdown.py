@@ -84,16 +84,16 @@ def of_orders(name: str, experiment: str, root: Path) -> str:
     return _shown(common, lines)
 
 
-def in_short(name: str, root: Path) -> str:
-    """Of a published study, the first experiment at its first model and task, at its longest
-    prompts."""
+def in_short(name: str, experiment: str, root: Path) -> str:
+    """Of one experiment of a published study, its first model; of several tasks, those of the
+    shortest prompts."""
     study, tables = tables_of(name, root)
-    experiment, cells = study.experiments[0], tables["cells"]
-    mine = [cell for cell in study.cells if experiment["name"] in cell.experiments]
-    model, task = mine[0].model, mine[0].task
-    length = max(cell.length for cell in mine if (cell.model, cell.task) == (model, task))
-    here = cells[(cells["model"] == model) & (cells["task"] == task) & (cells["length"] == length)]
-    return _table(study, here, experiment)
+    entry = named(study, experiment)
+    cells = cells_of(study, tables["cells"], entry)
+    cells = cells[cells["model"] == cells["model"].iloc[0]]
+    if cells["task"].nunique() > 1:
+        cells = cells[cells["length"] == cells["length"].min()]
+    return _table(study, cells, entry)
 
 
 @functools.cache

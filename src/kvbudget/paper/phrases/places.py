@@ -11,6 +11,7 @@ from kvbudget.paper.phrases.words import (
     NAMED,
     NO_OURS,
     bits,
+    capital,
     count,
     decidable,
     none,
@@ -18,6 +19,9 @@ from kvbudget.paper.phrases.words import (
 )
 from kvbudget.paper.source import Source
 from kvbudget.study.plan import AXES, FULL
+
+#: The least difference that prints.
+LEAST = 0.01
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
@@ -114,16 +118,16 @@ def _by_task(src: Source) -> Latex:
             if 2 * len(part) < pairs:  # nor does it stand in the table
                 continue
             better, worse = ((part["verdict"] == v).sum() for v in ("better", "worse"))
-            whom = f"gainst {title(src, str(reference))}"
+            whom = f"against {title(src, str(reference))}"
             told.append(
-                f"a{whom} in {none(better)} of {len(part)} and in {none(worse)}"
+                f"{whom} in {none(better)} of {len(part)} and in {none(worse)}"
                 if told
-                else f"A{whom}, Head-Aware is clearly better in {METRIC_TITLE[metric]} in "
+                else f"{whom}, Head-Aware is clearly better in {METRIC_TITLE[metric]} in "
                 f"{none(better)} of {count(len(part), 'headline pair')} of model and task and "
                 f"clearly worse in {none(worse)}"
             )
         if told:
-            texts.append(f"{'; '.join(told)}.")
+            texts.append(capital(f"{'; '.join(told)}."))
     return Latex(" ".join(texts))
 
 
@@ -180,7 +184,12 @@ def _lost_to(src: Source, frame: pd.DataFrame) -> Iterator[str]:
         most = "by" if len(lost) == 1 else "by up to"
         yield (
             f"{title(src, str(reference))} in {len(lost)} of {count(len(part), 'comparison')}, "
-            f"{most} {latex.decimal(lost.max())}"
+            f"{most} {_size(lost.max())}"
         )
     if len(groups) > NAMED:
         yield f"and than {count(len(groups) - NAMED, 'other peer')}"
+
+
+def _size(difference: float) -> str:
+    """A difference that is clear; never one that prints as nothing."""
+    return latex.decimal(difference) if difference >= LEAST / 2 else f"less than {LEAST}"
