@@ -12,7 +12,7 @@ from rendering import PAPER, build, copied, draw, overfull, render, typeset, val
 
 from kvbudget.errors import UserError
 from kvbudget.paper import budgets, check, latex, layout, registry, shown, times
-from kvbudget.paper.plots import lengths, quality, style
+from kvbudget.paper.plots import lengths, memory, over_length, quality, style
 from kvbudget.paper.tables import marks
 from kvbudget.study import titles
 from kvbudget.study.config import read
@@ -335,7 +335,7 @@ def test_comparisons_say_bits_and_what_so_many_contexts_show(choosing):
     assert text.count(r"\textbf{") == len(bold)
 
 
-def test_times_of_two_machines_stand_in_tables_of_their_own(tmp_path):
+def test_times_of_two_machines_stand_in_tables_of_their_own(tmp_path, monkeypatch):
     study = synthetic.make(tmp_path)
     for file in study.parents[1].glob("cells/*/niah_single/L500/h2o/*.json"):
         record = json.loads(file.read_text())
@@ -348,6 +348,9 @@ def test_times_of_two_machines_stand_in_tables_of_their_own(tmp_path):
     )
     # One machine a table, of which there may be several.
     assert list(dict.fromkeys(captions)) == ["cpu, Some CPU, 2 threads", "cpu, a node, 2 threads"]
+    monkeypatch.setattr(over_length, "draw", lambda study, frame, measures: frame)
+    drawn = memory.draw(src)
+    assert drawn["peak_rss_bytes"].isna().all() and drawn["cache_bytes_allocated"].notna().all()
     ratios = times.ratios(src)
     assert not ((ratios["method"] == "h2o") & (ratios["length"] == 500)).any()
     assert ((ratios["method"] == "h2o") & (ratios["length"] == 1000)).any()

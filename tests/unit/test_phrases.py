@@ -252,10 +252,14 @@ def test_what_is_not_compared_is_not_claimed(study, kind):
     if kind == "ablation":
         assert "holds no headline comparison of a variant" in said["summary/ablation"]
         return
-    for key in ("short", "answer", "losses", "power"):
+    for key in ("short", "answer", "power"):
         assert said[f"summary/{key}"] == words.NO_OURS
+    assert said["summary/losses"] == "Nowhere is Head-Aware set beside a baseline and evicts."
     assert said["summary/findings"] == ""
-    assert said["summary/bits"] == "No comparison with a baseline counts as headline."
+    assert (
+        said["summary/bits"]
+        == "No comparison with a baseline, where Head-Aware evicts, counts as headline."
+    )
 
 
 def test_a_pair_of_two_experiments_counts_once(study):
@@ -340,7 +344,7 @@ def test_a_task_that_fails_at_some_lengths_is_named_with_them(study):
 def test_families_are_those_of_the_config(study):
     assert told(study)["summary/families"] == (
         "Comparisons that agree in experiment, metric and reference are one family; where places "
-        "are taken together, all references are in one."
+        "are taken together, all references of a kind are in one."
     )
 
 
@@ -369,16 +373,16 @@ def test_the_fit_is_told_of_each_model(study):
         for features in ("group", "own")
     )
     assert said == (
-        "With Tiny-A, the 10% of tokens that it ranks first hold 81% of the scores that "
+        "With Tiny-A, the 10% of tokens that the map ranks first hold 81% of the scores that "
         "the truly best hold; of 20% they hold 86%; of 40% they hold 93%. Over the tokens of a "
-        f"head its ranks correlate with the true ones by {group:.2f}, those of a map of the "
+        f"head the map's ranks correlate with the true ones by {group:.2f}, those of a map of the "
         f"head's own key and value by {own:.2f}."
     )
     frame = study.table("scorer")
     both = pd.concat([frame, frame.assign(model="other", kept=0.5)])
     others = pd.concat([ranks, ranks.assign(model="other", correlation=0.25)])
     said = told(study, scorer=both, ranks=others)["summary/ranks"]
-    assert "With other, the 10% of tokens that it ranks first hold 50% of the scores" in said
+    assert "With other, the 10% of tokens that the map ranks first hold 50% of the scores" in said
     assert "true ones by 0.25, those of a map of the head's own key and value by 0.25." in said
     hidden = ranks[ranks["features"] == "group"].assign(features="hidden", correlation=0.75)
     said = told(study, ranks=pd.concat([ranks, hidden]))["summary/ranks"]
@@ -401,8 +405,8 @@ def test_needles_are_told_only_where_one_of_several_is_asked_for(study):
 def test_tokens_stand_beside_bytes(study):
     said = told(study)["summary/tokens"]
     assert said == (
-        "In four bits, budgets hold these shares of a context's tokens: 40% at 10%; some evict "
-        "nothing, called all kept."
+        "In four bits, budgets hold these shares of a context's tokens: 40% at 10%. A budget at "
+        "which nothing is evicted is called all kept."
     )
     sixteen = study.cells[study.cells["bits"] == "16"]
     said = told(study, cells=sixteen)["summary/tokens"]
@@ -549,12 +553,12 @@ def test_the_title_follows_from_the_verdicts(study):
     near, far = titled(ci_low=-0.04), titled(ci_low=-0.06)
     assert near["paper/title"] == "One Reading for Two"
     assert (
-        "Against Twice, which reads twice, it is clearly better in none of 2 comparisons"
+        "Against Twice, which reads twice, Head-Aware is clearly better in score in none of 2 comp"
         in (near["summary/claim"])
     )
     assert "A loss of more than 0.05 is excluded in 2 of them" in near["summary/claim"]
     two = told(own, pooled=pd.concat([beaten, twice, twice.assign(reference="again")]))
-    assert "Against Twice and Again, which read twice, it is" in two["summary/claim"]
+    assert "Against Twice and Again, which read twice, Head-Aware is" in two["summary/claim"]
     assert far["paper/title"] == "More From One Reading"
     assert "is excluded in none of them" in far["summary/claim"]
     assert titled(ci_low=float("nan"))["paper/title"] == "More From One Reading"
@@ -578,14 +582,33 @@ def test_the_claim_names_its_models_where_others_count_for_no_headline(study):
     said = told(of_two_models(study), **everywhere(study, "better"))
     assert said["summary/claim"].startswith("With Tiny-A, against peers that read once in sixteen")
     assert "With Tiny-A at a budget of 10%, Head-Aware" in said["summary/short"]
+    assert "With Tiny-A at budgets of 10% and 40%, Head-Aware is" in said["summary/answer"]
     assert said["summary/outside"] == ""
+
+
+def test_what_comes_out_where_the_full_cache_fails_is_told_by_bits(study):
     frames = everywhere(study, "better")
-    where = "task == 'needles' and length == 500"
-    frames["comparisons"] = judged(frames["comparisons"], where, headline=False)
-    assert told(study, **frames)["summary/outside"] == (
-        "Where the full cache itself fails (at places of Tiny-A), which is no headline, Head-Aware "
-        "is clearly better in 2 and clearly worse in none of 2 comparisons in score."
+    cells = study.cells.copy()
+    cells.loc[(cells["task"] == "needles") & (cells["length"] == 1000), "headline"] = False
+    assert told(study, cells=cells, **frames)["summary/outside"] == (
+        "Where the full cache itself fails (with Tiny-A), at places that count for no headline, "
+        "Head-Aware is clearly better in score than peers in sixteen bits in 4 and clearly worse "
+        "in none of 4 comparisons; than those in four bits in 2 and in none of 2."
     )
+    # Without a full cache nothing says that it fails.
+    none = cells[cells["policy"] != "full"]
+    assert told(study, cells=none, **frames)["summary/outside"] == ""
+
+
+def test_where_nothing_is_evicted_nothing_is_counted(study):
+    frames = {
+        name: frame.assign(all_kept=True) for name, frame in everywhere(study, "better").items()
+    }
+    said = told(study, **frames)
+    assert said["summary/bits"].startswith("No comparison with a baseline, where Head-Aware evicts")
+    assert said["summary/losses"].startswith("Nowhere is Head-Aware set beside")
+    assert said["summary/claim"] == "Head-Aware evicts nothing at the budgets of this study."
+    assert said["summary/others"].endswith("sets Head-Aware beside a peer where it evicts.")
 
 
 def test_the_only_peer_of_two_readings_is_told_with_its_interval(study):
@@ -597,31 +620,82 @@ def test_the_only_peer_of_two_readings_is_told_with_its_interval(study):
         study, study=dataclasses.replace(study.study, config=config | {"methods": methods})
     )
     for verdict, said in (
-        ("better", "better than it by 0.20 (0.10 to 0.30), which is clear."),
-        (
-            "worse",
-            "worse than it by 0.20 (0.10 to 0.30), which is clear. A loss of more than 0.05 ",
-        ),
+        ("better", "better in score by 0.20 (0.10 to 0.30), which is clear."),
+        ("worse", "worse in score by 0.20 (0.10 to 0.30), which is clear. A loss of more than"),
     ):
         row = once.query("kind == 'baseline' and reference == 'h2o'").assign(reference="twice")
         pooled = pd.concat([once, all_of(row, verdict)])
         assert (
-            f"Twice reads twice; Head-Aware is {said}" in told(own, pooled=pooled)["summary/claim"]
+            f"Against Twice, which reads twice, Head-Aware is {said}"
+            in told(own, pooled=pooled)["summary/claim"]
         )
 
 
 def test_means_over_tasks_stand_beside_the_full_cache(study, monkeypatch):
     assert told(study)["summary/breadth"] == ""
     monkeypatch.setattr(shown, "LEAST_TASKS", 1)
-    (place,) = {(c.length, c.budget) for c in [shown.tasks(study)]}
-    cells = study.cells.query(f"metric == 'score' and length == {place[0]}")
-    values = cells[cells["budget"].isin([place[1], "full"])].set_index("method")["value"]
+    chosen = shown.tasks(study)
+    cells = study.cells.query(f"metric == 'score' and length == {chosen.length}")
+    values = cells[cells["budget"].isin([chosen.budget, "full"])].set_index("method")["value"]
     best = values[["h2o", "streaming-llm"]].idxmax()
     assert told(study)["summary/breadth"] == (
-        f"On 1 task at {place[0]:,} tokens Tiny-A scores {values[OURS]:.2f} in the mean with "
-        f"Head-Aware; {values['full']:.2f} with the full cache; {values[best]:.2f} with the best "
-        f"peer, {study.study.title('methods', best)}."
+        f"Over the headline tasks at {chosen.length:,} tokens and at a budget of "
+        f"{chosen.budget[:-1]}%, Tiny-A scores {values[OURS]:.2f} in the mean with Head-Aware; "
+        f"{values['full']:.2f} with the full cache; {values[best]:.2f} with the best peer, "
+        f"{study.study.title('methods', best)}."
     )
+
+
+def test_tasks_are_those_of_models_with_enough_of_them(study):
+    assert shown.tasks(study) is None
+    score = study.cells[(study.cells["metric"] == "score") & (study.cells["budget"] != "full")]
+    short = score[score["length"] == 500]
+    cells = [short, short.assign(task="other"), *(score.assign(model=f"m{n}") for n in range(3))]
+    planned = [
+        dataclasses.replace(c, spec=c.spec | {"task": c.spec["task"] | {"name": "other"}})
+        for c in study.study.cells
+    ]
+    own = dataclasses.replace(
+        study, study=dataclasses.replace(study.study, cells=(*study.study.cells, *planned))
+    )
+    source_ = Told(own.study, own.directory, own.tables)
+    object.__setattr__(source_, "frames", {"cells": pd.concat(cells)})
+    chosen = shown.tasks(source_)
+    assert (chosen.length, chosen.models, chosen.tasks) == (500, ["tiny_a"], ["needles", "other"])
+
+
+def test_a_row_is_of_a_method_that_is_measured_at_half_of_the_places(study):
+    short = study.cells[(study.cells["length"] == 500) & (study.cells["task"] == "needles")]
+    cells = pd.concat(short.assign(length=length) for length in (500, 1500, 2500))
+    cells = cells[(cells["method"] != "h2o") | (cells["length"] == 500)]
+    own = Told(study.study, study.directory, study.tables)
+    object.__setattr__(own, "frames", {"cells": cells})
+    places = [("tiny_a", "needles", length) for length in (500, 1500, 2500, 3500)]
+    assert shown.methods(own, places, "20p") == ["full", "streaming-llm", OURS]
+    assert shown.methods(own, places[:2], "20p") == synthetic.MAIN
+    # Of a draft, all that there is.
+    cells = [
+        cells[(cells["length"] == n) & (cells["method"] == m)]
+        for n, m in ((500, "h2o"), (1500, "full"), (2500, OURS))
+    ]
+    own = Told(study.study, study.directory, study.tables)
+    object.__setattr__(own, "frames", {"cells": pd.concat(cells)})
+    assert shown.methods(own, places, "20p") == ["full", "h2o", OURS]
+
+
+def test_a_pair_of_two_devices_is_counted(study):
+    own = Told(study.study, study.directory, study.tables)
+    object.__setattr__(own, "frames", {})
+    assert dict(setup.derived(own))["machine/pairs"] == ""
+    cells = study.cells.copy()
+    cells.loc[cells["method"] == "h2o", "machine"] = "NVIDIA H200, Some CPU"
+    object.__setattr__(own, "frames", {"cells": cells})
+    del own.__dict__["cells"]
+    said = plain(dict(setup.derived(own))["machine/pairs"])
+    pairs = study.comparisons.query("kind == 'baseline' and headline")
+    pairs = pairs.drop_duplicates(["task", "length", "budget", "reference"])
+    ours = (pairs["reference"] == "h2o").sum()
+    assert said.startswith(f"In {ours} of {len(pairs)} headline pairs of Head-Aware and a peer")
 
 
 def test_tasks_are_counted_peer_by_peer(study, monkeypatch):

@@ -105,7 +105,10 @@ TEST = {
     ),
     "p": _share("two-sided paired permutation test over contexts"),
     "family": _count("comparisons within which p is corrected", 1),
-    "p_holm": _share("p after Holm's correction within its family (the config's `families`)"),
+    "p_holm": _share(
+        "p after Holm's correction within its family (the config's `families`; of places taken"
+        " together, all references of a kind)"
+    ),
     "n_contexts": _count("pairs", 1),
     "detectable": _number(
         "difference that so many contexts show with 80% power (paired t test at 5% over the size"

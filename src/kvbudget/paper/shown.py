@@ -49,22 +49,36 @@ def over_lengths(src: Source) -> pd.DataFrame:
 
 
 def tasks(src: Source) -> Tasks | None:
-    """The length and budget at which most pairs of model and task are scored, the first among
-    equals; None where fewer than `LEAST_TASKS` tasks are."""
-    scored = _evicting(src)
-    measured = src.cells.loc[src.cells["metric"] == "score", ["task", *PLACE]]
-    scored = scored.merge(measured.drop_duplicates())
+    """The length and budget at which most pairs of model and task are scored, of models with
+    `LEAST_TASKS` there or more, the first among equals; None where there is no such model."""
+    scored = src.cells.loc[src.cells["metric"] == "score", ["task", *PLACE]].drop_duplicates()
+    scored = _evicting(src).merge(scored)
+    enough = scored.groupby(PLACE)["task"].transform("nunique") >= LEAST_TASKS
+    scored = scored[enough]
     if scored.empty:
         return None
     length, budget = scored.groupby(["length", "budget"], sort=False).size().idxmax()
     there = scored[(scored["length"] == length) & (scored["budget"] == budget)]
-    counts = there.groupby("model", sort=False)["task"].nunique()
-    models = [model for model in src.study.models if counts.get(model, 0) >= LEAST_TASKS]
-    if not models:
-        return None
-    found = set(there.loc[there["model"].isin(models), "task"])
+    models, found = set(there["model"]), set(there["task"])
     planned = dict.fromkeys(cell.task for cell in src.study.cells)
-    return Tasks(int(length), str(budget), models, [task for task in planned if task in found])
+    return Tasks(
+        int(length),
+        str(budget),
+        [model for model in src.study.models if model in models],
+        [task for task in planned if task in found],
+    )
+
+
+def methods(src: Source, places: list[tuple], budget: str) -> list[str]:
+    """Main methods that are measured at a budget at half of the places at which any is, or more;
+    where none is, all that are measured."""
+    open_ = {key[:3] for key in src.measured}.intersection(places)
+    counts = {}
+    for method in src.study.main_methods:
+        own = FULL if src.study.policy(method) == FULL else budget
+        counts[method] = sum((*place, method, own) in src.measured for place in open_)
+    enough = [method for method, number in counts.items() if 2 * number >= len(open_) > 0]
+    return enough or [method for method, number in counts.items() if number]
 
 
 def _evicting(src: Source) -> pd.DataFrame:

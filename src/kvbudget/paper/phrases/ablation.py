@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from kvbudget.paper import findings, latex, layout
+from kvbudget.paper import findings, latex
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import METRIC_TITLE, count, gap, title
 from kvbudget.paper.source import Source
 
-#: Combinations of experiment, model and budget that are told one by one.
+#: Combinations of model and budget that are told one by one.
 FEW = 2
 
 
@@ -25,8 +25,8 @@ def _ablation(src: Source) -> Latex:
         return Latex("This study holds no headline comparison of a variant with Head-Aware.")
     # As in the table beside it: two experiments may hold one pair.
     frame = frame[frame["experiment"] == findings.largest(frame)]
-    by = ["experiment", "model", "budget", "metric"]
-    places = len(frame[by[:3]].drop_duplicates())
+    by = ["model", "budget", "metric"]
+    places = len(frame[by[:2]].drop_duplicates())
     if places > FEW:
         return Latex(_counted(src, frame[frame["metric"] == frame["metric"].iloc[0]]))
     groups = frame.groupby(by, sort=False)
@@ -53,7 +53,7 @@ def _counted(src: Source, frame: pd.DataFrame) -> str:
 
 
 def _group(src: Source, part: pd.DataFrame, several: bool) -> str:
-    """Sentences of one experiment, model, budget and metric."""
+    """Sentences of one model, budget and metric."""
     first = part.iloc[0]
     metric = METRIC_TITLE[first["metric"]]
     place = _place(src, first) if several else ""
@@ -71,7 +71,6 @@ def _group(src: Source, part: pd.DataFrame, several: bool) -> str:
 
 
 def _place(src: Source, row: pd.Series) -> str:
-    experiment = next(e for e in src.study.experiments if e["name"] == row["experiment"])
     model = latex.title(src.study, "models", row["model"])
     budget = latex.budget(row["budget"], row["all_kept"])
-    return rf" (\emph{{{layout.experiment_title(experiment)}}}, {model}, {budget})"
+    return f" ({model}, {budget})"

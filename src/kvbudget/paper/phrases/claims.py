@@ -54,37 +54,25 @@ def _claim(src: Source, found: list[Finding], once: list[dict], twice: list[dict
     if not found:
         return NO_OURS
     metric = METRIC_TITLE[found[0].metric]
-    texts = [_against_once(src, once, metric)] if once else []
+    texts = [_against_once(once, metric)] if once else []
     if len(twice) == 1:
-        texts.append(_against_one(src, twice[0]))
+        texts.append(_against_one(src, twice[0], metric))
     elif twice:
         peers = dict.fromkeys(title(src, row["reference"]) for row in twice)
         read = "read" if len(peers) > 1 else "reads"
         texts.append(
-            f"Against {latex.listing(peers)}, which {read} twice, it is clearly better in "
-            f"{_of(twice, 'better')} and clearly worse in {none(_number(twice, 'worse'))}."
+            f"against {latex.listing(peers)}, which {read} twice, Head-Aware is clearly better in "
+            f"{metric} in {_of(twice, 'better')} and clearly worse in "
+            f"{none(_number(twice, 'worse'))}."
         )
         texts.append(
-            f"A loss of more than {latex.decimal(MARGIN)} is excluded in "
+            f"a loss of more than {latex.decimal(MARGIN)} is excluded in "
             f"{none(sum(map(_equals, twice)))} of them, by the interval of the difference."
         )
-    return Latex(" ".join(texts) or "Head-Aware evicts nothing at the budgets of this study.")
-
-
-def _against_once(src: Source, rows: list[dict], metric: str) -> str:
-    """Ours beside peers of one reading, by their bits: few bits are an advantage of their own."""
-    named = dict.fromkeys(row["reference_bits"] for row in rows)
-    told = []
-    for name in named:
-        part = [row for row in rows if row["reference_bits"] == name]
-        better, worse = none(_number(part, "better")), none(_number(part, "worse"))
-        told.append(
-            f"against those in {bits(name)} in {better} of {len(part)} and in {worse}"
-            if told
-            else f"against peers that read once in {bits(name)}, Head-Aware is clearly better in "
-            f"{metric} in {_of(part, 'better')} and clearly worse in {worse}"
-        )
-    return f"{capital(_scope(src, rows) + '; '.join(told))}."
+    if not texts:
+        return Latex("Head-Aware evicts nothing at the budgets of this study.")
+    texts[0] = _scope(src, [*once, *twice]) + texts[0]
+    return Latex(" ".join(map(capital, texts)))
 
 
 def _scope(src: Source, rows: list[dict]) -> str:
@@ -95,16 +83,31 @@ def _scope(src: Source, rows: list[dict]) -> str:
     return f"with {latex.listing(latex.title(src.study, 'models', model) for model in models)}, "
 
 
-def _against_one(src: Source, row: dict) -> str:
+def _against_once(rows: list[dict], metric: str) -> str:
+    """Ours beside peers of one reading, by their bits: few bits are an advantage of their own."""
+    told = []
+    for name in dict.fromkeys(row["reference_bits"] for row in rows):
+        part = [row for row in rows if row["reference_bits"] == name]
+        better, worse = none(_number(part, "better")), none(_number(part, "worse"))
+        told.append(
+            f"against those in {bits(name)} in {better} of {len(part)} and in {worse}"
+            if told
+            else f"against peers that read once in {bits(name)}, Head-Aware is clearly better in "
+            f"{metric} in {_of(part, 'better')} and clearly worse in {worse}"
+        )
+    return f"{'; '.join(told)}."
+
+
+def _against_one(src: Source, row: dict, metric: str) -> str:
     """Ours beside the only peer of two readings at the only budget."""
-    side = "better" if ahead(row) else "worse"
+    side = "better" if ahead(row) else "worse" if row["difference"] else "apart"
     margin = ""
     if row["verdict"] != "better":
         excluded = "is" if _equals(row) else "is not"
         margin = f" A loss of more than {latex.decimal(MARGIN)} {excluded} excluded."
     return (
-        f"{capital(title(src, row['reference']))} reads twice; Head-Aware is {side} than it by "
-        f"{gap(row)}, {is_clear(row)}.{margin}"
+        f"against {title(src, row['reference'])}, which reads twice, Head-Aware is {side} in "
+        f"{metric} by {gap(row)}, {is_clear(row)}.{margin}"
     )
 
 

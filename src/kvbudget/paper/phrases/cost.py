@@ -28,16 +28,16 @@ def _memory(src: Source) -> Latex:
     if wide.empty:
         return Latex("This study holds no method that evicts.")
     planned = wide.groupby(["model", "task", "length", "budget"])["cache_bytes_planned"]
-    spread = float((planned.max() / planned.min() - 1).max())
-    alike = f"differ by at most {latex.decimal(100 * spread, 1)}\\%" if spread else "are equal"
+    spread = round(100 * float((planned.max() / planned.min() - 1).max()), 1)
+    alike = f"differ by at most {latex.decimal(spread, 1)}\\%" if spread else "are equal"
     texts = [f"Bytes that methods plan at the same budget {alike}."]
     evicting = wide[~wide["all_kept"]]
     if not evicting.empty:
         share = 100 * evicting["cache_bytes_allocated"] / evicting["cache_bytes_full"]
         over = evicting["cache_bytes_allocated"] / evicting["cache_bytes_planned"]
         texts += [
-            f"Where they evict, they allocate {span(share.min(), share.max(), 0)}\\% of the full "
-            "cache's bytes.",
+            f"Where methods evict, they allocate {span(share.min(), share.max(), 0)}\\% of the "
+            "full cache's bytes.",
             f"That is {span(over.min(), over.max())} times what is planned.",
         ]
     return Latex(f"{' '.join(texts)}{_on_top(wide)}")
@@ -90,15 +90,19 @@ def _tokens(src: Source) -> Latex:
         found = sorted(set(of_bits["budget"]), key=budgets.order)
         shares = [budget for budget in found if not budget.isdigit()]
         held = []
-        for budget in shares if len(found) > MOST else found:
+        for budget in shares if shares and len(found) > MOST else found:
             evicting = 100 * of_bits[(of_bits["budget"] == budget) & ~of_bits["all_kept"]]["kept"]
             if evicting.empty:
-                held.append("some evict nothing, called \\emph{all kept}")
                 continue
             where = latex.budget(budget) + (" tokens" if budget.isdigit() else "")
             held.append(f"{span(evicting.min(), evicting.max(), 0)}\\% at {where}")
-        told = "; ".join(dict.fromkeys(held))
-        texts.append(f"In {bits(name)}, budgets hold these shares of a context's tokens: {told}.")
+        if held:
+            told = "; ".join(held)
+            texts.append(
+                f"In {bits(name)}, budgets hold these shares of a context's tokens: {told}."
+            )
+    if few["all_kept"].any():
+        texts.append("A budget at which nothing is evicted is called \\emph{all kept}.")
     return Latex(" ".join(texts))
 
 

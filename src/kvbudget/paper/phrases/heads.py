@@ -48,8 +48,9 @@ def _ranks(src: Source) -> Latex:
         rest = "".join(f"; of {percent(s)} they hold {percent(k)}" for s, k in more)
         texts.append(
             f"With {latex.title(src.study, 'models', model)}, the {percent(share)} of tokens that "
-            f"it ranks first hold {percent(kept)} of the scores that the truly best hold{rest}. "
-            f"Over the tokens of a head its ranks correlate with the true ones by "
+            f"the map ranks first hold {percent(kept)} of the scores that the truly best "
+            f"hold{rest}. "
+            f"Over the tokens of a head the map's ranks correlate with the true ones by "
             f"{ranks[model, 'group']:.2f}, those of a map of the head's own key and value by "
             f"{ranks[model, 'own']:.2f}{_of_hidden(ranks, model)}."
         )

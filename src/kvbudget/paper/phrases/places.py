@@ -9,7 +9,7 @@ from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import (
     METRIC_TITLE,
     NAMED,
-    NO_OURS,
+    at,
     bits,
     capital,
     count,
@@ -52,7 +52,7 @@ def _by_bits(src: Source) -> Latex:
     frame = _baselines(src, strictest=True)
     frame = frame[frame["headline"]]
     if frame.empty:
-        return Latex("No comparison with a baseline counts as headline.")
+        return Latex("No comparison with a baseline, where Head-Aware evicts, counts as headline.")
     texts = [
         f"Against peers in {bits(name)}, {_verdicts(part, 'headline comparison')}."
         for (name, _), part in frame.groupby(["reference_bits", "metric"], sort=False)
@@ -63,7 +63,7 @@ def _by_bits(src: Source) -> Latex:
 def _verdicts(part: pd.DataFrame, what: str) -> str:
     """How often ours is clearly better and worse, in comparisons of one metric."""
     of = f"{count(len(part), what)} in {METRIC_TITLE[part['metric'].iloc[0]]}"
-    better, worse = ((part["verdict"] == verdict).sum() for verdict in ("better", "worse"))
+    better, worse = _number(part, "better"), _number(part, "worse")
     if not better and not worse:
         return f"no difference is clear among {of}"
     return (
@@ -71,9 +71,13 @@ def _verdicts(part: pd.DataFrame, what: str) -> str:
     )
 
 
+def _number(part: pd.DataFrame, verdict: str) -> int:
+    return int((part["verdict"] == verdict).sum())
+
+
 def _breadth(src: Source) -> Latex:
-    """Mean scores over tasks at one length and budget, of ours, the full cache and the best peer;
-    nothing where these are few."""
+    """Mean scores over headline tasks at one length and budget, of ours, the full cache and the
+    best peer; nothing where these are few."""
     chosen = shown.tasks(src)
     if chosen is None or src.study.ours is None:
         return Latex("")
@@ -88,10 +92,11 @@ def _breadth(src: Source) -> Latex:
         means = scores.dropna().mean(axis=1)  # of what is measured on all of them
         peers = means.reindex(src.study.baselines).dropna()
         full = means[[src.study.policy(method) == FULL for method in means.index]]
-        if src.study.ours not in means or peers.empty or full.empty:
+        few = scores.shape[1] < shown.LEAST_TASKS
+        if few or src.study.ours not in means or peers.empty or full.empty:
             continue
         texts.append(
-            f"On {count(scores.shape[1], 'task')} at {chosen.length:,} tokens "
+            f"Over the headline tasks at {chosen.length:,} tokens and {at(chosen.budget, False)}, "
             f"{latex.title(src.study, 'models', model)} scores "
             f"{latex.decimal(means[src.study.ours])} in the mean with Head-Aware; "
             f"{latex.decimal(full.iloc[0])} with the full cache; {latex.decimal(peers.max())} with "
@@ -106,25 +111,29 @@ def _by_task(src: Source) -> Latex:
     chosen = shown.tasks(src)
     if chosen is None:
         return Latex("")
+    peers = {
+        method
+        for model in chosen.models
+        for method in shown.methods(
+            src, [(model, task, chosen.length) for task in chosen.tasks], chosen.budget
+        )
+    }
     frame = _baselines(src, strictest=True)
     there = (frame["length"] == chosen.length) & (frame["budget"] == chosen.budget)
+    there &= frame["model"].isin(chosen.models) & frame["reference"].isin(peers)
     frame = frame[there & frame["headline"]]
     texts = []
     for metric in ("score", "nll"):
         told = []
-        of_metric = frame[frame["metric"] == metric]
-        pairs = len(of_metric[["model", "task"]].drop_duplicates())
-        for reference, part in of_metric.groupby("reference", sort=False):
-            if 2 * len(part) < pairs:  # nor does it stand in the table
-                continue
-            better, worse = ((part["verdict"] == v).sum() for v in ("better", "worse"))
+        for reference, part in frame[frame["metric"] == metric].groupby("reference", sort=False):
+            better, worse = none(_number(part, "better")), none(_number(part, "worse"))
             whom = f"against {title(src, str(reference))}"
             told.append(
-                f"{whom} in {none(better)} of {len(part)} and in {none(worse)}"
+                f"{whom} in {better} of {len(part)} and in {worse}"
                 if told
-                else f"{whom}, Head-Aware is clearly better in {METRIC_TITLE[metric]} in "
-                f"{none(better)} of {count(len(part), 'headline pair')} of model and task and "
-                f"clearly worse in {none(worse)}"
+                else f"{whom}, Head-Aware is clearly better in {METRIC_TITLE[metric]} in {better} "
+                f"of {count(len(part), 'headline pair')} of model and task and clearly worse in "
+                f"{worse}"
             )
         if told:
             texts.append(capital(f"{'; '.join(told)}."))
@@ -133,16 +142,31 @@ def _by_task(src: Source) -> Latex:
 
 def _outside(src: Source) -> Latex:
     """How ours fares where the full cache fails; nothing where it fails nowhere."""
-    frame = _baselines(src, strictest=False)
-    frame = frame[~frame["headline"]]
-    if frame.empty:
+    weak = src.places.query("not headline")[["model", "task", "length"]]
+    # A win is one in the strictest family, a loss one in the mildest.
+    strict, mild = (_baselines(src, strictest).merge(weak) for strictest in (True, False))
+    if strict.empty:
         return Latex("")
-    models = [model for model in src.study.models if model in set(frame["model"])]
+    metric = min(set(strict["metric"]), key=list(METRIC_TITLE).index)
+    told = []
+    for name in dict.fromkeys(strict["reference_bits"]):
+        wins, losses = (
+            frame[(frame["metric"] == metric) & (frame["reference_bits"] == name)]
+            for frame in (strict, mild)
+        )
+        better, worse = none(_number(wins, "better")), none(_number(losses, "worse"))
+        told.append(
+            f"than those in {bits(name)} in {better} and in {worse} of {len(wins)}"
+            if told
+            else f"Head-Aware is clearly better in {METRIC_TITLE[metric]} than peers in "
+            f"{bits(name)} in {better} and clearly worse in {worse} of "
+            f"{count(len(wins), 'comparison')}"
+        )
+    models = [model for model in src.study.models if model in set(strict["model"])]
     named = latex.listing(latex.title(src.study, "models", model) for model in models)
-    metric = min(set(frame["metric"]), key=list(METRIC_TITLE).index)
-    told = _verdicts(frame[frame["metric"] == metric], "comparison")
     return Latex(
-        f"Where the full cache itself fails (at places of {named}), which is no headline, {told}."
+        f"Where the full cache itself fails (with {named}), at places that count for no headline, "
+        f"{'; '.join(told)}."
     )
 
 
@@ -150,7 +174,7 @@ def _losses(src: Source) -> Latex:
     """To whom ours loses with each model, how often and by how much; headline or not."""
     frame = _baselines(src, strictest=False)
     if frame.empty:
-        return NO_OURS
+        return Latex("Nowhere is Head-Aware set beside a baseline and evicts.")
     if not (frame["verdict"] == "worse").any():
         if not decidable(frame).any():
             return Latex("With so few contexts no comparison could have shown a loss.")
@@ -163,7 +187,8 @@ def _losses(src: Source) -> Latex:
         lost = mine[mine["verdict"] == "worse"]
         name = latex.title(src.study, "models", model)
         if lost.empty and len(mine):
-            texts.append(f"With {name}, it is clearly worse in none of {len(mine)} comparisons.")
+            of = count(len(mine), "comparison")
+            texts.append(f"With {name}, Head-Aware is clearly worse in none of {of}.")
         for metric in (name for name in METRIC_TITLE if name in set(lost["metric"])):
             of_metric = mine[mine["metric"] == metric]
             told = "; ".join(_lost_to(src, of_metric))

@@ -21,6 +21,7 @@ from kvbudget.paper.phrases.words import (
     is_clear,
     none,
     title,
+    with_model,
 )
 from kvbudget.paper.source import Source
 
@@ -79,10 +80,7 @@ def _shown(src: Source, found: list[Finding]) -> list[Finding]:
 
 def _place(src: Source, finding: Finding) -> Latex:
     """The budget, and the model where the study has several."""
-    where = at(finding.budget, finding.all_kept)
-    if len(src.study.models) == 1:
-        return where
-    return Latex(f"with {latex.title(src.study, 'models', finding.model)} {where}")
+    return Latex(with_model(src, finding.model) + at(finding.budget, finding.all_kept))
 
 
 def _answer(src: Source, found: list[Finding]) -> Latex:
@@ -95,13 +93,11 @@ def _answer(src: Source, found: list[Finding]) -> Latex:
         outcomes.setdefault((each.model, _outcome(src, each)), []).append(each)
     if len(outcomes) > OUTCOMES:
         return Latex(r"\Cref{sec:comparisons} has the verdicts, budget by budget.")
-    several = len({f.model for f in headed}) > 1
-    texts = []
-    for (model, outcome), same in outcomes.items():
-        where = capital(_budgets(same))
-        if several:
-            where = f"With {latex.title(src.study, 'models', model)} {_budgets(same)}"
-        texts.append(f"{where}, Head-Aware is {outcome} in {METRIC_TITLE[headed[0].metric]}.")
+    metric = METRIC_TITLE[headed[0].metric]
+    texts = [
+        f"{capital(with_model(src, model) + _budgets(same))}, Head-Aware is {outcome} in {metric}."
+        for (model, outcome), same in outcomes.items()
+    ]
     return Latex(" ".join(texts))
 
 
@@ -223,7 +219,9 @@ def _others(src: Source, main: str | None) -> Latex:
         elif found:
             texts += _each(src, experiment, found)
     if not texts:
-        return Latex("No other experiment of this study sets Head-Aware beside a peer.")
+        return Latex(
+            "No other experiment of this study sets Head-Aware beside a peer where it evicts."
+        )
     more = " The appendix has the others." if len(texts) > SHOWN else ""
     return Latex(" ".join(texts[:SHOWN]) + more)
 
@@ -232,13 +230,10 @@ def _each(src: Source, experiment: dict, found: list[Finding]) -> Iterator[str]:
     """How far ours is from its best peer, budget by budget: a sentence for each model."""
     for model in dict.fromkeys(each.model for each in found):
         mine = [each for each in found if each.model == model]
-        where = ""
-        if len(src.study.models) > 1:
-            where = f" with {latex.title(src.study, 'models', model)}"
+        where = rf"in \emph{{{layout.experiment_title(experiment)}}} {with_model(src, model)}"
         told = "; ".join(_beside_best(src, each) for each in mine)
         yield (
-            rf"In \emph{{{layout.experiment_title(experiment)}}}{where}, Head-Aware is, in "
-            f"{METRIC_TITLE[found[0].metric]}, {told}."
+            f"{capital(where.strip())}, Head-Aware is, in {METRIC_TITLE[found[0].metric]}, {told}."
         )
 
 

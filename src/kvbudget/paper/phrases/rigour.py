@@ -19,6 +19,7 @@ from kvbudget.paper.phrases.words import (
     span,
     title,
     visible,
+    with_model,
 )
 from kvbudget.paper.source import Source
 from kvbudget.study.plan import AXES, FULL
@@ -70,7 +71,7 @@ def _families(src: Source) -> Latex:
     names = [Latex(rf"\emph{{{name}}}") for name in src.study.config["families"]]
     return Latex(
         f"Comparisons that agree in {latex.listing(names)} are one family; where places are taken "
-        "together, all references are in one."
+        "together, all references of a kind are in one."
     )
 
 
@@ -135,7 +136,7 @@ def _choice(src: Source) -> Latex:
     shown = findings.budgets_shown(cells[here])
     rows = sorted(means.to_dict("records"), key=lambda row: budgets.order(row["budget"]))
     for row in (row for row in rows if row["budget"] in shown):
-        where = capital(_with(src, models[0], at(row["budget"], row["all_kept"])))
+        where = capital(with_model(src, models[0]) + at(row["budget"], row["all_kept"]))
         texts.append(
             f"{where}, {percent(row['any'])} of Head-Aware's answers are some needle of the "
             "context."
@@ -147,13 +148,6 @@ def _choice(src: Source) -> Latex:
             f"questions, where chance is {percent(row['chance'])}."
         )
     return Latex(" ".join(texts))
-
-
-def _with(src: Source, model: str, where: Latex) -> str:
-    """The place of a sentence, with its model where the study has several."""
-    if len(src.study.models) == 1:
-        return where
-    return f"with {latex.title(src.study, 'models', model)} {where}"
 
 
 def _means(cells: pd.DataFrame) -> pd.DataFrame:

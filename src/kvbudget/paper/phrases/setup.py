@@ -29,7 +29,7 @@ def _study(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "study/cells", latex.decimal(len(src.wide()), 0)
     yield "study/models", _titles(src, "models", (c.model for c in planned))
     yield "study/tasks", _titles(src, "tasks", (c.task for c in planned))
-    yield "study/tasks-in-short", _in_short(src, {c.task for c in planned})
+    yield "study/tasks-in-short", _in_short(src, list(dict.fromkeys(c.task for c in planned)))
     yield "study/methods", _titles(src, "methods", study.main_methods)
     yield "study/baselines", _titles(src, "methods", study.baselines)
     yield "study/lengths", latex.listing(f"{n:,}" for n in sorted({c.length for c in planned}))
@@ -47,11 +47,9 @@ def _titles(src: Source, section: str, keys: Iterable[str]) -> Latex:
     return latex.listing(latex.title(src.study, section, key) for key in dict.fromkeys(keys))
 
 
-def _in_short(src: Source, tasks: set[str]) -> Latex:
+def _in_short(src: Source, tasks: list[str]) -> Latex:
     """Tasks by name, or of many their number."""
-    if len(tasks) > FEW:
-        return Latex(f"{len(tasks)} tasks")
-    return _titles(src, "tasks", (c.task for c in src.study.cells))
+    return Latex(f"{len(tasks)} tasks") if len(tasks) > FEW else _titles(src, "tasks", tasks)
 
 
 def _compressed(kinds: set[str]) -> Latex:

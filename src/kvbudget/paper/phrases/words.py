@@ -87,6 +87,13 @@ def title(src: Source, method: str) -> Latex:
     return latex.title(src.study, "methods", method)
 
 
+def with_model(src: Source, model: str) -> str:
+    """`with A ` before a place, where the study has several models."""
+    if len(src.study.models) == 1:
+        return ""
+    return f"with {latex.title(src.study, 'models', model)} "
+
+
 def capital(sentence: str) -> str:
     """A sentence that begins as one."""
     return sentence[:1].upper() + sentence[1:]

@@ -23,8 +23,9 @@ def draw(src: Source) -> Figure | None:
     frame = frame[(frame["policy"] == FULL) | (frame["budget"] == shown.budget(src))]
     columns = [name for name in COLUMNS if name in frame]
     # Peaks of two machines are no one line.
+    peaks = [name for name in columns if name.startswith("peak_")]
     alone = frame.groupby("model")["machine"].transform("nunique") == 1
-    frame[columns[1:]] = frame[columns[1:]].where(alone)
+    frame[peaks] = frame[peaks].where(alone)
     # Peaks are the worst over tasks, so that a task with shorter questions cannot hide one.
     frame = frame.groupby(["model", "method", "length"], sort=False)[columns].max() / 2**20
     measures = [COLUMNS[name] for name in columns]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from kvbudget.paper import latex, layout
+from kvbudget.paper import latex, layout, shown
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import Row
 from kvbudget.paper.phrases.words import METRIC_TITLE
@@ -18,46 +18,52 @@ Place = tuple[str, str, int]
 
 
 def keys(src: Source, places: list[Place], budget: str) -> list[list[tuple]]:
-    """Keys of cells, a row a main method: those measured at half of the places or more."""
-    found = []
-    for method in src.study.main_methods:
-        own = FULL if src.study.policy(method) == FULL else budget
-        row = [(*place, method, own) for place in places]
-        if 2 * len(src.measured.intersection(row)) >= len(row):
-            found.append(row)
-    return found
+    """Keys of cells, a row a method that `shown.methods` names."""
+    return [
+        [(*place, method, FULL if src.study.policy(method) == FULL else budget) for place in places]
+        for method in shown.methods(src, places, budget)
+    ]
 
 
 def rows(src: Source, found: list[list[tuple]], group: str = "") -> Iterator[Row]:
     """Score and NLL of these cells, under headings that begin with `group`."""
-    values, marked = by_metric(src), marks(src)
+    values, marked, failing = by_metric(src), marks(src), _failing(src)
     for metric in METRICS:
         for row in found:
             named = [(*key, metric) for key in row]
             if any(name in values for name in named):
-                cells = [_cell(values.get(name), marked.get(name, "")) for name in named]
+                cells = [_cell(values.get(n), marked.get(n, ""), n[:3] in failing) for n in named]
                 title = layout.named(src.study, "methods", row[0][3])
                 yield Row(Latex(group + METRIC_TITLE[metric]), [title, *cells])
 
 
-def _cell(found: dict | None, mark: str) -> Latex:
+def _cell(found: dict | None, mark: str, weak: bool) -> Latex:
     if found is None:
         return Latex(latex.DASH)
     number = Latex(latex.decimal(found["value"]) + mark)
-    return number if found["headline"] else Latex(rf"\weak{{{number}}}")
+    return Latex(rf"\weak{{{number}}}") if weak else number
+
+
+def _failing(src: Source) -> set[Place]:
+    """Places at which the full cache fails."""
+    weak = src.places.query("not headline")[["model", "task", "length"]]
+    return set(weak.itertuples(index=False, name=None))
 
 
 def note(src: Source, found: list[list[tuple]]) -> str:
-    """What a caption says of numbers and marks."""
+    """What a caption says of numbers, marks and rows."""
     ours = latex.title(src.study, "methods", src.study.ours) if src.study.ours else "Head-Aware"
-    shown = [key for row in found for key in row]
-    places = {key[:3] for key in shown}
-    weak = src.places.query("not headline")[["model", "task", "length"]]
-    failing = places.intersection(weak.itertuples(index=False, name=None))
-    italics = (
-        r" \weak{In italics}: places at which the full cache fails, no headline." if failing else ""
-    )
-    return (
-        f"{layout.sample_note(src, shown)} {MEANING.format(ours)}{italics} Intervals are in "
-        r"\cref{sec:results}."
-    )
+    cells = [key for row in found for key in row]
+    texts = [layout.sample_note(src, cells), MEANING.format(ours)]
+    if _failing(src).intersection(key[:3] for key in cells):
+        texts.append(r"\weak{In italics}: places at which the full cache fails, no headline.")
+    if _left_out(src, cells):
+        texts.append("Methods measured in fewer than half of the columns are left out.")
+    return " ".join([*texts, r"Intervals are in \cref{sec:results}."])
+
+
+def _left_out(src: Source, cells: list[tuple]) -> bool:
+    """Whether some main method is measured there and has no row."""
+    places, budgets = {key[:3] for key in cells}, {key[4] for key in cells}
+    there = {key[3] for key in src.measured if key[:3] in places and key[4] in budgets}
+    return not there.intersection(src.study.main_methods) <= {key[3] for key in cells}

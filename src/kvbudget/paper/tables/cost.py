@@ -1,6 +1,6 @@
 """Cost of one experiment and model: a row for each method and budget.
 
-Where nothing is timed there is no table: bytes are those of the budget, and
+Where there are neither times nor peaks there is no table: bytes are those of the budget, and
 `kvbudget.paper.phrases.cost` says how nearly.
 """
 
@@ -38,9 +38,9 @@ def floats(src: Source, experiment: dict, model: str, keys: list[tuple]) -> Iter
     others = OF_OTHERS if layout.others(src.study, keys) else ()
     columns = [*COLUMNS[:1], *others, *COLUMNS[1:]]
     moving = {column.metric for column in columns}.difference(BYTES)
-    timed = frame["key"].isin(set(frame.loc[frame["metric"].isin(moving), "key"]))
+    told = frame["key"].isin(set(frame.loc[frame["metric"].isin(moving), "key"]))
     # Times of two machines stand in no table together.
-    for _, part in frame[timed].groupby("machine", sort=False):
+    for _, part in frame[told].groupby("machine", sort=False):
         yield from _of_machine(src, experiment, columns, part)
 
 

@@ -8,8 +8,8 @@ from kvbudget.paper.source import Source
 from kvbudget.paper.tables import abreast
 from kvbudget.paper.template import render
 
-#: Points that the name of a task has at least.
-TASK = 44
+#: Points that the name of a task has at most, and tasks that stand side by side.
+TASK, ABREAST = 44, 7
 
 
 def text(src: Source) -> str:
@@ -23,15 +23,19 @@ def text(src: Source) -> str:
 
 def _floats(src: Source) -> Iterator[dict]:
     chosen = shown.tasks(src)
-    if chosen is None:
-        return
+    for tasks in layout.chunks(chosen.tasks if chosen else [], ABREAST):
+        yield from _beside(src, chosen, list(tasks))
+
+
+def _beside(src: Source, chosen: shown.Tasks, tasks: list[str]) -> Iterator[dict]:
+    """Floats of some of these tasks, a column each."""
     found, rows = [], []
     for model in chosen.models:
-        places = [(model, task, chosen.length) for task in chosen.tasks]
+        places = [(model, task, chosen.length) for task in tasks]
         of_model = abreast.keys(src, places, chosen.budget)
         found += of_model
         rows += abreast.rows(src, of_model, f"{latex.title(src.study, 'models', model)}, ")
-    titles = [latex.title(src.study, "tasks", task) for task in chosen.tasks]
+    titles = [latex.title(src.study, "tasks", task) for task in tasks]
     for number, piece in enumerate(layout.by_height(rows)):
         yield {
             "heads": [Latex(rf"\named[{TASK}pt]{{{title}}}") for title in titles],
