@@ -69,14 +69,19 @@ def tasks(src: Source) -> Tasks | None:
     )
 
 
+def key(src: Source, place: tuple, method: str, budget: str) -> tuple:
+    """Of a method at a place (model, task, length): the full cache has no budget."""
+    return (*place, method, FULL if src.study.policy(method) == FULL else budget)
+
+
 def methods(src: Source, places: list[tuple], budget: str) -> list[str]:
     """Main methods that are measured at a budget at half of the places at which any is, or more;
     where none is, all that are measured."""
     open_ = {key[:3] for key in src.measured}.intersection(places)
-    counts = {}
-    for method in src.study.main_methods:
-        own = FULL if src.study.policy(method) == FULL else budget
-        counts[method] = sum((*place, method, own) in src.measured for place in open_)
+    counts = {
+        method: sum(key(src, place, method, budget) in src.measured for place in open_)
+        for method in src.study.main_methods
+    }
     enough = [method for method, number in counts.items() if 2 * number >= len(open_) > 0]
     return enough or [method for method, number in counts.items() if number]
 

@@ -18,6 +18,7 @@ from kvbudget.paper.phrases.words import (
     capital,
     count,
     gap,
+    in_turn,
     is_clear,
     none,
     title,
@@ -90,12 +91,13 @@ def _against_once(rows: list[dict], metric: str) -> str:
         part = [row for row in rows if row["reference_bits"] == name]
         better, worse = none(_number(part, "better")), none(_number(part, "worse"))
         told.append(
-            f"against those in {bits(name)} in {better} of {len(part)} and in {worse}"
-            if told
-            else f"against peers that read once in {bits(name)}, Head-Aware is clearly better in "
-            f"{metric} in {_of(part, 'better')} and clearly worse in {worse}"
+            (
+                f"against peers that read once in {bits(name)}, Head-Aware is clearly better in "
+                f"{metric} in {_of(part, 'better')} and clearly worse in {worse}",
+                f"against those in {bits(name)} in {better} of {len(part)} and in {worse}",
+            )
         )
-    return f"{'; '.join(told)}."
+    return f"{in_turn(told)}."
 
 
 def _against_one(src: Source, row: dict, metric: str) -> str:

@@ -14,6 +14,7 @@ from kvbudget.paper.phrases.words import (
     capital,
     count,
     decidable,
+    in_turn,
     none,
     title,
 )
@@ -129,14 +130,15 @@ def _by_task(src: Source) -> Latex:
             better, worse = none(_number(part, "better")), none(_number(part, "worse"))
             whom = f"against {title(src, str(reference))}"
             told.append(
-                f"{whom} in {better} of {len(part)} and in {worse}"
-                if told
-                else f"{whom}, Head-Aware is clearly better in {METRIC_TITLE[metric]} in {better} "
-                f"of {count(len(part), 'headline pair')} of model and task and clearly worse in "
-                f"{worse}"
+                (
+                    f"{whom}, Head-Aware is clearly better in {METRIC_TITLE[metric]} in {better} "
+                    f"of {count(len(part), 'headline pair')} of model and task and clearly worse "
+                    f"in {worse}",
+                    f"{whom} in {better} of {len(part)} and in {worse}",
+                )
             )
         if told:
-            texts.append(capital(f"{'; '.join(told)}."))
+            texts.append(capital(f"{in_turn(told)}."))
     return Latex(" ".join(texts))
 
 
@@ -156,17 +158,18 @@ def _outside(src: Source) -> Latex:
         )
         better, worse = none(_number(wins, "better")), none(_number(losses, "worse"))
         told.append(
-            f"than those in {bits(name)} in {better} and in {worse} of {len(wins)}"
-            if told
-            else f"Head-Aware is clearly better in {METRIC_TITLE[metric]} than peers in "
-            f"{bits(name)} in {better} and clearly worse in {worse} of "
-            f"{count(len(wins), 'comparison')}"
+            (
+                f"Head-Aware is clearly better in {METRIC_TITLE[metric]} than peers in "
+                f"{bits(name)} in {better} and clearly worse in {worse} of "
+                f"{count(len(wins), 'comparison')}",
+                f"than those in {bits(name)} in {better} and in {worse} of {len(wins)}",
+            )
         )
     models = [model for model in src.study.models if model in set(strict["model"])]
     named = latex.listing(latex.title(src.study, "models", model) for model in models)
     return Latex(
         f"Where the full cache itself fails (with {named}), at places that count for no headline, "
-        f"{'; '.join(told)}."
+        f"{in_turn(told)}."
     )
 
 

@@ -1,6 +1,7 @@
 """What sentences share: how metrics, bits, budgets and verdicts are called, counts, ranges."""
 
 import math
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -92,6 +93,12 @@ def with_model(src: Source, model: str) -> str:
     if len(src.study.models) == 1:
         return ""
     return f"with {latex.title(src.study, 'models', model)} "
+
+
+def in_turn(clauses: Iterable[tuple[str, str]]) -> str:
+    """Clauses of one shape, each as it stands first and in short: `A is better than B in 1 of 2;
+    than C in 2 of 3`."""
+    return "; ".join(short if number else whole for number, (whole, short) in enumerate(clauses))
 
 
 def capital(sentence: str) -> str:

@@ -9,7 +9,6 @@ from kvbudget.paper.phrases.words import METRIC_TITLE
 from kvbudget.paper.source import Source
 from kvbudget.paper.tables.marks import MEANING, marks
 from kvbudget.paper.tables.quality import by_metric
-from kvbudget.study.plan import FULL
 
 METRICS = ("score", "nll")
 
@@ -20,7 +19,7 @@ Place = tuple[str, str, int]
 def keys(src: Source, places: list[Place], budget: str) -> list[list[tuple]]:
     """Keys of cells, a row a method that `shown.methods` names."""
     return [
-        [(*place, method, FULL if src.study.policy(method) == FULL else budget) for place in places]
+        [shown.key(src, place, method, budget) for place in places]
         for method in shown.methods(src, places, budget)
     ]
 
@@ -48,6 +47,12 @@ def _failing(src: Source) -> set[Place]:
     """Places at which the full cache fails."""
     weak = src.places.query("not headline")[["model", "task", "length"]]
     return set(weak.itertuples(index=False, name=None))
+
+
+def at(budget: str) -> str:
+    """`at a budget of 10% of the bytes`."""
+    of = "tokens" if budget.isdigit() else "of the bytes"
+    return f"at a budget of {latex.budget(budget)} {of}"
 
 
 def note(src: Source, found: list[list[tuple]]) -> str:

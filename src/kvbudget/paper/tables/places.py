@@ -48,9 +48,8 @@ def _heading(src: Source, model: str, lengths: int) -> dict:
 
 
 def _caption(src: Source, budget: str, found: list[list[tuple]]) -> Latex:
-    of = "tokens" if budget.isdigit() else "of the bytes"
     return Latex(
-        rf"{latex.title(src.study, 'tasks', str(shown.task(src)))} at a budget of "
-        rf"{latex.budget(budget)} {of}, by model and tokens of the prompt. "
-        rf"{abreast.note(src, found)}"
+        rf"{latex.title(src.study, 'tasks', str(shown.task(src)))} {abreast.at(budget)}, by model "
+        "and tokens of the prompt. "
+        f"{abreast.note(src, found)}"
     )

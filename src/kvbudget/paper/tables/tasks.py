@@ -45,8 +45,7 @@ def _beside(src: Source, chosen: shown.Tasks, tasks: list[str]) -> Iterator[dict
 
 
 def _caption(src: Source, chosen: shown.Tasks, found: list[list[tuple]]) -> str:
-    of = "tokens" if chosen.budget.isdigit() else "of the bytes"
     return (
-        rf"All tasks with prompts of {chosen.length:,} tokens, at a budget of "
-        rf"{latex.budget(chosen.budget)} {of}. {abreast.note(src, found)}"
+        rf"All tasks with prompts of {chosen.length:,} tokens, {abreast.at(chosen.budget)}. "
+        f"{abreast.note(src, found)}"
     )
