@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -165,9 +166,12 @@ def test_a_second_run_is_refused_and_kills_lose_nothing(repo, victim):
     victim.expected = outcomes(victim.cells)
     victim.wipe()
     victim.start()
-    while not any((repo / ".snakemake/locks").glob("*")):
+    while len(list((repo / ".snakemake/locks").glob("*"))) < 2:  # of what it reads and writes
         time.sleep(0.1)
+    # It stands still meanwhile, or it may be over before the second run looks for its locks.
+    os.killpg(victim.process.pid, signal.SIGSTOP)
     second = snakemake(repo, *victim.targets, configs=(CONFIG,))
+    os.killpg(victim.process.pid, signal.SIGCONT)
     assert second.returncode != 0
     assert second.stdout.count("Directory cannot be locked") == 1
     assert "It can be removed with the --unlock argument" in second.stdout
