@@ -301,6 +301,18 @@ def test_variants_at_many_places_are_counted(study):
     )
 
 
+def test_variants_of_other_experiments_stand_apart(study):
+    frame = all_of(study.table("pooled").query("kind == 'ablation'"), "unclear", "metric != ''")
+    other = frame.replace({"method": {"uniform": "head-aware"}}).assign(experiment="lengths")
+    other = judged(other, "metric == 'score'", **outcome("worse"))
+    said = told(study, pooled=pd.concat([frame, other], ignore_index=True))
+    parts, apart = said["summary/ablation"].split(" By length. ")
+    assert parts.count("without groups") == 3  # metrics
+    assert apart == (
+        "Head-Aware + groups is clearly worse in score (Tiny-A, 20%), by 0.20 (0.10 to 0.30)."
+    )
+
+
 # --- power, headline, families, seeds
 
 

@@ -25,7 +25,8 @@ from kvbudget.study.plan import FULL, Study
 NOTHING = "No study is published yet."
 #: What a number is of, one after the other.
 METRICS = {"score": 2, "nll": 3}
-_SCORE = "score / NLL"
+_LABELS = {"score": "score", "nll": "NLL"}
+_SCORE = " / ".join(_LABELS.values())
 ABSENT = "–"
 _ROW = ["model", "task", "length", "budget"]
 _ORDER = {"better": "holds", "worse": "contrary", "unclear": "unclear"}
@@ -81,7 +82,7 @@ def of_orders(name: str, experiment: str, root: Path) -> str:
         ]
         names = (plain.typeset(study.title("methods", each)) for each in (method, following))
         lines.append([" before ".join(names), *told])
-    return _shown(common, lines)
+    return _shown([*common, _SCORE], lines)
 
 
 def in_short(name: str, experiment: str, root: Path) -> str:
@@ -127,25 +128,55 @@ def _facts(study: Study, tables: dict[str, pd.DataFrame]) -> str:
 
 def _table(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> str:
     """What all of an experiment has in common, and a table: rows are places and budgets, columns
-    methods, or the other way round."""
-    groups = {
-        key: dict(zip(group["metric"], group["value"], strict=True))
-        for key, group in cells_of(study, cells, experiment).groupby([*_ROW, "method"], sort=False)
-    }
-    values = {key: " / ".join(_numbers(group)) for key, group in groups.items()}
-    methods = [m for m in experiment["methods"] if any(key[-1] == m for key in values)]
-    titles = [plain.typeset(study.title("methods", method)) for method in methods]
-    rows = _rows(values)
+    methods. Many methods stand in rows, each place with several budgets in a table of its own."""
+    cells = cells_of(study, cells, experiment)
+    measured = set(cells["method"])
+    methods = [each for each in experiment["methods"] if each in measured]
+    if len(methods) <= _WIDE:
+        return _of_places(study, cells, methods)
+    several = cells["budget"][cells["budget"] != FULL].nunique() > 1
+    parts = [part for _, part in cells.groupby(_ROW[:3], sort=False)] if several else [cells]
+    return "\n\n".join(_of_methods(study, part, methods) for part in parts)
+
+
+def _of_places(study: Study, cells: pd.DataFrame, methods: list[str]) -> str:
+    """A row for each place and budget."""
+    values, rows = _values(cells)
     common, shown, places = _places(study, rows)
-    found = [[_found(values, row, method) for method in methods] for row in rows]
-    if len(methods) > _WIDE:
-        lines = [["method", *(", ".join(place) or _SCORE for place in places), "bytes held"]]
-        held = (_held(groups, method) for method in methods)
-        lines += zip(titles, *found, held, strict=True)
-    else:
-        lines = [[*shown, *titles]]
-        lines += [[*place, *each] for place, each in zip(places, found, strict=True)]
-    return _shown(common, lines)
+    lines = [[*shown, *_titles(study, methods)]]
+    for row, place in zip(rows, places, strict=True):
+        lines.append([*place, *(_found(values, row, method) for method in methods)])
+    return _shown([*common, _told(cells)], lines)
+
+
+def _of_methods(study: Study, cells: pd.DataFrame, methods: list[str]) -> str:
+    """A row for each method, with the bytes that it holds."""
+    values, rows = _values(cells)
+    common, _, places = _places(study, rows)
+    lines = [["method", *(", ".join(place) or _told(cells) for place in places), "bytes held"]]
+    for method, title in zip(methods, _titles(study, methods), strict=True):
+        found = [_found(values, row, method) for row in rows]
+        lines.append([title, *found, _held(cells[cells["method"] == method])])
+    return _shown([*common, _told(cells)], lines)
+
+
+def _values(cells: pd.DataFrame) -> tuple[dict[tuple, str], list[tuple]]:
+    """Numbers by place, budget and method, and the places and budgets in order."""
+    groups = cells.groupby([*_ROW, "method"], sort=False)
+    values = {
+        key: " / ".join(_numbers(dict(zip(group["metric"], group["value"], strict=True))))
+        for key, group in groups
+    }
+    return values, _rows(values)
+
+
+def _titles(study: Study, methods: Iterable[str]) -> list[str]:
+    return [plain.typeset(study.title("methods", method)) for method in methods]
+
+
+def _told(cells: pd.DataFrame) -> str:
+    """What the numbers are of: a text that is only read has no score."""
+    return " / ".join(label for name, label in _LABELS.items() if (cells["metric"] == name).any())
 
 
 def cells_of(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> pd.DataFrame:
@@ -168,7 +199,7 @@ def _places(study: Study, rows: list[tuple]) -> tuple[list[str], list[str], list
 
 
 def _shown(common: list[str], lines: list) -> str:
-    return f"{', '.join([*common, _SCORE])}:\n\n{ruled(lines)}"
+    return f"{', '.join(common)}:\n\n{ruled(lines)}"
 
 
 def ruled(lines: Iterable[Iterable[str]]) -> str:
@@ -193,14 +224,11 @@ def _found(values: dict[tuple, str], row: tuple, method: str) -> str:
     return values.get((*row, method)) or values.get((*row[:3], FULL, method)) or ABSENT
 
 
-def _held(groups: dict[tuple, dict[str, float]], method: str) -> str:
+def _held(cells: pd.DataFrame) -> str:
     """The least and the most that a method's caches allocate of what the full cache would."""
-    shares = [
-        round(100 * group["cache_bytes_allocated"] / group["cache_bytes_full"])
-        for key, group in groups.items()
-        if key[-1] == method
-    ]
-    least, most = min(shares), max(shares)
+    metrics = cells.set_index([*_ROW, "metric"])["value"].unstack()
+    shares = (100 * metrics["cache_bytes_allocated"] / metrics["cache_bytes_full"]).round()
+    least, most = int(shares.min()), int(shares.max())
     return f"{least}%" if least == most else f"{least}% to {most}%"
 
 

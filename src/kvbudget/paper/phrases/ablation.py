@@ -1,36 +1,54 @@
 """How the variants of Head-Aware compare with it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
-from kvbudget.paper import findings, latex
+from kvbudget.paper import findings, latex, layout
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import METRIC_TITLE, count, gap, title
 from kvbudget.paper.source import Source
 
 #: Combinations of model and budget that are told one by one.
 FEW = 2
+_PLACE = ["model", "budget"]
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     """Which variants are clearly better or worse, by how much, and which are not."""
-    yield "summary/ablation", _ablation(src)
-
-
-def _ablation(src: Source) -> Latex:
     frame = src.table("pooled")
     frame = frame[frame["kind"] == "ablation"]
     if frame.empty:
-        return Latex("This study holds no headline comparison of a variant with Head-Aware.")
-    # As in the table beside it: two experiments may hold one pair.
-    frame = frame[frame["experiment"] == findings.largest(frame)]
-    by = ["model", "budget", "metric"]
-    places = len(frame[by[:2]].drop_duplicates())
+        none = "This study holds no headline comparison of a variant with Head-Aware."
+        yield "summary/ablation", Latex(none)
+        return
+    # As in the table beside it.
+    main = frame["experiment"] == findings.largest(frame)
+    others = (_other(src, name, part) for name, part in _new(frame, main))
+    yield "summary/ablation", Latex("\n\n".join([_main(src, frame[main]), *others]))
+
+
+def _main(src: Source, frame: pd.DataFrame) -> str:
+    places = len(frame[_PLACE].drop_duplicates())
     if places > FEW:
-        return Latex(_counted(src, frame[frame["metric"] == frame["metric"].iloc[0]]))
-    groups = frame.groupby(by, sort=False)
-    return Latex(" ".join(_group(src, part, places > 1) for _, part in groups))
+        return _counted(src, frame[frame["metric"] == frame["metric"].iloc[0]])
+    groups = frame.groupby([*_PLACE, "metric"], sort=False)
+    return " ".join(_group(src, part, places > 1) for _, part in groups)
+
+
+def _new(frame: pd.DataFrame, main: pd.Series) -> Iterable[tuple[str, pd.DataFrame]]:
+    """Variants that other experiments alone hold, by experiment."""
+    told = set(frame.loc[main, "method"])
+    return frame[~frame["method"].isin(told)].groupby("experiment", sort=False)
+
+
+def _other(src: Source, name: str, frame: pd.DataFrame) -> str:
+    """Variants of another experiment, in its first metric."""
+    frame = frame[frame["metric"] == frame["metric"].iloc[0]]
+    groups = frame.groupby(_PLACE, sort=False)
+    texts = " ".join(_group(src, part, several=True) for _, part in groups)
+    experiment = next(each for each in src.study.experiments if each["name"] == name)
+    return rf"\paragraph{{{layout.experiment_title(experiment)}.}} {texts}"
 
 
 def _counted(src: Source, frame: pd.DataFrame) -> str:
