@@ -11,7 +11,6 @@ from kvbudget.paper.phrases.words import (
     NAMED,
     at,
     bits,
-    capital,
     count,
     decidable,
     in_turn,
@@ -123,23 +122,24 @@ def _by_task(src: Source) -> Latex:
     there = (frame["length"] == chosen.length) & (frame["budget"] == chosen.budget)
     there &= frame["model"].isin(chosen.models) & frame["reference"].isin(peers)
     frame = frame[there & frame["headline"]]
-    texts = []
-    for metric in ("score", "nll"):
-        told = []
-        for reference, part in frame[frame["metric"] == metric].groupby("reference", sort=False):
-            better, worse = none(_number(part, "better")), none(_number(part, "worse"))
-            whom = f"against {title(src, str(reference))}"
-            told.append(
-                (
-                    f"{whom}, Head-Aware is clearly better in {METRIC_TITLE[metric]} in {better} "
-                    f"of {count(len(part), 'headline pair')} of model and task and clearly worse "
-                    f"in {worse}",
-                    f"{whom} in {better} of {len(part)} and in {worse}",
-                )
-            )
-        if told:
-            texts.append(capital(f"{in_turn(told)}."))
+    texts = [
+        f"In {METRIC_TITLE[metric]}, over headline pairs of model and task, Head-Aware is clearly "
+        f"better than {_whom(src, part, 'better')}, and clearly worse than "
+        f"{_whom(src, part, 'worse')}."
+        for metric, part in frame.groupby("metric", sort=False)
+        if metric in ("score", "nll")
+    ]
     return Latex(" ".join(texts))
+
+
+def _whom(src: Source, frame: pd.DataFrame, verdict: str) -> str:
+    """The peers to which ours compares so anywhere, and how often."""
+    named = [
+        Latex(f"{title(src, str(reference))} in {number} of {len(part)}")
+        for reference, part in frame.groupby("reference", sort=False)
+        if (number := _number(part, verdict))
+    ]
+    return latex.listing(named) or "no peer"
 
 
 def _outside(src: Source) -> Latex:
@@ -194,28 +194,29 @@ def _losses(src: Source) -> Latex:
             texts.append(f"With {name}, Head-Aware is clearly worse in none of {of}.")
         for metric in (name for name in METRIC_TITLE if name in set(lost["metric"])):
             of_metric = mine[mine["metric"] == metric]
-            told = "; ".join(_lost_to(src, of_metric))
+            told = in_turn(_lost_to(src, of_metric))
             texts.append(
                 f"With {name}, Head-Aware is clearly worse in {METRIC_TITLE[metric]} than {told}."
             )
     return Latex(" ".join(texts))
 
 
-def _lost_to(src: Source, frame: pd.DataFrame) -> Iterator[str]:
-    """The peers that are clearly better in one metric, those first to which most is lost."""
+def _lost_to(src: Source, frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """The peers that are clearly better in one metric, those first to which most is lost; each as
+    it stands first and in short."""
     groups = [
         (reference, part, part[part["verdict"] == "worse"]["difference"].abs())
         for reference, part in frame.groupby("reference", sort=False)
     ]
     groups = sorted((each for each in groups if len(each[2])), key=lambda each: -len(each[2]))
     for reference, part, lost in groups[:NAMED]:
-        most = "by" if len(lost) == 1 else "by up to"
-        yield (
-            f"{title(src, str(reference))} in {len(lost)} of {count(len(part), 'comparison')}, "
-            f"{most} {_size(lost.max())}"
-        )
+        whom, often = title(src, str(reference)), f"in {len(lost)} of {len(part)}"
+        by = f"{'by' if len(lost) == 1 else 'by up to'} {_size(lost.max())}"
+        comparisons = "comparison" if len(part) == 1 else "comparisons"
+        yield f"{whom} {often} {comparisons}, {by}", f"{whom} {often}, {by}"
     if len(groups) > NAMED:
-        yield f"and than {count(len(groups) - NAMED, 'other peer')}"
+        more = f"and than {count(len(groups) - NAMED, 'other peer')}"
+        yield more, more
 
 
 def _size(difference: float) -> str:
