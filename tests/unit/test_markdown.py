@@ -93,6 +93,25 @@ def test_many_methods_stand_in_rows_with_the_bytes_that_they_hold(root, monkeypa
         assert line[2] == f"{share:.0%}"
 
 
+def test_many_methods_at_several_budgets_have_a_table_for_each_place(root, monkeypatch):
+    file = root / "workflow/studies/tiny.yaml"
+    study = yaml.safe_load(file.read_text())
+    study["experiments"][0] |= {"lengths": [800, 900], "budgets": ["20%", "40%"]}
+    file.write_text(yaml.safe_dump(study))
+    study = planned(read("tiny", root), root)
+    measure(study)
+    publish(study)
+    monkeypatch.setattr(markdown, "_WIDE", 3)
+    parts = markdown.of_experiment("tiny", "lengths", root).split("\n\n")
+    assert [part for part in parts if not part.startswith("|")] == [
+        f"Tiny random Llama, Single needle, {length} tokens, score / NLL:" for length in (800, 900)
+    ]
+    for table in parts[1::2]:
+        head, _, *rows = table.split("\n")
+        assert head == "| method | 20% | 40% | bytes held |"
+        assert len(rows) == 4
+
+
 def test_costs_are_told_where_times_were_taken(root):
     study = planned(read("tiny", ROOT), root)
     measure(study)
