@@ -6,7 +6,7 @@ import pandas as pd
 
 from kvbudget.paper import findings, latex, layout
 from kvbudget.paper.latex import Latex
-from kvbudget.paper.phrases.words import METRIC_TITLE, count, gap, title
+from kvbudget.paper.phrases.words import METRIC_TITLE, count, devices_of, gap, title
 from kvbudget.paper.source import Source
 
 #: Combinations of model and budget that are told one by one.
@@ -48,7 +48,23 @@ def _other(src: Source, name: str, frame: pd.DataFrame) -> str:
     groups = frame.groupby(_PLACE, sort=False)
     texts = " ".join(_group(src, part, several=True) for _, part in groups)
     experiment = next(each for each in src.study.experiments if each["name"] == name)
+    if _elsewhere(src, experiment, frame):
+        texts += " Head-Aware itself was measured on another device than these, which shifts them."
     return rf"\paragraph{{{layout.experiment_title(experiment)}.}} {texts}"
+
+
+def _elsewhere(src: Source, experiment: dict, frame: pd.DataFrame) -> bool:
+    """Whether what the variants are compared with was measured on another device."""
+    devices = devices_of(src).rename("device").reset_index()
+    devices = devices[devices["model"].isin(frame["model"])]
+    devices = devices[devices["length"].isin(experiment["lengths"])]
+    devices = devices[devices["task"].isin(experiment["tasks"])]
+    devices = devices[devices["budget"].isin(frame["budget"])]
+    mine, theirs = (
+        set(devices.loc[devices["method"].isin(set(frame[side])), "device"])
+        for side in ("method", "reference")
+    )
+    return mine != theirs
 
 
 def _counted(src: Source, frame: pd.DataFrame) -> str:

@@ -12,6 +12,7 @@ from kvbudget.paper.findings import Finding
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import (
     METRIC_TITLE,
+    NAMED,
     NO_OURS,
     ahead,
     bits,
@@ -30,6 +31,11 @@ from kvbudget.policies.registry import METHODS
 MARGIN = 0.05
 #: Presses of kvpress that read the context twice.
 _TWICE = ("KVzipPress", "KVgradPress")
+_OUTCOMES = {
+    "better": "clearly better than",
+    "worse": "clearly worse than",
+    "unclear": "not clearly apart from",
+}
 
 
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
@@ -41,6 +47,7 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     once = [row for row in rows if not _reads_twice(src, row["reference"])]
     yield "paper/title", _title(once, twice)
     yield "summary/claim", _claim(src, found, once, twice)
+    yield "summary/full", _full(src, main, found)
 
 
 def _title(once: list[dict], twice: list[dict]) -> Latex:
@@ -55,7 +62,7 @@ def _claim(src: Source, found: list[Finding], once: list[dict], twice: list[dict
     if not found:
         return NO_OURS
     metric = METRIC_TITLE[found[0].metric]
-    texts = [_against_once(once, metric)] if once else []
+    texts = [_against_once(src, once, metric)] if once else []
     if len(twice) == 1:
         texts.append(_against_one(src, twice[0], metric))
     elif twice:
@@ -76,6 +83,23 @@ def _claim(src: Source, found: list[Finding], once: list[dict], twice: list[dict
     return Latex(" ".join(map(capital, texts)))
 
 
+def _full(src: Source, experiment: str | None, found: list[Finding]) -> Latex:
+    """Ours beside the full cache, over the same places; nothing where it is not measured."""
+    frame = src.table("pooled")
+    frame = frame[(frame["kind"] == "full") & (frame["method"] == src.study.ours)]
+    frame = frame[(frame["experiment"] == experiment) & ~frame["all_kept"]]
+    rows = frame[frame["metric"].isin({each.metric for each in found})].to_dict("records")
+    if not rows:
+        return Latex("")
+    metric = METRIC_TITLE[rows[0]["metric"]]
+    if len(rows) == 1:
+        side = "worse" if ahead(rows[0]) else "better"
+        return Latex(
+            f"The full cache is {side} in {metric} by {gap(rows[0])}, {is_clear(rows[0])}."
+        )
+    return Latex(f"The full cache is clearly better in {metric} in {_of(rows, 'worse')}.")
+
+
 def _scope(src: Source, rows: list[dict]) -> str:
     """The models that a claim is about, where others of the study count for no headline."""
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -84,20 +108,40 @@ def _scope(src: Source, rows: list[dict]) -> str:
     return f"with {latex.listing(latex.title(src.study, 'models', model) for model in models)}, "
 
 
-def _against_once(rows: list[dict], metric: str) -> str:
+def _against_once(src: Source, rows: list[dict], metric: str) -> str:
     """Ours beside peers of one reading, by their bits: few bits are an advantage of their own."""
     told = []
     for name in dict.fromkeys(row["reference_bits"] for row in rows):
         part = [row for row in rows if row["reference_bits"] == name]
-        better, worse = none(_number(part, "better")), none(_number(part, "worse"))
+        few = len(part) == len({row["reference"] for row in part}) <= NAMED
+        clauses = _by_name(src, part, metric) if few else _counted(part, metric)
+        whom = bits(name)
         told.append(
             (
-                f"against peers that read once in {bits(name)}, Head-Aware is clearly better in "
-                f"{metric} in {_of(part, 'better')} and clearly worse in {worse}",
-                f"against those in {bits(name)} in {better} of {len(part)} and in {worse}",
+                f"against peers that read once in {whom}, Head-Aware is {clauses[0]}",
+                f"against those in {whom} {clauses[1]}",
             )
         )
     return f"{in_turn(told)}."
+
+
+def _counted(rows: list[dict], metric: str) -> tuple[str, str]:
+    """How often ours is clearly better and worse, in full and in short."""
+    better, worse = none(_number(rows, "better")), none(_number(rows, "worse"))
+    return (
+        f"clearly better in {metric} in {_of(rows, 'better')} and clearly worse in {worse}",
+        f"in {better} of {len(rows)} and in {worse}",
+    )
+
+
+def _by_name(src: Source, rows: list[dict], metric: str) -> tuple[str, str]:
+    """Few peers by their names: those that ours is clearly better than, and so on."""
+    told = []
+    for verdict, outcome in _OUTCOMES.items():
+        peers = [title(src, row["reference"]) for row in rows if row["verdict"] == verdict]
+        if peers:
+            told.append(f"{outcome} {latex.listing(peers)}")
+    return f"in {metric} {', '.join(told)}", ", ".join(told)
 
 
 def _against_one(src: Source, row: dict, metric: str) -> str:

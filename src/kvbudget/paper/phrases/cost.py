@@ -62,7 +62,7 @@ def _on_top(wide: pd.DataFrame) -> str:
 
 def _speed(src: Source) -> Latex:
     if "decode_ms_per_token" not in set(src.cells["metric"]):
-        return Latex("No task of this study tells the time of a token, so nothing is claimed here.")
+        return Latex("This study times no step, so nothing is claimed of speed.")
     if src.study.ours is None:
         return NO_OURS
     ratios = times.ratios(src)

@@ -11,11 +11,13 @@ from kvbudget.paper.phrases.words import (
     NAMED,
     at,
     bits,
+    capital,
     count,
     decidable,
     in_turn,
     none,
     title,
+    with_model,
 )
 from kvbudget.paper.source import Source
 from kvbudget.study.plan import AXES, FULL
@@ -143,33 +145,29 @@ def _whom(src: Source, frame: pd.DataFrame, verdict: str) -> str:
 
 
 def _outside(src: Source) -> Latex:
-    """How ours fares where the full cache fails; nothing where it fails nowhere."""
+    """Mean scores of ours where the full cache fails, on the task and at the budget of the main
+    text; nothing where it fails nowhere there."""
+    task, budget = shown.task(src), shown.budget(src)
+    cells = src.cells[(src.cells["metric"] == "score") & (src.cells["task"] == task)]
     weak = src.places.query("not headline")[["model", "task", "length"]]
-    # A win is one in the strictest family, a loss one in the mildest.
-    strict, mild = (_baselines(src, strictest).merge(weak) for strictest in (True, False))
-    if strict.empty:
-        return Latex("")
-    metric = min(set(strict["metric"]), key=list(METRIC_TITLE).index)
+    cells = cells.merge(weak)
+    ours = cells[(cells["method"] == src.study.ours) & (cells["budget"] == budget)]
     told = []
-    for name in dict.fromkeys(strict["reference_bits"]):
-        wins, losses = (
-            frame[(frame["metric"] == metric) & (frame["reference_bits"] == name)]
-            for frame in (strict, mild)
-        )
-        better, worse = none(_number(wins, "better")), none(_number(losses, "worse"))
+    for model, part in ours.groupby("model", sort=False):
+        full = cells[(cells["model"] == model) & (cells["policy"] == FULL)]
+        score, theirs = (latex.decimal(each["value"].mean()) for each in (part, full))
+        name = latex.title(src.study, "models", str(model))
         told.append(
             (
-                f"Head-Aware is clearly better in {METRIC_TITLE[metric]} than peers in "
-                f"{bits(name)} in {better} and clearly worse in {worse} of "
-                f"{count(len(wins), 'comparison')}",
-                f"than those in {bits(name)} in {better} and in {worse} of {len(wins)}",
+                f"Head-Aware scores {score} with {name} in the mean (full cache: {theirs})",
+                f"{score} with {name} ({theirs})",
             )
         )
-    models = [model for model in src.study.models if model in set(strict["model"])]
-    named = latex.listing(latex.title(src.study, "models", model) for model in models)
+    if not told:
+        return Latex("")
     return Latex(
-        f"Where the full cache itself fails (with {named}), at places that count for no headline, "
-        f"{in_turn(told)}."
+        "Where the full cache itself fails, at places that count for no headline, on "
+        f"{latex.title(src.study, 'tasks', str(task))} {at(str(budget), False)}, {in_turn(told)}."
     )
 
 
@@ -181,9 +179,8 @@ def _losses(src: Source) -> Latex:
     if not (frame["verdict"] == "worse").any():
         if not decidable(frame).any():
             return Latex("With so few contexts no comparison could have shown a loss.")
-        return Latex(
-            "In no comparison with a baseline, headline or not, is Head-Aware clearly worse."
-        )
+        none_ = "In no comparison with a baseline, headline or not, is Head-Aware clearly worse."
+        return Latex(" ".join([none_, *_lost_together(src)]))
     texts = []
     for model in src.study.models:
         mine = frame[frame["model"] == model]
@@ -198,7 +195,31 @@ def _losses(src: Source) -> Latex:
             texts.append(
                 f"With {name}, Head-Aware is clearly worse in {METRIC_TITLE[metric]} than {told}."
             )
-    return Latex(" ".join(texts))
+    return Latex(" ".join([*texts, *_lost_together(src)]))
+
+
+def _lost_together(src: Source) -> Iterator[str]:
+    """Losses that show over headline places of an experiment together."""
+    frame = src.table("pooled")
+    frame = frame[(frame["kind"] == "baseline") & (frame["method"] == src.study.ours)]
+    lost = frame[(frame["verdict"] == "worse") & ~frame["all_kept"]].to_dict("records")
+    told = [
+        (
+            f"over headline places of an experiment together, it is clearly worse than "
+            f"{_lost_in(src, row)}",
+            f"than {_lost_in(src, row)}",
+        )
+        for row in lost[:NAMED]
+    ]
+    if told:
+        more = count(len(lost) - NAMED, "other such loss") if len(lost) > NAMED else ""
+        yield capital(f"{in_turn(told)}{more and f'; {more} stand in the appendix'}.")
+
+
+def _lost_in(src: Source, row: dict) -> str:
+    where = with_model(src, row["model"]) + at(row["budget"], False)
+    whom, metric = title(src, row["reference"]), METRIC_TITLE[row["metric"]]
+    return f"{whom} in {metric} {where}, by {_size(abs(row['difference']))}"
 
 
 def _lost_to(src: Source, frame: pd.DataFrame) -> Iterator[tuple[str, str]]:

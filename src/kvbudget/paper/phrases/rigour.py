@@ -88,7 +88,7 @@ def _power(src: Source) -> Latex:
             " to a family or more, no comparison of this study can be clear."
         )
     contexts = span(frame["n_contexts"].min(), frame["n_contexts"].max(), 0)
-    texts = [f"A comparison rests on {contexts} contexts."]
+    texts = [f"A comparison at one place rests on {contexts} contexts."]
     shown = visible(frame)
     if shown:
         texts.append(

@@ -30,7 +30,7 @@ def _counted(src: Source) -> Iterable[str]:
     counts = codes["standing"].value_counts()
     for kind, way in WAYS.items():
         if kind in counts:
-            yield f"{way}: {counts[kind]} of {count(len(codes), 'cell')}."
+            yield f"{way}: {counts[kind]} of {count(len(codes), 'record')}."
 
 
 def _changed(src: Source) -> Iterable[str]:

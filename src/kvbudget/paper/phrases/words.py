@@ -11,6 +11,7 @@ from kvbudget.paper import latex
 from kvbudget.paper.budgets import ALL_KEPT
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.source import Source
+from kvbudget.study.plan import AXES
 
 METRIC_TITLE = {"score": "score", "nll": "NLL", "choice": "forced choice"}
 #: A paragraph names so many places; the appendix has them all.
@@ -99,6 +100,12 @@ def in_turn(clauses: Iterable[tuple[str, str]]) -> str:
     """Clauses of one shape, each as it stands first and in short: `A is better than B in 1 of 2;
     than C in 2 of 3`."""
     return "; ".join(short if number else whole for number, (whole, short) in enumerate(clauses))
+
+
+def devices_of(src: Source) -> pd.Series:
+    """The device that each cell was measured on, by model, task, length, method and budget."""
+    cells = src.cells.drop_duplicates(list(AXES)).set_index(list(AXES))
+    return cells["machine"].str.partition(",")[0]
 
 
 def capital(sentence: str) -> str:

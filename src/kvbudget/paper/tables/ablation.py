@@ -80,8 +80,9 @@ def _caption(src: Source, frame: pd.DataFrame, intervals: bool) -> Latex:
     higher = [METRIC_TITLE[name] for name in SHOWN if METRICS[name].higher_is_better]
     where = "in brackets" if intervals else r"in \cref{sec:comparisons}"
     return Latex(
-        rf"Each variant minus {ours}, over all headline tasks and lengths together. Bold: clear "
-        r"by a paired permutation test after Holm's correction. A negative difference in "
-        rf"{latex.listing(higher)} and a positive one in NLL is a loss. "
+        rf"Each variant minus {ours}, over all headline tasks and lengths together (places: "
+        rf"{layout.span(frame['places'])}). Bold: clear by a paired permutation test after Holm's "
+        rf"correction. A negative difference in {latex.listing(higher)} and a positive one in NLL "
+        "is a loss. "
         rf"\(n\) = {layout.span(frame['n_contexts'])} contexts; 95\% intervals {where}."
     )
