@@ -212,8 +212,8 @@ def _lost_together(src: Source) -> Iterator[str]:
         for row in lost[:NAMED]
     ]
     if told:
-        more = count(len(lost) - NAMED, "other such loss") if len(lost) > NAMED else ""
-        yield capital(f"{in_turn(told)}{more and f'; {more} stand in the appendix'}.")
+        more = f"; and {len(lost) - NAMED} more, in the appendix" if len(lost) > NAMED else ""
+        yield capital(f"{in_turn(told)}{more}.")
 
 
 def _lost_in(src: Source, row: dict) -> str:
