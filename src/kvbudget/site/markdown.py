@@ -16,6 +16,7 @@ import pandas as pd
 from kvbudget.analysis import schema
 from kvbudget.analysis.aggregate import aggregate
 from kvbudget.paper import budgets
+from kvbudget.paper.phrases.words import METRIC_TITLE
 from kvbudget.site import plain
 from kvbudget.study import bundle, published
 from kvbudget.study.config import read
@@ -25,8 +26,7 @@ from kvbudget.study.plan import FULL, Study
 NOTHING = "No study is published yet."
 #: What a number is of, one after the other.
 METRICS = {"score": 2, "nll": 3}
-_LABELS = {"score": "score", "nll": "NLL"}
-_SCORE = " / ".join(_LABELS.values())
+_SCORE = " / ".join(METRIC_TITLE[name] for name in METRICS)
 ABSENT = "–"
 _ROW = ["model", "task", "length", "budget"]
 _ORDER = {"better": "holds", "worse": "contrary", "unclear": "unclear"}
@@ -176,7 +176,7 @@ def _titles(study: Study, methods: Iterable[str]) -> list[str]:
 
 def _told(cells: pd.DataFrame) -> str:
     """What the numbers are of: a text that is only read has no score."""
-    return " / ".join(label for name, label in _LABELS.items() if (cells["metric"] == name).any())
+    return " / ".join(METRIC_TITLE[name] for name in METRICS if (cells["metric"] == name).any())
 
 
 def cells_of(study: Study, cells: pd.DataFrame, experiment: dict[str, Any]) -> pd.DataFrame:
