@@ -61,6 +61,12 @@ TABLES = {
         csv=("pooled",),
         template="ablation.tex.j2",
     ),
+    "tally": Made(
+        module="kvbudget.paper.tables.tally",
+        what="how often Head-Aware is clearly better and worse than each peer",
+        csv=("comparisons",),
+        template="tally.tex.j2",
+    ),
     "statistics": Made(
         module="kvbudget.paper.tables.statistics",
         what="paired comparisons of Head-Aware and its variants, places together",

@@ -16,7 +16,7 @@ LEAST_TASKS = 2
 
 @dataclass(frozen=True)
 class Tasks:
-    """What is scored at one length and budget: tasks, and the models with enough of them."""
+    """What is scored at one length and budget: tasks, and the models that answer enough of them."""
 
     length: int
     budget: str
@@ -50,10 +50,11 @@ def over_lengths(src: Source) -> pd.DataFrame:
 
 def tasks(src: Source) -> Tasks | None:
     """The length and budget at which most pairs of model and task are scored, of models with
-    `LEAST_TASKS` there or more, the first among equals; None where there is no such model."""
-    scored = src.cells.loc[src.cells["metric"] == "score", ["task", *PLACE]].drop_duplicates()
-    scored = _evicting(src).merge(scored)
-    enough = scored.groupby(PLACE)["task"].transform("nunique") >= LEAST_TASKS
+    `LEAST_TASKS` headline tasks there or more, the first among equals; None where there is no such
+    model."""
+    scored = src.cells.loc[src.cells["metric"] == "score", ["task", *PLACE, "headline"]]
+    scored = _evicting(src).merge(scored.drop_duplicates())
+    enough = scored.groupby(PLACE)["headline"].transform("sum") >= LEAST_TASKS
     scored = scored[enough]
     if scored.empty:
         return None

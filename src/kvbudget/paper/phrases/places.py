@@ -20,7 +20,8 @@ from kvbudget.paper.phrases.words import (
     with_model,
 )
 from kvbudget.paper.source import Source
-from kvbudget.study.plan import AXES, FULL
+from kvbudget.paper.tally import Tally, comparisons, tallies
+from kvbudget.study.plan import FULL
 
 #: The least difference that prints.
 LEAST = 0.01
@@ -36,22 +37,9 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "summary/losses", _losses(src)
 
 
-def _baselines(src: Source, strictest: bool) -> pd.DataFrame:
-    """Comparisons of ours with each baseline, place by place.
-
-    A pair that several experiments hold counts once: as judged in the strictest of its families, or
-    in the mildest, where a loss must not be missed.
-    """
-    frame = src.comparisons
-    frame = frame[(frame["kind"] == "baseline") & (frame["method"] == src.study.ours)]
-    frame = frame[~frame["all_kept"]]
-    frame = frame.sort_values("p_holm", ascending=not strictest, kind="stable")
-    return frame.drop_duplicates([*AXES, "reference", "metric"]).sort_index()
-
-
 def _by_bits(src: Source) -> Latex:
     """How often a difference is clear, against peers in sixteen and in fewer bits apart."""
-    frame = _baselines(src, strictest=True)
+    frame = comparisons(src, strictest=True)
     frame = frame[frame["headline"]]
     if frame.empty:
         return Latex("No comparison with a baseline, where Head-Aware evicts, counts as headline.")
@@ -120,7 +108,7 @@ def _by_task(src: Source) -> Latex:
             src, [(model, task, chosen.length) for task in chosen.tasks], chosen.budget
         )
     }
-    frame = _baselines(src, strictest=True)
+    frame = comparisons(src, strictest=True)
     there = (frame["length"] == chosen.length) & (frame["budget"] == chosen.budget)
     there &= frame["model"].isin(chosen.models) & frame["reference"].isin(peers)
     frame = frame[there & frame["headline"]]
@@ -172,30 +160,48 @@ def _outside(src: Source) -> Latex:
 
 
 def _losses(src: Source) -> Latex:
-    """To whom ours loses with each model, how often and by how much; headline or not."""
-    frame = _baselines(src, strictest=False)
+    """Where ours loses to a peer with each model, how often and by how much; headline or not."""
+    frame = comparisons(src, strictest=False)
     if frame.empty:
         return Latex("Nowhere is Head-Aware set beside a baseline and evicts.")
-    if not (frame["verdict"] == "worse").any():
+    found = list(tallies(src))
+    if not any(each.worse for each in found):
         if not decidable(frame).any():
             return Latex("With so few contexts no comparison could have shown a loss.")
         none_ = "In no comparison with a baseline, headline or not, is Head-Aware clearly worse."
         return Latex(" ".join([none_, *_lost_together(src)]))
     texts = []
     for model in src.study.models:
-        mine = frame[frame["model"] == model]
-        lost = mine[mine["verdict"] == "worse"]
+        mine = [each for each in found if each.model == model]
         name = latex.title(src.study, "models", model)
-        if lost.empty and len(mine):
-            of = count(len(mine), "comparison")
+        if told := list(_lost_in_each_metric(src, mine)):
+            texts.append(f"With {name}, Head-Aware is clearly worse in {'; '.join(told)}.")
+        elif mine:
+            of = count(sum(each.places for each in mine), "comparison")
             texts.append(f"With {name}, Head-Aware is clearly worse in none of {of}.")
-        for metric in (name for name in METRIC_TITLE if name in set(lost["metric"])):
-            of_metric = mine[mine["metric"] == metric]
-            told = in_turn(_lost_to(src, of_metric))
-            texts.append(
-                f"With {name}, Head-Aware is clearly worse in {METRIC_TITLE[metric]} than {told}."
-            )
     return Latex(" ".join([*texts, *_lost_together(src)]))
+
+
+def _lost_in_each_metric(src: Source, found: list[Tally]) -> Iterator[str]:
+    """How often ours loses with one model, to whom most and by how much: a clause a metric."""
+    for metric, name in METRIC_TITLE.items():
+        lost = [each for each in found if each.metric == metric and each.worse]
+        if lost:
+            of = sum(each.places for each in found if each.metric == metric)
+            often = sum(each.worse for each in lost)
+            by = "by" if often == 1 else "by up to"
+            yield (
+                f"{name} in {often} of {count(of, 'comparison')}, {_to_whom(src, lost)}, {by} "
+                f"{_size(max(each.most for each in lost))}"
+            )
+
+
+def _to_whom(src: Source, lost: list[Tally]) -> str:
+    """The peers to which ours loses, or of more than one those to which most often."""
+    most = max(each.worse for each in lost)
+    often = [title(src, each.reference) for each in lost if each.worse == most]
+    than = "than" if len(often) == len(lost) else "most often than"
+    return f"{than} {latex.listing(often) if len(often) <= NAMED else count(len(often), 'peer')}"
 
 
 def _lost_together(src: Source) -> Iterator[str]:
@@ -220,24 +226,6 @@ def _lost_in(src: Source, row: dict) -> str:
     where = with_model(src, row["model"]) + at(row["budget"], False)
     whom, metric = title(src, row["reference"]), METRIC_TITLE[row["metric"]]
     return f"{whom} in {metric} {where}, by {_size(abs(row['difference']))}"
-
-
-def _lost_to(src: Source, frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """The peers that are clearly better in one metric, those first to which most is lost; each as
-    it stands first and in short."""
-    groups = [
-        (reference, part, part[part["verdict"] == "worse"]["difference"].abs())
-        for reference, part in frame.groupby("reference", sort=False)
-    ]
-    groups = sorted((each for each in groups if len(each[2])), key=lambda each: -len(each[2]))
-    for reference, part, lost in groups[:NAMED]:
-        whom, often = title(src, str(reference)), f"in {len(lost)} of {len(part)}"
-        by = f"{'by' if len(lost) == 1 else 'by up to'} {_size(lost.max())}"
-        comparisons = "comparison" if len(part) == 1 else "comparisons"
-        yield f"{whom} {often} {comparisons}, {by}", f"{whom} {often}, {by}"
-    if len(groups) > NAMED:
-        more = f"and than {count(len(groups) - NAMED, 'other peer')}"
-        yield more, more
 
 
 def _size(difference: float) -> str:

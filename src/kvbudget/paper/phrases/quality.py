@@ -84,10 +84,13 @@ def _place(src: Source, finding: Finding) -> Latex:
 
 
 def _answer(src: Source, found: list[Finding]) -> Latex:
-    """At which budgets ours is clearly better than its peers, and at which it is not."""
+    """At which budgets ours is clearly better than its peers, and at which it is not; nothing where
+    there is one budget, of which the claim says it."""
     if not found:
         return NO_OURS
     headed = findings.first_metric(found)
+    if len({each.budget for each in headed}) == 1:
+        return Latex("")
     outcomes: dict[tuple[str, str], list[Finding]] = {}
     for each in headed:
         outcomes.setdefault((each.model, _outcome(src, each)), []).append(each)
@@ -217,7 +220,7 @@ def _others(src: Source, main: str | None) -> Latex:
         if len(found) > FEW:
             texts.append(_counted(experiment, found))
         elif found:
-            texts += _each(src, experiment, found)
+            texts.append(_each(src, experiment, found))
     if not texts:
         return Latex(
             "No other experiment of this study sets Head-Aware beside a peer where it evicts."
@@ -226,23 +229,26 @@ def _others(src: Source, main: str | None) -> Latex:
     return Latex(" ".join(texts[:SHOWN]) + more)
 
 
-def _each(src: Source, experiment: dict, found: list[Finding]) -> Iterator[str]:
-    """How far ours is from its best peer, budget by budget: a sentence for each model."""
-    for model in dict.fromkeys(each.model for each in found):
-        mine = [each for each in found if each.model == model]
-        where = rf"in \emph{{{layout.experiment_title(experiment)}}} {with_model(src, model)}"
-        told = "; ".join(_beside_best(src, each) for each in mine)
-        yield (
-            f"{capital(where.strip())}, Head-Aware is, in {METRIC_TITLE[found[0].metric]}, {told}."
-        )
+def _each(src: Source, experiment: dict, found: list[Finding]) -> str:
+    """How far ours is from its best peer, model by model and budget by budget."""
+    told = "; ".join(
+        _beside_best(src, each, named=not number or each.model != found[number - 1].model)
+        for number, each in enumerate(found)
+    )
+    return (
+        rf"In \emph{{{layout.experiment_title(experiment)}}}, Head-Aware is, in "
+        f"{METRIC_TITLE[found[0].metric]}, {told}."
+    )
 
 
-def _beside_best(src: Source, finding: Finding) -> str:
-    """How far ours is from its best peer: `0.03 behind KVzip at a budget of 10%, which is …`."""
+def _beside_best(src: Source, finding: Finding, named: bool) -> str:
+    """How far ours is from its best peer: `0.03 behind KVzip at a budget of 10%, which is …`, with
+    the model where it is to be `named`."""
     peer = finding.peers[0]
     side = "ahead of" if ahead(peer) else "behind" if peer["difference"] else "from"
     return (
         f"{latex.decimal(abs(peer['difference']))} {side} {title(src, peer['reference'])} "
+        f"{with_model(src, finding.model) if named else ''}"
         f"{at(finding.budget, finding.all_kept)}, {is_clear(peer)}"
     )
 

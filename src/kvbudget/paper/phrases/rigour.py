@@ -28,6 +28,7 @@ from kvbudget.study.plan import AXES, FULL
 def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     """Sentences of the protocol and of its power."""
     yield "summary/headline", _headline_tasks(src)
+    yield "summary/failing", _failing(src)
     yield "summary/power", _power(src)
     yield "summary/families", _families(src)
     yield "summary/seeds", _seeds(src)
@@ -44,17 +45,26 @@ def _headline_tasks(src: Source) -> Latex:
     if weak.empty:
         verb = "is" if total == 1 else "are"
         return Latex(f"In this study {combinations} {verb} scored, and none fails.")
+    return Latex(
+        f"In this study the full cache fails in {len(weak)} of {combinations}, which count for no "
+        "headline."
+    )
+
+
+def _failing(src: Source) -> Latex:
+    """Where the full cache fails; nothing where it fails nowhere."""
     named = [
         f"{latex.title(src.study, 'models', model)} on {latex.title(src.study, 'tasks', task)}"
         f"{_lengths(part)}"
         for (model, task), part in src.places.groupby(["model", "task"], sort=False)
         if not part["headline"].all()
     ]
+    if not named:
+        return Latex("")
     more = " and others" if len(named) > SHOWN else ""
-    listed = latex.listing(Latex(name) for name in named[:SHOWN])
     return Latex(
-        f"In this study the full cache fails in {len(weak)} of {combinations}, which count for no "
-        f"headline: {listed}{more}."
+        "The full cache fails, so that a place counts for no headline: "
+        f"{latex.listing(map(Latex, named[:SHOWN]))}{more}."
     )
 
 

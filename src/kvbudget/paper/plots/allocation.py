@@ -35,7 +35,7 @@ def draw(src: Source) -> Figure | None:
     if not panels:
         return None
     figure, axes = plt.subplots(
-        len(panels), 1, figsize=(style.COLUMN, 0.95 * len(panels) + 0.5), squeeze=False
+        len(panels), 1, figsize=(style.COLUMN, 0.8 * len(panels) + 0.5), squeeze=False
     )
     for ax, (model, length, budget, part) in zip(axes[:, 0], panels, strict=True):
         _panel(ax, part)

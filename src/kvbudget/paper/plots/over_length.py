@@ -41,7 +41,7 @@ def draw(study: Study, frame: pd.DataFrame, measures: list[Measure]) -> Figure |
     figure, axes = plt.subplots(
         len(measures),
         len(models),
-        figsize=(width, 1.35 * len(measures) + 0.6),
+        figsize=(width, 1.15 * len(measures) + 0.6),
         squeeze=False,
         sharex="col",
     )

@@ -5,12 +5,9 @@ from collections.abc import Iterator
 from kvbudget.paper import latex, layout, shown
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import Row
-from kvbudget.paper.phrases.words import METRIC_TITLE
 from kvbudget.paper.source import Source
 from kvbudget.paper.tables.marks import MEANING, marks
 from kvbudget.paper.tables.quality import by_metric
-
-METRICS = ("score", "nll")
 
 #: Model, task and length.
 Place = tuple[str, str, int]
@@ -24,16 +21,15 @@ def keys(src: Source, places: list[Place], budget: str) -> list[list[tuple]]:
     ]
 
 
-def rows(src: Source, found: list[list[tuple]], group: str = "") -> Iterator[Row]:
-    """Score and NLL of these cells, under headings that begin with `group`."""
+def rows(src: Source, found: list[list[tuple]], metric: str, group: str) -> Iterator[Row]:
+    """One metric of these cells, under a heading."""
     values, marked, failing = by_metric(src), marks(src), _failing(src)
-    for metric in METRICS:
-        for row in found:
-            named = [(*key, metric) for key in row]
-            if any(name in values for name in named):
-                cells = [_cell(values.get(n), marked.get(n, ""), n[:3] in failing) for n in named]
-                title = layout.named(src.study, "methods", row[0][3])
-                yield Row(Latex(group + METRIC_TITLE[metric]), [title, *cells])
+    for row in found:
+        named = [(*key, metric) for key in row]
+        if any(name in values for name in named):
+            cells = [_cell(values.get(n), marked.get(n, ""), n[:3] in failing) for n in named]
+            title = layout.named(src.study, "methods", row[0][3])
+            yield Row(Latex(group), [title, *cells])
 
 
 def _cell(found: dict | None, mark: str, weak: bool) -> Latex:

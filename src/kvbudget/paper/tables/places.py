@@ -2,12 +2,14 @@
 
 from kvbudget.paper import latex, layout, shown
 from kvbudget.paper.latex import Latex
+from kvbudget.paper.phrases.words import METRIC_TITLE
 from kvbudget.paper.source import Source
 from kvbudget.paper.tables import abreast
 from kvbudget.paper.tables.abreast import Place
 from kvbudget.paper.template import render
 from kvbudget.study.plan import FULL
 
+METRICS = ("score", "nll")
 #: Lengths that stand side by side.
 ABREAST = 12
 #: Points that the name of a model has at least.
@@ -35,7 +37,11 @@ def _float(src: Source, budget: str, places: list[Place]) -> dict:
     return {
         "models": [_heading(src, model, models.count(model)) for model in dict.fromkeys(models)],
         "lengths": [Latex(f"{length:,}") for *_, length in places],
-        "rows": list(abreast.rows(src, found)),
+        "rows": [
+            row
+            for metric in METRICS
+            for row in abreast.rows(src, found, metric, METRIC_TITLE[metric])
+        ],
         "caption": _caption(src, budget, found),
     }
 

@@ -1,4 +1,4 @@
-"""All methods at one length and budget: score and NLL, a column for each task."""
+"""Scores of all methods at one length and budget, a column for each task."""
 
 from collections.abc import Iterator
 
@@ -34,7 +34,7 @@ def _beside(src: Source, chosen: shown.Tasks, tasks: list[str]) -> Iterator[dict
         places = [(model, task, chosen.length) for task in tasks]
         of_model = abreast.keys(src, places, chosen.budget)
         found += of_model
-        rows += abreast.rows(src, of_model, f"{latex.title(src.study, 'models', model)}, ")
+        rows += abreast.rows(src, of_model, "score", latex.title(src.study, "models", model))
     titles = [latex.title(src.study, "tasks", task) for task in tasks]
     for number, piece in enumerate(layout.by_height(rows)):
         yield {
@@ -46,6 +46,8 @@ def _beside(src: Source, chosen: shown.Tasks, tasks: list[str]) -> Iterator[dict
 
 def _caption(src: Source, chosen: shown.Tasks, found: list[list[tuple]]) -> str:
     return (
-        rf"All tasks with prompts of {chosen.length:,} tokens, {abreast.at(chosen.budget)}. "
+        rf"Scores on all tasks with prompts of {chosen.length:,} tokens, "
+        f"{abreast.at(chosen.budget)}, with models whose full cache answers {shown.LEAST_TASKS} "
+        "of them or more. "
         f"{abreast.note(src, found)}"
     )

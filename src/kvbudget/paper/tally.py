@@ -1,0 +1,70 @@
+"""How often Head-Aware is clearly better and clearly worse than each peer, place by place, as data
+for a table and prose."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from kvbudget.paper.source import Source
+from kvbudget.study.plan import AXES
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Comparisons with one peer in one metric, over the places of one model where ours evicts,
+    headline or not.
+
+    Attributes:
+        model: its key.
+        reference: the peer's key.
+        bits: those of the peer, as in `reference_bits`.
+        metric: `score`, `nll` or `choice`.
+        places: how many comparisons there are.
+        better: in how many of them ours is clearly better.
+        worse: in how many it is clearly worse.
+        most: by how much at most; 0 where it is so in none.
+    """
+
+    model: str
+    reference: str
+    bits: str
+    metric: str
+    places: int
+    better: int
+    worse: int
+    most: float
+
+
+def comparisons(src: Source, strictest: bool) -> pd.DataFrame:
+    """Comparisons of ours with each baseline, place by place, where ours evicts.
+
+    A pair that several experiments hold counts once: as judged in the strictest of its families, or
+    in the mildest, where a loss must not be missed.
+    """
+    frame = src.comparisons
+    frame = frame[(frame["kind"] == "baseline") & (frame["method"] == src.study.ours)]
+    frame = frame[~frame["all_kept"]]
+    frame = frame.sort_values("p_holm", ascending=not strictest, kind="stable")
+    return frame.drop_duplicates([*AXES, "reference", "metric"]).sort_index()
+
+
+def tallies(src: Source) -> Iterator[Tally]:
+    """By model, peer and metric. Wins are counted in the strictest family of a pair, losses in the
+    mildest."""
+    by = ["model", "reference", "metric"]
+    wins = comparisons(src, strictest=True)
+    better = wins[wins["verdict"] == "better"].groupby(by).size()
+    for key, part in comparisons(src, strictest=False).groupby(by, sort=False):
+        lost = part.loc[part["verdict"] == "worse", "difference"].abs()
+        model, reference, metric = map(str, key)
+        yield Tally(
+            model=model,
+            reference=reference,
+            bits=str(part["reference_bits"].iloc[0]),
+            metric=metric,
+            places=len(part),
+            better=int(better.get(key, 0)),
+            worse=len(lost),
+            most=float(lost.max()) if len(lost) else 0.0,
+        )
