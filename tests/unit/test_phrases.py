@@ -776,11 +776,9 @@ def test_tasks_are_counted_peer_by_peer(study, monkeypatch):
     assert told(study)["summary/tasks"] == ""
     monkeypatch.setattr(shown, "LEAST_TASKS", 1)
     frames = everywhere(study, "better")
-    where = "reference == 'h2o' and metric == 'nll' and kind == 'baseline'"
-    frames["comparisons"] = judged(frames["comparisons"], where, **outcome("worse", "nll"))
+    where = "reference == 'h2o' and metric == 'score' and kind == 'baseline'"
+    frames["comparisons"] = judged(frames["comparisons"], where, **outcome("worse"))
     assert told(study, **frames)["summary/tasks"] == (
-        "In score, over headline pairs of model and task, Head-Aware is clearly better than H2O in "
-        "1 of 1 and StreamingLLM in 1 of 1, and clearly worse than no peer. In NLL, over headline "
-        "pairs of model and task, Head-Aware is clearly better than StreamingLLM in 1 of 1, and "
-        "clearly worse than H2O in 1 of 1."
+        "In score, over headline pairs of model and task, Head-Aware is clearly better than "
+        "StreamingLLM in 1 of 1, and clearly worse than H2O in 1 of 1."
     )

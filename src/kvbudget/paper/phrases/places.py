@@ -96,8 +96,8 @@ def _breadth(src: Source) -> Latex:
 
 
 def _by_task(src: Source) -> Latex:
-    """How ours fares against each peer over tasks at one length and budget; nothing where these are
-    few."""
+    """How the score of ours compares with each peer's over tasks at one length and budget; nothing
+    where these are few."""
     chosen = shown.tasks(src)
     if chosen is None:
         return Latex("")
@@ -111,15 +111,13 @@ def _by_task(src: Source) -> Latex:
     frame = comparisons(src, strictest=True)
     there = (frame["length"] == chosen.length) & (frame["budget"] == chosen.budget)
     there &= frame["model"].isin(chosen.models) & frame["reference"].isin(peers)
-    frame = frame[there & frame["headline"]]
-    texts = [
-        f"In {METRIC_TITLE[metric]}, over headline pairs of model and task, Head-Aware is clearly "
-        f"better than {_whom(src, part, 'better')}, and clearly worse than "
-        f"{_whom(src, part, 'worse')}."
-        for metric, part in frame.groupby("metric", sort=False)
-        if metric in ("score", "nll")
-    ]
-    return Latex(" ".join(texts))
+    frame = frame[there & frame["headline"] & (frame["metric"] == "score")]
+    if frame.empty:
+        return Latex("")
+    return Latex(
+        "In score, over headline pairs of model and task, Head-Aware is clearly better than "
+        f"{_whom(src, frame, 'better')}, and clearly worse than {_whom(src, frame, 'worse')}."
+    )
 
 
 def _whom(src: Source, frame: pd.DataFrame, verdict: str) -> str:
