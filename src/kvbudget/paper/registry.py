@@ -41,13 +41,13 @@ TABLES = {
         module="kvbudget.paper.tables.places",
         what="all methods at one budget, by model and length",
         csv=("cells", "comparisons"),
-        template="places.tex.j2",
+        template="abreast.tex.j2",
     ),
     "tasks": Made(
         module="kvbudget.paper.tables.tasks",
         what="all methods at one length and budget, by task",
         csv=("cells", "comparisons"),
-        template="tasks.tex.j2",
+        template="abreast.tex.j2",
     ),
     "summary": Made(
         module="kvbudget.paper.tables.summary",

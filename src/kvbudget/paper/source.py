@@ -38,6 +38,11 @@ class Source:
         return full[["model", "task", "length", "headline"]]
 
     @cached_property
+    def failing(self) -> pd.DataFrame:
+        """Where the full cache fails: model, task, length."""
+        return self.places.loc[~self.places["headline"], ["model", "task", "length"]]
+
+    @cached_property
     def measured(self) -> frozenset[tuple]:
         """Keys of all that is measured."""
         return frozenset(self.cells[list(AXES)].itertuples(index=False, name=None))

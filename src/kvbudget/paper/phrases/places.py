@@ -135,8 +135,7 @@ def _outside(src: Source) -> Latex:
     text; nothing where it fails nowhere there."""
     task, budget = shown.task(src), shown.budget(src)
     cells = src.cells[(src.cells["metric"] == "score") & (src.cells["task"] == task)]
-    weak = src.places.query("not headline")[["model", "task", "length"]]
-    cells = cells.merge(weak)
+    cells = cells.merge(src.failing)
     ours = cells[(cells["method"] == src.study.ours) & (cells["budget"] == budget)]
     told = []
     for model, part in ours.groupby("model", sort=False):

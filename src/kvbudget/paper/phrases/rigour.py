@@ -38,7 +38,7 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
 def _headline_tasks(src: Source) -> Latex:
     if not (src.cells["policy"] == FULL).any():
         return Latex("This study measures no full cache, so no place is headline.")
-    weak, total = src.places.query("not headline"), len(src.places)
+    weak, total = src.failing, len(src.places)
     if not total:
         return Latex("No task of this study is scored, so every place counts.")
     combinations = f"{count(total, 'combination')} of model, task and length"

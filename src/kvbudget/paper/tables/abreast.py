@@ -8,9 +8,18 @@ from kvbudget.paper.layout import Row
 from kvbudget.paper.source import Source
 from kvbudget.paper.tables.marks import MEANING, marks
 from kvbudget.paper.tables.quality import by_metric
+from kvbudget.paper.template import render
 
 #: Model, task and length.
 Place = tuple[str, str, int]
+
+
+def table(src: Source, name: str, floats: list[dict], empty: str = "") -> str:
+    """LaTeX of floats, each with `models` over columns, if any, `heads` of all columns, `rows` and
+    `caption`; where there is no float, what is said in its place."""
+    for number, entry in enumerate(floats, 1):
+        entry["label"] = f"tab:{name}-{number}"
+    return render("abreast.tex.j2", notes=src.notes(), name=name, floats=floats, empty=empty)
 
 
 def keys(src: Source, places: list[Place], budget: str) -> list[list[tuple]]:
@@ -41,8 +50,7 @@ def _cell(found: dict | None, mark: str, weak: bool) -> Latex:
 
 def _failing(src: Source) -> set[Place]:
     """Places at which the full cache fails."""
-    weak = src.places.query("not headline")[["model", "task", "length"]]
-    return set(weak.itertuples(index=False, name=None))
+    return set(src.failing.itertuples(index=False, name=None))
 
 
 def at(budget: str) -> str:

@@ -6,7 +6,6 @@ from kvbudget.paper.phrases.words import METRIC_TITLE
 from kvbudget.paper.source import Source
 from kvbudget.paper.tables import abreast
 from kvbudget.paper.tables.abreast import Place
-from kvbudget.paper.template import render
 from kvbudget.study.plan import FULL
 
 METRICS = ("score", "nll")
@@ -26,9 +25,7 @@ def text(src: Source) -> str:
     )
     pieces = layout.chunks(places if budget else [], ABREAST)
     floats = [_float(src, str(budget), list(piece)) for piece in pieces]
-    for number, entry in enumerate(floats, 1):
-        entry["label"] = f"tab:places-{number}"
-    return render("places.tex.j2", notes=src.notes(), floats=floats)
+    return abreast.table(src, "places", floats, "This study measures no method that evicts.")
 
 
 def _float(src: Source, budget: str, places: list[Place]) -> dict:
@@ -36,7 +33,7 @@ def _float(src: Source, budget: str, places: list[Place]) -> dict:
     found = abreast.keys(src, places, budget)
     return {
         "models": [_heading(src, model, models.count(model)) for model in dict.fromkeys(models)],
-        "lengths": [Latex(f"{length:,}") for *_, length in places],
+        "heads": [Latex(f"{length:,}") for *_, length in places],
         "rows": [
             row
             for metric in METRICS
@@ -50,7 +47,7 @@ def _heading(src: Source, model: str, lengths: int) -> dict:
     """A model over its columns; its name is broken where it is longer than they are wide."""
     title = latex.title(src.study, "models", model)
     width = max(MODEL, lengths * layout.NUMBER)
-    return {"title": Latex(rf"\named[{width}pt]{{{title}}}"), "lengths": lengths}
+    return {"title": Latex(rf"\named[{width}pt]{{{title}}}"), "columns": lengths}
 
 
 def _caption(src: Source, budget: str, found: list[list[tuple]]) -> Latex:

@@ -143,7 +143,7 @@ def _weak_places(src: Source, keys: list[tuple]) -> dict[str, list[int]]:
     """Tasks that the full cache fails, and at which lengths, among cells of one model."""
     mine = {key[:3] for key in keys}
     weak: dict[str, list[int]] = {}
-    for place in src.places.query("not headline").itertuples():
+    for place in src.failing.itertuples():
         if (place.model, place.task, place.length) in mine:
             weak.setdefault(place.task, []).append(place.length)
     return weak

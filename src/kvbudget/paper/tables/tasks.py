@@ -6,7 +6,6 @@ from kvbudget.paper import latex, layout, shown
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.source import Source
 from kvbudget.paper.tables import abreast
-from kvbudget.paper.template import render
 
 #: Points that the name of a task has at most, and tasks that stand side by side.
 TASK, ABREAST = 44, 7
@@ -15,10 +14,7 @@ TASK, ABREAST = 44, 7
 def text(src: Source) -> str:
     """LaTeX of what `kvbudget.paper.shown.tasks` names, a float for as many models as fit; nothing
     where tasks are few."""
-    floats = list(_floats(src))
-    for number, entry in enumerate(floats, 1):
-        entry["label"] = f"tab:tasks-{number}"
-    return render("tasks.tex.j2", notes=src.notes(), floats=floats)
+    return abreast.table(src, "tasks", list(_floats(src)))
 
 
 def _floats(src: Source) -> Iterator[dict]:
@@ -38,6 +34,7 @@ def _beside(src: Source, chosen: shown.Tasks, tasks: list[str]) -> Iterator[dict
     titles = [latex.title(src.study, "tasks", task) for task in tasks]
     for number, piece in enumerate(layout.by_height(rows)):
         yield {
+            "models": [],
             "heads": [Latex(rf"\named[{TASK}pt]{{{title}}}") for title in titles],
             "rows": piece,
             "caption": Latex(_caption(src, chosen, found) + (" (Continued.)" if number else "")),
