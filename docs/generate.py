@@ -23,7 +23,7 @@ from kvbudget.calibration.options import OPTIONS as CALIBRATION
 from kvbudget.options import Option, spoken
 from kvbudget.paper.bench import table as bench_table
 from kvbudget.policies import registry as methods
-from kvbudget.site import costs, markdown
+from kvbudget.site import costs, markdown, quoted
 from kvbudget.study import schema as study
 from kvbudget.tasks import registry as tasks
 
@@ -262,9 +262,9 @@ def results() -> str:
     return markdown.of_all(ROOT)
 
 
-def results_in_short(name: str) -> str:
-    """A few of those of `study.experiment`."""
-    return markdown.in_short(*name.split("."), ROOT)
+def findings(name: str) -> str:
+    """What is said of published results, with their numbers: a template of findings/."""
+    return quoted.fill(DOCS / f"findings/{name}.md.j2", ROOT)
 
 
 def results_of(name: str) -> str:
@@ -309,7 +309,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "models": model_shapes,
     "origins": model_origins,
     "results": results,
-    "results-in-short": results_in_short,
+    "findings": findings,
     "results-of": results_of,
     "orders-of": orders_of,
     "costs-of": costs_of,

@@ -106,7 +106,7 @@ def tables_of(name: str, root: Path) -> tuple[Study, dict[str, pd.DataFrame]]:
         for path, content in bundle.contents(archive, bundle.read(archive).files).items():
             bundle.write(Path(scratch) / published.store_of(name) / path, content)
         aggregate(replace(study, root=Path(scratch)), Path(scratch) / "csv")
-        wanted = ("cells", "orders", "provenance")
+        wanted = ("cells", "comparisons", "pooled", "orders", "provenance")
         return study, {table: schema.read(Path(scratch) / "csv", table) for table in wanted}
 
 
