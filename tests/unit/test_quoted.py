@@ -47,6 +47,7 @@ def row(**values) -> pd.DataFrame:
         "budget": "20p",
         "method": "head-aware",
         "reference": "h2o",
+        "kind": "baseline",
         "metric": "score",
         "difference": -0.125,
         "ci_low": -0.2,
@@ -62,7 +63,8 @@ def study(root) -> quoted.Quoted:
     """The study, of which these comparisons are published: together level, in NLL better."""
     plan, tables = markdown.tables_of("tiny", root)
     nll = {"metric": "nll", "difference": -0.0104, "verdict": "better"}
-    pooled = pd.concat([row(verdict="unclear", difference=0.031), row(**nll)])
+    level = {"verdict": "unclear", "difference": 0.031, "ci_low": -0.01, "ci_high": 0.07}
+    pooled = pd.concat([row(**level), row(**nll)])
     return quoted.Quoted(plan, tables | {"comparisons": row(), "pooled": pooled})
 
 
@@ -83,15 +85,13 @@ def test_numbers_are_those_of_the_tables(root, fill):
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        (
-            's.score("tiny", 900, "20%")',
-            "nothing is published of tiny-llama, niah_single, 900, 20p",
-        ),
-        ('s.score("big", 800, "20%")', "there is no model 'big'"),
+        ('s.score("tiny", 900, "20%")', "no numbers are published of tiny-llama, niah_single, 900"),
+        ('s.score("big", 800, "20%")', "0 models begin with 'big'"),
         (
             's.ahead("lengths", "tiny", "20%", "h2o")',
-            "it says 'better' of lengths, tiny-llama, 20p",
+            "it says 'clearly better' of lengths, tiny-ll",
         ),
+        ('s.clear("better", ("h3o",))', "there is no comparison with h3o"),
     ],
 )
 def test_what_is_not_published_or_does_not_hold_is_no_text(fill, text, error):
@@ -101,20 +101,29 @@ def test_what_is_not_published_or_does_not_hold_is_no_text(fill, text, error):
 
 def test_a_verdict_is_that_of_the_corrected_test(study):
     where = ("lengths", "tiny", "20%", "h2o")
-    assert study.level(*where) == ".03"
-    assert study.level(*where, digits=3) == ".031"
+    assert study.more(*where) == ".03"
+    assert study.more(*where, digits=3) == ".031"
     assert study.ahead(*where, "nll") == ".010"
     assert study.behind(*where, length=800) == ".12"
-    assert study.behind(*where, length=800, half=True) == ".12 ± .08"
-    for said in (study.ahead, study.behind):
-        with pytest.raises(UserError, match=r"and that is 'unclear' \(\+0\.031\)"):
+    assert study.behind(*where, length=800, interval=True) == ".12 (.05 to .20)"
+    assert study.more(*where, interval=True) == ".03 (−.01 to .07)"
+    for said in (study.ahead, study.behind, study.less):
+        with pytest.raises(UserError, match="and it is 'better, not clearly'"):
             said(*where)
+
+
+def test_a_place_needs_its_length(root):
+    plan, tables = markdown.tables_of("tiny", root)
+    several = pd.concat([row(), row(length=1600)])
+    study = quoted.Quoted(plan, tables | {"comparisons": several})
+    with pytest.raises(UserError, match="2 numbers are published of lengths"):
+        study.behind("lengths", "tiny", "20%", "h2o", task="niah_single")
 
 
 def test_verdicts_are_counted(study):
     assert study.clear("worse", ("h2o",)) == "0 of 1"
     assert study.clear("better", ("h2o",), "nll") == "1 of 1"
-    assert study.clear("better", ("kvzip",)) == "0 of 0"
+    assert study.clear("worse") == "0 of 1"
 
 
 def test_all_planned_cells_are_told(study):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from kvbudget.analysis.metrics import METRICS
 from kvbudget.paper.source import Source
 from kvbudget.study.plan import AXES
 
@@ -23,7 +24,7 @@ class Tally:
         places: how many comparisons there are.
         better: in how many of them ours is clearly better.
         worse: in how many it is clearly worse.
-        most: by how much at most; 0 where it is so in none.
+        worst: by how much at most; 0 where it is so in none.
     """
 
     model: str
@@ -33,29 +34,29 @@ class Tally:
     places: int
     better: int
     worse: int
-    most: float
+    worst: float
 
 
-def comparisons(src: Source, strictest: bool) -> pd.DataFrame:
+def against_peers(src: Source) -> pd.DataFrame:
     """Comparisons of ours with each baseline, place by place, where ours evicts.
 
-    A pair that several experiments hold counts once: as judged in the strictest of its families, or
-    in the mildest, where a loss must not be missed.
+    A pair that several experiments hold counts once: where ours is ahead as judged in the strictest
+    of its families, where it is behind in the mildest, as a loss must not be missed.
     """
     frame = src.comparisons
     frame = frame[(frame["kind"] == "baseline") & (frame["method"] == src.study.ours)]
     frame = frame[~frame["all_kept"]]
-    frame = frame.sort_values("p_holm", ascending=not strictest, kind="stable")
+    rising = frame["metric"].map(lambda name: METRICS[name].higher_is_better)
+    ahead = (frame["difference"] > 0) == rising
+    frame = frame.assign(order=frame["p_holm"].where(~ahead, -frame["p_holm"]))
+    frame = frame.sort_values("order", kind="stable").drop(columns="order")
     return frame.drop_duplicates([*AXES, "reference", "metric"]).sort_index()
 
 
 def tallies(src: Source) -> Iterator[Tally]:
-    """By model, peer and metric. Wins are counted in the strictest family of a pair, losses in the
-    mildest."""
+    """By model, peer and metric."""
     by = ["model", "reference", "metric"]
-    wins = comparisons(src, strictest=True)
-    better = wins[wins["verdict"] == "better"].groupby(by).size()
-    for key, part in comparisons(src, strictest=False).groupby(by, sort=False):
+    for key, part in against_peers(src).groupby(by, sort=False):
         lost = part.loc[part["verdict"] == "worse", "difference"].abs()
         model, reference, metric = map(str, key)
         yield Tally(
@@ -64,7 +65,7 @@ def tallies(src: Source) -> Iterator[Tally]:
             bits=str(part["reference_bits"].iloc[0]),
             metric=metric,
             places=len(part),
-            better=int(better.get(key, 0)),
+            better=int((part["verdict"] == "better").sum()),
             worse=len(lost),
-            most=float(lost.max()) if len(lost) else 0.0,
+            worst=float(lost.max()) if len(lost) else 0.0,
         )

@@ -2,14 +2,14 @@
 two methods holds by the corrected test, or there is no text."""
 
 from collections.abc import Sequence
+from functools import partialmethod
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import pandas as pd
 
+from kvbudget.analysis.metrics import METRICS as KNOWN
 from kvbudget.errors import UserError
-from kvbudget.options import suggest
 from kvbudget.paper.phrases.words import METRIC_TITLE
 from kvbudget.site.markdown import METRICS, in_short, tables_of
 from kvbudget.study.plan import FULL, Study
@@ -71,30 +71,14 @@ class Quoted:
         ends = (_decimal(row[end], metric) for end in ("seed_low", "seed_high"))
         return " to ".join(ends)
 
-    def ahead(
-        self, experiment: str, model: str, budget: str | int, peer: str, *of: str, **at: Any
-    ) -> str:
-        """By how much ours is clearly better, over all headline places of an experiment; with
-        `length` and `task` at one place."""
-        return self._apart("better", experiment, model, budget, peer, *of, **at)
-
-    def behind(
-        self, experiment: str, model: str, budget: str | int, peer: str, *of: str, **at: Any
-    ) -> str:
-        """By how much ours is clearly worse."""
-        return self._apart("worse", experiment, model, budget, peer, *of, **at)
-
-    def level(
-        self, experiment: str, model: str, budget: str | int, peer: str, *of: str, **at: Any
-    ) -> str:
-        """How far the two are apart where that is not clear."""
-        return self._apart("unclear", experiment, model, budget, peer, *of, **at)
-
-    def clear(self, verdict: str, peers: Sequence[str], metric: str = "score") -> str:
-        """In how many comparisons with these peers, all headline places of an experiment together,
-        ours is `better` or `worse`: `13 of 18`."""
+    def clear(self, verdict: str, peers: Sequence[str] = (), metric: str = "score") -> str:
+        """In how many comparisons with these peers, or all, ours is `better` or `worse`, all
+        headline places of an experiment together: `13 of 18`."""
         frame = self._tables["pooled"]
-        frame = frame[(frame["method"] == self._study.ours) & frame["reference"].isin(peers)]
+        frame = frame[(frame["method"] == self._study.ours) & (frame["kind"] == "baseline")]
+        if unknown := set(peers).difference(frame["reference"]):
+            raise UserError(f"there is no comparison with {', '.join(sorted(unknown))}")
+        frame = frame[frame["reference"].isin(peers or self._study.baselines)]
         frame = frame[(frame["metric"] == metric) & ~frame["all_kept"]]
         return f"{(frame['verdict'] == verdict).sum()} of {len(frame)}"
 
@@ -120,16 +104,17 @@ class Quoted:
 
     def _apart(
         self,
-        verdict: str,
+        said: str,
         experiment: str,
         model: str,
         budget: str | int,
         peer: str,
         metric: str = "score",
         digits: int | None = None,
-        half: bool = False,
+        interval: bool = False,
         **place: str | int,
     ) -> str:
+        """How far ours is from a peer, if it is so as `said`; with its `interval` in brackets."""
         where = {
             "experiment": experiment,
             "model": self._model(model),
@@ -138,28 +123,38 @@ class Quoted:
             "reference": peer,
             "metric": metric,
         }
-        if "length" in place:
-            row = _one(self._tables["comparisons"], where | {"task": self._task} | place)
-        else:
-            row = _one(self._tables["pooled"], where)
-        if row["verdict"] != verdict:
-            raise UserError(
-                f"it says {verdict!r} of {_spoken(where | place)}, and that is {row['verdict']!r} "
-                f"({row['difference']:+.3f})"
-            )
+        if place:
+            where |= {"task": self._task} | place
+        row = _one(self._tables["comparisons" if place else "pooled"], where)
+        better = (row["difference"] > 0) == KNOWN[metric].higher_is_better
+        true = {"better": "clearly better", "worse": "clearly worse"}.get(
+            row["verdict"], f"{'better' if better else 'worse'}, not clearly"
+        )
+        if said != true:
+            raise UserError(f"it says {said!r} of {_spoken(where)}, and it is {true!r}")
+        sign = 1 if row["difference"] > 0 else -1
         size = _decimal(abs(row["difference"]), metric, digits)
-        width = _decimal((row["ci_high"] - row["ci_low"]) / 2, metric, digits)
-        return f"{size} ± {width}" if half else size
+        if not interval:
+            return size
+        low, high = sorted((sign * row["ci_low"], sign * row["ci_high"]))
+        return f"{size} ({_decimal(low, metric, digits)} to {_decimal(high, metric, digits)})"
+
+    #: By how much ours is clearly better or worse than a peer, or is so without that being clear:
+    #: over all headline places of an experiment, or with `length`, and `task`, at one place.
+    ahead = partialmethod(_apart, "clearly better")
+    behind = partialmethod(_apart, "clearly worse")
+    more = partialmethod(_apart, "better, not clearly")
+    less = partialmethod(_apart, "worse, not clearly")
 
     @property
     def _task(self) -> str:
         return self._study.cells[0].task
 
     def _model(self, name: str) -> str:
-        for key in self._study.models:
-            if key.startswith(name):
-                return key
-        raise UserError(f"there is no model {name!r}{suggest(name, self._study.models)}")
+        found = [key for key in self._study.models if key.startswith(name)]
+        if len(found) != 1:
+            raise UserError(f"{len(found)} models begin with {name!r}; name one of them")
+        return found[0]
 
 
 def _token(budget: str | int) -> str:
@@ -171,7 +166,7 @@ def _one(frame: pd.DataFrame, where: dict) -> pd.Series:
     for name, value in where.items():
         frame = frame[frame[name] == value]
     if len(frame) != 1:
-        raise UserError(f"nothing is published of {_spoken(where)}")
+        raise UserError(f"{len(frame) or 'no'} numbers are published of {_spoken(where)}")
     return frame.iloc[0]
 
 
@@ -181,5 +176,6 @@ def _spoken(where: dict) -> str:
 
 def _decimal(value: float, metric: str, digits: int | None = None) -> str:
     """`.80`, `1.00`: with the digits of the tables."""
-    text = f"{value:.{METRICS.get(metric, 2) if digits is None else digits}f}"
-    return text.removeprefix("0") if text.startswith("0.") else text
+    text = f"{abs(value):.{METRICS.get(metric, 2) if digits is None else digits}f}"
+    short = text.removeprefix("0") if text.startswith("0.") else text
+    return f"−{short}" if value < 0 else short

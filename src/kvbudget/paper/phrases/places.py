@@ -20,7 +20,7 @@ from kvbudget.paper.phrases.words import (
     with_model,
 )
 from kvbudget.paper.source import Source
-from kvbudget.paper.tally import Tally, comparisons, tallies
+from kvbudget.paper.tally import Tally, against_peers, tallies
 from kvbudget.study.plan import FULL
 
 #: The least difference that prints.
@@ -39,7 +39,7 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
 
 def _by_bits(src: Source) -> Latex:
     """How often a difference is clear, against peers in sixteen and in fewer bits apart."""
-    frame = comparisons(src, strictest=True)
+    frame = against_peers(src)
     frame = frame[frame["headline"]]
     if frame.empty:
         return Latex("No comparison with a baseline, where Head-Aware evicts, counts as headline.")
@@ -82,8 +82,7 @@ def _breadth(src: Source) -> Latex:
         means = scores.dropna().mean(axis=1)  # of what is measured on all of them
         peers = means.reindex(src.study.baselines).dropna()
         full = means[[src.study.policy(method) == FULL for method in means.index]]
-        few = scores.shape[1] < shown.LEAST_TASKS
-        if few or src.study.ours not in means or peers.empty or full.empty:
+        if src.study.ours not in means or peers.empty or full.empty:
             continue
         texts.append(
             f"Over the headline tasks at {chosen.length:,} tokens and {at(chosen.budget, False)}, "
@@ -108,7 +107,7 @@ def _by_task(src: Source) -> Latex:
             src, [(model, task, chosen.length) for task in chosen.tasks], chosen.budget
         )
     }
-    frame = comparisons(src, strictest=True)
+    frame = against_peers(src)
     there = (frame["length"] == chosen.length) & (frame["budget"] == chosen.budget)
     there &= frame["model"].isin(chosen.models) & frame["reference"].isin(peers)
     frame = frame[there & frame["headline"] & (frame["metric"] == "score")]
@@ -158,7 +157,7 @@ def _outside(src: Source) -> Latex:
 
 def _losses(src: Source) -> Latex:
     """Where ours loses to a peer with each model, how often and by how much; headline or not."""
-    frame = comparisons(src, strictest=False)
+    frame = against_peers(src)
     if frame.empty:
         return Latex("Nowhere is Head-Aware set beside a baseline and evicts.")
     found = list(tallies(src))
@@ -172,10 +171,10 @@ def _losses(src: Source) -> Latex:
         mine = [each for each in found if each.model == model]
         name = latex.title(src.study, "models", model)
         if told := list(_lost_in_each_metric(src, mine)):
-            texts.append(f"With {name}, Head-Aware is clearly worse in {'; '.join(told)}.")
+            texts.append(f"With {name}, Head-Aware is clearly worse {'; '.join(told)}.")
         elif mine:
             of = count(sum(each.places for each in mine), "comparison")
-            texts.append(f"With {name}, Head-Aware is clearly worse in none of {of}.")
+            texts.append(f"With {name}, Head-Aware is clearly worse in none of {of} in any metric.")
     return Latex(" ".join([*texts, *_lost_together(src)]))
 
 
@@ -186,19 +185,21 @@ def _lost_in_each_metric(src: Source, found: list[Tally]) -> Iterator[str]:
         if lost:
             of = sum(each.places for each in found if each.metric == metric)
             often = sum(each.worse for each in lost)
-            by = "by" if often == 1 else "by up to"
-            yield (
-                f"{name} in {often} of {count(of, 'comparison')}, {_to_whom(src, lost)}, {by} "
-                f"{_size(max(each.most for each in lost))}"
-            )
+            yield f"in {name} in {often} of {count(of, 'comparison')}, {_to_whom(src, lost)}"
 
 
 def _to_whom(src: Source, lost: list[Tally]) -> str:
-    """The peers to which ours loses, or of more than one those to which most often."""
+    """The one peer to which ours loses; or of several those to which most often, and the one to
+    which it loses most."""
+    worst = max(lost, key=lambda each: each.worst)
+    size, whom = _size(worst.worst), title(src, worst.reference)
+    if len(lost) == 1:
+        return f"than {whom}, by {size if worst.worse == 1 else f'up to {size}'}"
     most = max(each.worse for each in lost)
     often = [title(src, each.reference) for each in lost if each.worse == most]
+    named = latex.listing(often) if len(often) <= NAMED else count(len(often), "peer")
     than = "than" if len(often) == len(lost) else "most often than"
-    return f"{than} {latex.listing(often) if len(often) <= NAMED else count(len(often), 'peer')}"
+    return f"{than} {named}, and by {size} at most, than {whom}"
 
 
 def _lost_together(src: Source) -> Iterator[str]:
@@ -215,8 +216,8 @@ def _lost_together(src: Source) -> Iterator[str]:
         for row in lost[:NAMED]
     ]
     if told:
-        more = f"; and {len(lost) - NAMED} more, in the appendix" if len(lost) > NAMED else ""
-        yield capital(f"{in_turn(told)}{more}.")
+        more = rf"; and {len(lost) - NAMED} more (\cref{{sec:comparisons}})"
+        yield capital(f"{in_turn(told)}{more if len(lost) > NAMED else ''}.")
 
 
 def _lost_in(src: Source, row: dict) -> str:

@@ -31,7 +31,6 @@ FEW = 3
 OUTCOMES = 4
 #: A sentence has no more numbers than these.
 MOST_NUMBERS = 3
-_SCORES = {"score": "scores", "nll": "has an NLL of", "choice": "chooses right in"}
 _SCORES_BEST = {
     "score": "scores highest,",
     "nll": "has the lowest NLL,",
@@ -44,7 +43,6 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     main = findings.main_experiment(src)
     found = list(findings.of_experiment(src, main)) if main else []
     yield "summary/main", _named(src, main)
-    yield "summary/short", _short(src, found)
     yield "summary/answer", _answer(src, found)
     yield "summary/findings", _findings(src, found)
     yield "summary/others", _others(src, main)
@@ -54,22 +52,6 @@ def _named(src: Source, main: str | None) -> Latex:
     """The main experiment, as it stands behind a sentence."""
     found = [layout.experiment_title(e) for e in src.study.experiments if e["name"] == main]
     return Latex("".join(rf" (the experiment \emph{{{title}}})" for title in found))
-
-
-def _short(src: Source, found: list[Finding]) -> Latex:
-    """Ours and its best peer at the budgets that the main text tells of each model."""
-    if not found:
-        return NO_OURS
-    texts = []
-    for each in findings.first_metric(_shown(src, found)):
-        peer = each.peers[0]
-        texts.append(
-            f"{capital(_place(src, each))}, Head-Aware in {bits(peer['bits'])} "
-            f"{_SCORES[each.metric]} "
-            f"{latex.decimal(each.value)} and its best peer, {title(src, peer['reference'])}, "
-            f"{latex.decimal(peer['reference_value'])}, a difference {is_clear(peer)}."
-        )
-    return Latex(" ".join(texts))
 
 
 def _shown(src: Source, found: list[Finding]) -> list[Finding]:

@@ -32,6 +32,7 @@ def derived(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "summary/power", _power(src)
     yield "summary/families", _families(src)
     yield "summary/seeds", _seeds(src)
+    yield "summary/apart", _apart(src)
     yield "summary/choice", _choice(src)
 
 
@@ -47,7 +48,7 @@ def _headline_tasks(src: Source) -> Latex:
         return Latex(f"In this study {combinations} {verb} scored, and none fails.")
     return Latex(
         f"In this study the full cache fails in {len(weak)} of {combinations}, which count for no "
-        "headline."
+        r"headline (\cref{sec:details} names them)."
     )
 
 
@@ -63,7 +64,7 @@ def _failing(src: Source) -> Latex:
         return Latex("")
     more = " and others" if len(named) > SHOWN else ""
     return Latex(
-        "The full cache fails, so that a place counts for no headline: "
+        "Places that count for no headline, as the full cache fails there: "
         f"{latex.listing(map(Latex, named[:SHOWN]))}{more}."
     )
 
@@ -130,6 +131,19 @@ def _seeds(src: Source) -> Latex:
                 "most."
             )
     return Latex(" ".join(texts[:SHOWN]))
+
+
+def _apart(src: Source) -> Latex:
+    """How far the scores of one calibration and another lie apart at most; nothing where each has
+    one seed."""
+    frame = src.cells[(src.cells["seeds"] > 1) & (src.cells["metric"] == "score")]
+    most = (frame["seed_high"] - frame["seed_low"]).max()
+    if frame.empty or pd.isna(most):
+        return Latex("")
+    return Latex(
+        f"Calibrations with other seeds score up to {latex.decimal(most)} apart "
+        r"(\cref{sec:details})."
+    )
 
 
 def _choice(src: Source) -> Latex:

@@ -8,7 +8,7 @@ from kvbudget.paper import budgets, latex
 from kvbudget.paper.latex import Latex
 from kvbudget.paper.phrases.words import count, devices_of, span
 from kvbudget.paper.source import Source
-from kvbudget.study.plan import AXES, FULL, OURS
+from kvbudget.study.plan import AXES, FULL
 
 #: Tasks that the abstract names.
 FEW = 3
@@ -31,7 +31,6 @@ def _study(src: Source) -> Iterator[tuple[str, Latex]]:
     yield "study/tasks", _titles(src, "tasks", (c.task for c in planned))
     yield "study/tasks-in-short", _in_short(src, list(dict.fromkeys(c.task for c in planned)))
     yield "study/methods", _titles(src, "methods", study.main_methods)
-    yield "study/baselines", _titles(src, "methods", study.baselines)
     yield "study/lengths", latex.listing(f"{n:,}" for n in sorted({c.length for c in planned}))
     yield "study/budgets", latex.listing(latex.budget(budget) for budget in evicted)
     contexts = cells.loc[cells["metric"] == "nll", "n_contexts"]
@@ -73,18 +72,13 @@ def _quantised(src: Source) -> Latex:
 
 
 def _method(src: Source) -> Iterator[tuple[str, Latex]]:
-    study = src.study
-    if study.ours is None:
-        yield "study/ours", latex.escape(OURS)
-        yield "method/bits", latex.decimal(16, 0)
-        return
-    yield "study/ours", latex.title(study, "methods", study.ours)
-    yield "method/bits", latex.decimal(study.config["methods"][study.ours].get("bits", 16), 0)
+    ours = src.study.config["methods"].get(src.study.ours, {})
+    yield "method/bits", latex.decimal(ours.get("bits", 16), 0)
 
 
 def _machine(src: Source) -> Iterator[tuple[str, Latex]]:
     items = {r["item"]: r["value"] for r in src.table("provenance").to_dict("records")}
-    for name in ("device", "threads", "torch", "transformers", "python"):
+    for name in ("torch", "transformers"):
         yield f"machine/{name}", latex.escape(items.get(name, "unknown"))
     # What measured the records, wherever they are read now: processors, where some had no GPU.
     devices = items.get("device", "cpu").split("; ")

@@ -15,7 +15,9 @@ HEADS = ("of", "better", "worse", "by up to")
 CAPTION = (
     "{ours} against each peer, place by place, where it evicts: of how many places (model, task, "
     "length and budget; headline or not) it is clearly better and clearly worse, and by how much "
-    "at most where it is worse. By a paired permutation test after Holm's correction."
+    "at most where it is worse, by a paired permutation test after Holm's correction. A pair that "
+    "several experiments hold counts once: a win where the strictest of their corrections shows "
+    "it, a loss where the mildest does."
 )
 
 
@@ -52,5 +54,5 @@ def _rows(src: Source, found: list[Tally], metrics: list[str]) -> Iterator[Row]:
 def _cells(tally: Tally | None) -> list[Latex]:
     if tally is None:
         return [Latex(latex.DASH)] * len(HEADS)
-    most = latex.decimal(tally.most) if tally.worse else latex.DASH
-    return [*(Latex(str(n)) for n in (tally.places, tally.better, tally.worse)), Latex(most)]
+    worst = latex.decimal(tally.worst) if tally.worse else latex.DASH
+    return [*(Latex(str(n)) for n in (tally.places, tally.better, tally.worse)), Latex(worst)]
