@@ -126,5 +126,5 @@ def test_verdicts_are_counted(study):
     assert study.clear("worse") == "0 of 1"
 
 
-def test_all_planned_cells_are_told(study):
-    assert study.left_out == 0
+def test_it_says_how_many_cells_are_told(study):
+    assert study.told == "9 of 9"

@@ -83,9 +83,10 @@ class Quoted:
         return f"{(frame['verdict'] == verdict).sum()} of {len(frame)}"
 
     @property
-    def left_out(self) -> int:
-        """Planned cells that are not told."""
-        return self._study.left_out
+    def told(self) -> str:
+        """How many of the planned cells are told."""
+        told = len(self._study.cells)
+        return f"{told} of {told + self._study.left_out}"
 
     def _cell(
         self, metric: str, model: str, length: int, budget: str | int, method: str, task: str = ""
