@@ -6,6 +6,7 @@ interval beside it says how large the effect may be. `tests/unit/test_statistics
 often intervals cover the truth and how often the test finds what is not there.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,16 +156,26 @@ def paired_p(differences: np.ndarray, seed: int) -> float:
     n = len(differences)
     if n < 2 or not differences.any():
         return 1.0
-    exact = 2**n <= FLIPS
-    if exact:
-        flipped = np.arange(2**n)[:, None] >> np.arange(n) & 1
-    else:
-        flipped = np.random.default_rng(seed).integers(0, 2, (FLIPS, n))
-    observed, sums = differences.sum(), (1 - 2 * flipped) @ differences
+    observed, sums = differences.sum(), _signs(n, seed) @ differences
     # Sums that are equal but for their rounding are equal.
     slack = ROUNDING * np.abs(differences).sum()
     beyond = min((sums <= observed + slack).sum(), (sums >= observed - slack).sum())
-    return float(min(1.0, 2 * (beyond / 2**n if exact else (beyond + 1) / (FLIPS + 1))))
+    return float(min(1.0, 2 * (beyond / 2**n if _exact(n) else (beyond + 1) / (FLIPS + 1))))
+
+
+def _exact(n: int) -> bool:
+    """Whether all flips of so many signs are tried."""
+    return 2**n <= FLIPS
+
+
+@functools.lru_cache(maxsize=4)  # the comparisons of a study share them
+def _signs(n: int, seed: int) -> np.ndarray:
+    """The flips that are tried: `(flips, contexts)` of 1 and -1."""
+    if _exact(n):
+        flipped = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    else:
+        flipped = np.random.default_rng(seed).integers(0, 2, (FLIPS, n))
+    return 1.0 - 2 * flipped
 
 
 def holm(p: np.ndarray) -> np.ndarray:
