@@ -91,10 +91,11 @@ audit: .venv/.installed ## Look the installed packages up in the database of kno
 peers: .venv-peers/.installed ## Install kvpress in an environment of its own: cells of method kvpress, and parity
 
 # Each test keeps to one thread, and the tests of one file to one process; the longest files first.
+# Three processes on two cores, as some tests wait for Slurm, a page or a lock.
 test: ## Lint, then run all tests; those with a Slurm on this machine only as root
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test packages
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-slurm: ## Of these, run cells through a Slurm that is started on this machine, as root
 	@$(MAKE) --no-print-directory --jobs 2 .venv/.installed-test slurm
