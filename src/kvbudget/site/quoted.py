@@ -69,7 +69,7 @@ class Quoted:
         """The least and the largest mean of calibrations that differ in their seed."""
         row = self._cell(metric, model, length, budget, method)
         ends = (_decimal(row[end], metric) for end in ("seed_low", "seed_high"))
-        return " to ".join(ends)
+        return " to ".join(dict.fromkeys(ends))  # one number where both print alike
 
     def clear(self, verdict: str, peers: Sequence[str] = (), metric: str = "score") -> str:
         """In how many comparisons with these peers, or all, ours is `better` or `worse`, all
