@@ -10,6 +10,16 @@ from kvbudget.sources.digest import file_sha256
 from kvbudget.study import bundle, expand, published
 from kvbudget.study.plan import Study
 
+ROOT = Path(__file__).parents[2]
+
+
+def folder(root: Path) -> Path:
+    """Make of an empty folder one like the repository."""
+    for name in ("config.yaml", "LICENSE"):
+        shutil.copy(ROOT / name, root)
+    shutil.copytree(ROOT / "workflow", root / "workflow")
+    return root
+
 
 def planned(config: dict, root: Path, mode: str = published.ONLY) -> Study:
     return expand.expand({**config, "published": mode}, root)

@@ -1,29 +1,23 @@
 """Results in README and the guides are those of the archives of published studies."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from publishing import measure, planned, publish
+from publishing import ROOT, folder, measure, planned, publish
 
 from kvbudget.site import costs, markdown
 from kvbudget.study import expand
 from kvbudget.study.config import read
 from kvbudget.study.plan import Study
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def root(tmp_path) -> Path:
     """A folder like the repository, in which the tiny study is published."""
-    for name in ("config.yaml", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
-    return tmp_path
+    return folder(tmp_path)
 
 
 def by_method(study: Study, part: str) -> dict[str, Any]:

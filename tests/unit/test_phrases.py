@@ -271,7 +271,7 @@ def test_a_pair_of_two_experiments_counts_once(study, verdict, clear):
     again = frames["comparisons"].query("experiment == 'budgets'").assign(experiment="again")
     stricter = judged(again, verdict="unclear")
     frames["comparisons"] = pd.concat([frames["comparisons"], stricter], ignore_index=True)
-    tallied = tally.tallies(with_frames(study, frames))
+    tallied = tally.tallies(tally.against_peers(with_frames(study, frames)))
     (found,) = (t for t in tallied if (t.metric, t.reference) == ("score", "h2o"))
     assert (found.places, getattr(found, verdict)) == (3, clear)
     said = told(study, **frames)

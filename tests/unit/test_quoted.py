@@ -1,26 +1,20 @@
 """Prose about published results: its numbers are those of the archives, and its verdicts hold."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from publishing import measure, planned, publish
+from publishing import ROOT, folder, measure, planned, publish
 
 from kvbudget.errors import UserError
 from kvbudget.site import markdown, quoted
 from kvbudget.study.config import read
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     """A folder like the repository, in which the tiny study is published."""
-    root = tmp_path_factory.mktemp("published")
-    for name in ("config.yaml", "LICENSE"):
-        shutil.copy(ROOT / name, root)
-    shutil.copytree(ROOT / "workflow", root / "workflow")
+    root = folder(tmp_path_factory.mktemp("published"))
     study = planned(read("tiny", ROOT), root)
     measure(study)
     publish(study)

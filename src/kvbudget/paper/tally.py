@@ -53,10 +53,10 @@ def against_peers(src: Source) -> pd.DataFrame:
     return frame.drop_duplicates([*AXES, "reference", "metric"]).sort_index()
 
 
-def tallies(src: Source) -> Iterator[Tally]:
-    """By model, peer and metric."""
+def tallies(compared: pd.DataFrame) -> Iterator[Tally]:
+    """What `against_peers` found, by model, peer and metric."""
     by = ["model", "reference", "metric"]
-    for key, part in against_peers(src).groupby(by, sort=False):
+    for key, part in compared.groupby(by, sort=False):
         lost = part.loc[part["verdict"] == "worse", "difference"].abs()
         model, reference, metric = map(str, key)
         yield Tally(

@@ -8,11 +8,10 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from kvbudget.analysis.metrics import METRICS as KNOWN
 from kvbudget.errors import UserError
-from kvbudget.paper.phrases.words import METRIC_TITLE
+from kvbudget.paper.phrases import words
 from kvbudget.site.markdown import METRICS, in_short, tables_of
-from kvbudget.study.plan import FULL, Study
+from kvbudget.study.plan import FULL, Study, budget_token
 
 
 def fill(template: Path, root: Path) -> str:
@@ -97,7 +96,7 @@ class Quoted:
             "model": self._model(model),
             "task": task or self._task,
             "length": length,
-            "budget": FULL if full else _token(budget),
+            "budget": FULL if full else budget_token(budget),
             "method": method,
             "metric": metric,
         }
@@ -119,7 +118,7 @@ class Quoted:
         where = {
             "experiment": experiment,
             "model": self._model(model),
-            "budget": _token(budget),
+            "budget": budget_token(budget),
             "method": self._study.ours,
             "reference": peer,
             "metric": metric,
@@ -127,9 +126,8 @@ class Quoted:
         if place:
             where |= {"task": self._task} | place
         row = _one(self._tables["comparisons" if place else "pooled"], where)
-        better = (row["difference"] > 0) == KNOWN[metric].higher_is_better
         true = {"better": "clearly better", "worse": "clearly worse"}.get(
-            row["verdict"], f"{'better' if better else 'worse'}, not clearly"
+            row["verdict"], f"{'better' if words.ahead(row) else 'worse'}, not clearly"
         )
         if said != true:
             raise UserError(f"it says {said!r} of {_spoken(where)}, and it is {true!r}")
@@ -158,10 +156,6 @@ class Quoted:
         return found[0]
 
 
-def _token(budget: str | int) -> str:
-    return str(budget).replace("%", "p")
-
-
 def _one(frame: pd.DataFrame, where: dict) -> pd.Series:
     """The row of a place."""
     for name, value in where.items():
@@ -172,7 +166,7 @@ def _one(frame: pd.DataFrame, where: dict) -> pd.Series:
 
 
 def _spoken(where: dict) -> str:
-    return ", ".join(str(METRIC_TITLE.get(value, value)) for value in where.values())
+    return ", ".join(str(words.METRIC_TITLE.get(value, value)) for value in where.values())
 
 
 def _decimal(value: float, metric: str, digits: int | None = None) -> str:

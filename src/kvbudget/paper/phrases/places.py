@@ -160,7 +160,7 @@ def _losses(src: Source) -> Latex:
     frame = against_peers(src)
     if frame.empty:
         return Latex("Nowhere is Head-Aware set beside a baseline and evicts.")
-    found = list(tallies(src))
+    found = list(tallies(frame))
     if not any(each.worse for each in found):
         if not decidable(frame).any():
             return Latex("With so few contexts no comparison could have shown a loss.")

@@ -1,6 +1,6 @@
 """All methods beside each other, a column a place, as in the tables of lengths and of tasks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from kvbudget.paper import latex, layout, shown
 from kvbudget.paper.latex import Latex
@@ -30,15 +30,16 @@ def keys(src: Source, places: list[Place], budget: str) -> list[list[tuple]]:
     ]
 
 
-def rows(src: Source, found: list[list[tuple]], metric: str, group: str) -> Iterator[Row]:
-    """One metric of these cells, under a heading."""
+def rows(src: Source, found: list[list[tuple]], headings: Mapping[str, str]) -> Iterator[Row]:
+    """These cells in the metrics that have a heading, each under its own."""
     values, marked, failing = by_metric(src), marks(src), _failing(src)
-    for row in found:
-        named = [(*key, metric) for key in row]
-        if any(name in values for name in named):
-            cells = [_cell(values.get(n), marked.get(n, ""), n[:3] in failing) for n in named]
-            title = layout.named(src.study, "methods", row[0][3])
-            yield Row(Latex(group), [title, *cells])
+    for metric, heading in headings.items():
+        for row in found:
+            named = [(*key, metric) for key in row]
+            if any(name in values for name in named):
+                cells = [_cell(values.get(n), marked.get(n, ""), n[:3] in failing) for n in named]
+                title = layout.named(src.study, "methods", row[0][3])
+                yield Row(Latex(heading), [title, *cells])
 
 
 def _cell(found: dict | None, mark: str, weak: bool) -> Latex:

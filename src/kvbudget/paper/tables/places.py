@@ -8,7 +8,8 @@ from kvbudget.paper.tables import abreast
 from kvbudget.paper.tables.abreast import Place
 from kvbudget.study.plan import FULL
 
-METRICS = ("score", "nll")
+#: What is told, and under which headings.
+HEADINGS = {name: METRIC_TITLE[name] for name in ("score", "nll")}
 #: Lengths that stand side by side.
 ABREAST = 12
 #: Points that the name of a model has at least.
@@ -34,11 +35,7 @@ def _float(src: Source, budget: str, places: list[Place]) -> dict:
     return {
         "models": [_heading(src, model, models.count(model)) for model in dict.fromkeys(models)],
         "heads": [Latex(f"{length:,}") for *_, length in places],
-        "rows": [
-            row
-            for metric in METRICS
-            for row in abreast.rows(src, found, metric, METRIC_TITLE[metric])
-        ],
+        "rows": list(abreast.rows(src, found, HEADINGS)),
         "caption": _caption(src, budget, found),
     }
 

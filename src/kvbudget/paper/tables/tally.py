@@ -7,7 +7,7 @@ from kvbudget.paper.latex import Latex
 from kvbudget.paper.layout import Row
 from kvbudget.paper.phrases.words import METRIC_TITLE
 from kvbudget.paper.source import Source
-from kvbudget.paper.tally import Tally, tallies
+from kvbudget.paper.tally import Tally, against_peers, tallies
 from kvbudget.paper.template import render
 
 #: What stands under each metric.
@@ -22,8 +22,8 @@ CAPTION = (
 
 
 def text(src: Source) -> str:
-    """LaTeX of as many floats as the rows need; nothing where there is no comparison."""
-    found = list(tallies(src))
+    """LaTeX of as many floats as the rows need; a sentence where there is no comparison."""
+    found = list(tallies(against_peers(src)))
     metrics = [name for name in METRIC_TITLE if any(each.metric == name for each in found)]
     ours = latex.title(src.study, "methods", src.study.ours) if src.study.ours else ""
     floats = [

@@ -30,7 +30,7 @@ def _beside(src: Source, chosen: shown.Tasks, tasks: list[str]) -> Iterator[dict
         places = [(model, task, chosen.length) for task in tasks]
         of_model = abreast.keys(src, places, chosen.budget)
         found += of_model
-        rows += abreast.rows(src, of_model, "score", latex.title(src.study, "models", model))
+        rows += abreast.rows(src, of_model, {"score": latex.title(src.study, "models", model)})
     titles = [latex.title(src.study, "tasks", task) for task in tasks]
     for number, piece in enumerate(layout.by_height(rows)):
         yield {
